@@ -1,0 +1,71 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+# PYTHON=…  the interpreter (the locks are for CPython 3.11 on Linux x86-64)
+# EXTRA=gpu installs the GPU build of the same versions
+# TORCH_INDEX=…  an extra package index that offers PyTorch's CPU build
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+EXTRA ?= cpu
+NAME ?= quality
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed-$(EXTRA)
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart run test check bench up down clean lock demo
+
+help: ## Show the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(INSTALLED) ## Install everything into .venv (about 3 minutes, 2.5 GB on disk)
+
+$(INSTALLED): $(EXTRA).lock pyproject.toml
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "The locks are for CPython 3.11, and '$(PYTHON)' is another: say PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing $(EXTRA).lock into $(VENV) (about 3 minutes) …"
+	@$(PIP_INSTALL) 'pip==26.3' 2>&1 | grep -v 'is ignored: it is neither' || true
+	@$(PIP_INSTALL) --no-deps --require-hashes -r $(EXTRA).lock 2>.pip.log || \
+	  { cat .pip.log; echo "Could not install $(EXTRA).lock. If torch is what is missing, name an index with PyTorch's CPU build: make setup TORCH_INDEX=…"; exit 1; }
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable . 2>.pip.log || { cat .pip.log; exit 1; }
+	@rm -f .pip.log
+	@$(BIN)/python -m infra.warm_up
+	@touch $@
+
+quickstart: setup ## Distil the demo student: every real part, a few minutes on two cores
+	@$(BIN)/distilflow run
+
+test: setup ## Run all tests, with real servers and engines
+	@$(BIN)/python -m pytest
+
+check: setup ## Style, types, and which module may import which
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-cache > .lint-imports.log || { cat .lint-imports.log; exit 1; }
+	@rm -f .lint-imports.log
+	@echo "check: style, types and import rules hold"
+
+bench: setup ## Run a benchmark: make bench NAME=quality
+	@$(BIN)/python -m tests.bench $(NAME)
+
+up: setup ## Start the Prefect UI and storage, and keep them running
+	@$(BIN)/distilflow up
+
+down: setup ## Stop what `up` started
+	@$(BIN)/distilflow down
+
+clean: ## Delete all local state (.distilflow) and caches; keeps .venv
+	@if [ -x $(BIN)/distilflow ]; then $(BIN)/distilflow down; fi
+	@rm -rf .distilflow .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+lock: ## Resolve the locks anew (needs uv; UV_FIND_LINKS or UV_INDEX for PyTorch's CPU build)
+	uv pip compile pyproject.toml --extra cpu --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	  --generate-hashes --no-header --no-annotate --quiet --output-file cpu.lock
+	sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' cpu.lock
+	env -u UV_FIND_LINKS uv pip compile pyproject.toml --extra gpu --extra dev --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --no-annotate --quiet --output-file gpu.lock
+
+demo: setup ## Make the demo's data and models anew (about half an hour on one core)
+	@$(BIN)/python -m infra.demo.build

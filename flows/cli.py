@@ -1,0 +1,141 @@
+"""The command line: `distilflow run`, `up`, `down`, `status`.
+
+Environment that Prefect reads when it is imported is set here first, which is why the flow is imported late.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+from cyclopts import App, CycloptsError, Parameter
+
+from infra import services, settings
+from infra.errors import DistilflowError, disk_full, is_disk_full
+
+_INTERRUPTED = 130
+app = App(name="distilflow", help="Distil a large teacher into a small student, on your own data.", version_flags=[])
+
+
+def main() -> None:
+    """Entry point: one clear sentence and an exit code where something is wrong, never a traceback for a user error."""
+    _quiet_libraries()
+    if len(sys.argv) > 1 and sys.argv[1] == "run":
+        _register_run()
+    try:
+        app(exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        _fail(str(error), 2)
+    except DistilflowError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped; what is finished is kept, the same command continues", _INTERRUPTED)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        _fail(str(disk_full(error.filename or settings.home())), 78)
+
+
+@app.command
+def up(port: int | None = None) -> None:
+    """Start SeaweedFS and the Prefect server with its UI, and keep them running.
+
+    Parameters
+    ----------
+    port
+        Port of the Prefect UI (default: 4200, or a free one).
+    """
+    services.up(port)
+
+
+@app.command
+def down() -> None:
+    """Stop what `up` started; all data stay under .distilflow/."""
+    services.down()
+
+
+@app.command
+def status() -> None:
+    """Say whether the services of `up` run, and where."""
+    services.status()
+
+
+@app.command(name="run")
+def _run_placeholder() -> None:
+    """Distil a student: seeds → augment → sft → logits → kd → evaluate → report."""
+
+
+def _register_run() -> None:
+    """Give `run` the parameters of the flow itself, so that there is one list of them."""
+    from flows.distill import distill
+
+    @functools.wraps(distill.fn)
+    def run(**kwargs: Any) -> None:
+        _run(distill, kwargs)
+
+    signature = inspect.signature(distill.fn, eval_str=True)
+    flags = [_flag(parameter) for parameter in signature.parameters.values()]
+    run.__signature__ = signature.replace(parameters=flags, return_annotation=None)  # type: ignore[attr-defined]
+    run.__annotations__ = {flag.name: flag.annotation for flag in flags}
+    del run.__wrapped__  # type: ignore[attr-defined]
+    del app["run"]
+    app.command(run, name="run")
+
+
+def _flag(parameter: inspect.Parameter) -> inspect.Parameter:
+    """A flow parameter as a flag, with its field's description as help."""
+    (field,) = parameter.annotation.__metadata__
+    annotation = Annotated[parameter.annotation, Parameter(help=field.description)]
+    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+
+
+def _run(flow: Any, kwargs: dict[str, Any]) -> None:
+    from prefect.exceptions import ParameterTypeError
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.outcome import latest
+    from infra.ui import console, say
+    from tasks.report.console import comparison_table
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    with (
+        services.embedded_services() as running,
+        temporary_settings(updates={PREFECT_API_URL: os.environ["PREFECT_API_URL"]}),
+    ):
+        say(f"[dim]Prefect UI {running.prefect_ui_url} · storage {running.s3_endpoint}[/dim]")
+        try:
+            outcome = flow(**kwargs)
+        except ParameterTypeError as error:
+            _fail(" ".join(str(error).split()), 2)
+        console.print()
+        console.print(comparison_table(outcome.report))
+        console.print(f"report   {latest() / 'report.html'}", soft_wrap=True)
+        console.print(f"numbers  {latest() / 'results.json'}", soft_wrap=True)
+        console.print(f"UI       {running.prefect_ui_url}", soft_wrap=True)
+
+
+def _interrupt(_signum: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _quiet_libraries() -> None:
+    """A run shows our lines, not those of the libraries below; theirs go to the Prefect UI and the logs."""
+    os.environ.setdefault("DISTILFLOW_CONSOLE", "1")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"distilflow: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

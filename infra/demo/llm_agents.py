@@ -1,0 +1,170 @@
+"""What the demo LLM answers: the four agents' requests, played by rule for the SQL demo domain.
+
+This is not a language model. It parses the few hundred phrasings of the demo domain and writes SQL from
+templates, with the mistakes of `noise`, judged by equally fallible rules. An instruction from outside the
+domain gets a harmless answer in the same JSON shape. Every choice is drawn from a generator seeded by the
+request, so a rerun of a pipeline gets the same answers in any order. Pairings that the held-out split keeps
+back are never written here.
+"""
+
+import random
+import sqlite3
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+from infra.demo.execution import run_sql, same_result
+from infra.demo.noise import break_sql, wrong_request
+from infra.demo.parse import parse
+from infra.demo.requests import (
+    CATEGORY_OF_FAMILY,
+    TASK_CATEGORIES,
+    Request,
+    combinations,
+    is_held_out,
+    phrase,
+    sample_request,
+)
+from infra.demo.schemas import Database, Table, database_of_schema, schema_text
+from infra.demo.styles import render_sql, sample_style
+
+BROKEN_RATE = 0.06
+WRONG_RATE = 0.26
+# How often each agent is right about an answer, by what the answer is.
+BROKEN_SEEN_BY_SELECTION = 0.8
+WRONG_SEEN_BY_SELECTION = 0.15
+BROKEN_SEEN_BY_VERIFICATION = 0.95
+WRONG_SEEN_BY_VERIFICATION = 0.4
+RIGHT_DOUBTED_BY_VERIFICATION = 0.02
+
+_COMPLEXITY_OF_CATEGORY = dict(zip(TASK_CATEGORIES, (6, 6, 8, 7, 9), strict=True))
+
+Body = Mapping[str, Any]
+Answer = dict[str, Any]
+
+
+class BadAgentRequestError(ValueError):
+    """The user message is not a request that an agent would send."""
+
+
+def _text(body: Body, field: str) -> str:
+    value = body.get(field, "")
+    if not isinstance(value, str):
+        raise BadAgentRequestError(f"field {field!r} must be a string")
+    return value
+
+
+def _understood(body: Body) -> tuple[Request, Database] | None:
+    """The request and its database, or None when it is not for us: another domain, or a held-out pairing."""
+    database = database_of_schema(_text(body, "input"))
+    request = parse(_text(body, "instruction"), database) if database else None
+    if database is None or request is None or is_held_out(request.table, request.family):
+        return None
+    return request, database
+
+
+@cache
+def _training_combinations(category: str) -> list[tuple[Database, Table, str]]:
+    return combinations(held_out=False, category=category if category in TASK_CATEGORIES else None)
+
+
+def expand(body: Body, rng: random.Random) -> Answer:
+    """New requests of the same task category, usually about another table."""
+    n = body.get("n", 1)
+    if not isinstance(n, int) or not 1 <= n <= 100:
+        raise BadAgentRequestError("field 'n' must be an integer from 1 to 100")
+    if database_of_schema(_text(body, "input")) is None and body.get("task_category") not in TASK_CATEGORIES:
+        same = {"instruction": _text(body, "instruction"), "input": _text(body, "input")}
+        return {"instructions": [same] * n}
+    chosen = rng.choices(_training_combinations(_text(body, "task_category")), k=n)
+    written = [(phrase(sample_request(d, t, family, rng), d, rng), d) for d, t, family in chosen]
+    return {"instructions": [{"instruction": text, "input": schema_text(d)} for text, d in written]}
+
+
+def rewrite(body: Body, rng: random.Random) -> Answer:
+    """A new answer in a style of its own, sometimes with a mistake; now and then the instruction in other words.
+
+    SQL completion wants SQL only, so `chain_of_thought` changes nothing in this domain.
+    """
+    understood = _understood(body)
+    if understood is None:
+        return {"instruction": _text(body, "instruction"), "response": _text(body, "response")}
+    request, database = understood
+    instruction = phrase(request, database, rng) if rng.random() < 0.3 else _text(body, "instruction")
+    mistake = rng.random()
+    answered = request if mistake >= WRONG_RATE else wrong_request(request, database, rng)
+    sql = render_sql(answered, database, sample_style(rng))
+    if WRONG_RATE <= mistake < WRONG_RATE + BROKEN_RATE:
+        sql = break_sql(sql, rng)
+    return {"instruction": instruction, "response": sql}
+
+
+def _runs(database: Database, sql: str) -> bool:
+    try:
+        run_sql(database, sql)
+    except (sqlite3.Error, sqlite3.Warning, ValueError):
+        return False
+    return True
+
+
+def select(body: Body, rng: random.Random) -> Answer:
+    """Scores from 1 to 10: harder kinds of request are more informative, bad SQL helps nobody."""
+    understood = _understood(body)
+    if understood is None:
+        return {"informativeness": 6, "helpfulness": 6, "generality": 6, "reason": "nothing speaks against it"}
+    request, database = understood
+    response = _text(body, "response")
+    complexity = _COMPLEXITY_OF_CATEGORY[CATEGORY_OF_FAMILY[request.family]]
+    informativeness = complexity + rng.choice((-1, 0, 1))
+    generality = 6 + rng.randrange(4)
+    if not _runs(database, response):
+        seen, reason = rng.random() < BROKEN_SEEN_BY_SELECTION, "the SQL does not run"
+    else:
+        wrong = not same_result(database, render_sql(request, database), response)
+        seen, reason = wrong and rng.random() < WRONG_SEEN_BY_SELECTION, "the SQL seems to miss the request"
+    helpfulness = rng.randrange(1, 4) if seen else rng.randrange(7, 11)
+    return {
+        "informativeness": informativeness,
+        "helpfulness": helpfulness,
+        "generality": generality,
+        "reason": reason if seen else "a clear request with fitting SQL",
+    }
+
+
+def verify(body: Body, rng: random.Random) -> Answer:
+    """Both queries run on the database; an LLM would not see every mistake, so this one does not either."""
+    understood = _understood(body)
+    if understood is None:
+        return {"correct": True, "evidence": "not checked"}
+    request, database = understood
+    response = _text(body, "response")
+    if not _runs(database, response):
+        if rng.random() < BROKEN_SEEN_BY_VERIFICATION:
+            return {"correct": False, "evidence": "the SQL does not run on this schema"}
+    elif not same_result(database, render_sql(request, database), response):
+        if rng.random() < WRONG_SEEN_BY_VERIFICATION:
+            return {"correct": False, "evidence": "the SQL returns other rows than the request asks for"}
+    elif rng.random() < RIGHT_DOUBTED_BY_VERIFICATION:
+        return {"correct": False, "evidence": "the SQL may not answer the request"}
+    return {"correct": True, "evidence": "the SQL answers the request"}
+
+
+_AGENTS: dict[str, Callable[[Body, random.Random], Answer]] = {
+    "expansion": expand,
+    "rewriting": rewrite,
+    "selection": select,
+    "verification": verify,
+}
+
+
+def answer(body: object, seed: str) -> Answer:
+    """The JSON object that the demo LLM replies with. `seed` decides every free choice.
+
+    Raises BadAgentRequestError, with a message for the caller, if the body is not an agent's request.
+    """
+    if not isinstance(body, dict):
+        raise BadAgentRequestError("the last user message must be one JSON object")
+    agent = _AGENTS.get(body.get("agent", ""))
+    if agent is None:
+        raise BadAgentRequestError(f"field 'agent' must be one of {sorted(_AGENTS)}")
+    return agent(body, random.Random(seed))

@@ -1,0 +1,56 @@
+"""The three ways in which a run can fail, and what each means for a retry.
+
+A message is one sentence that says what is wrong, where, and what to do: it is what the user reads.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+
+class DistilflowError(Exception):
+    """Base of the errors whose message is written for the user."""
+
+    exit_code = 1
+
+
+class ConfigurationError(DistilflowError):
+    """The user has to change something; a retry would fail again."""
+
+    exit_code = 78  # EX_CONFIG
+
+
+class TransientError(DistilflowError):
+    """Something outside failed for now (network, a killed process); a retry resumes."""
+
+    exit_code = 75  # EX_TEMPFAIL
+
+
+class OutOfMemoryError(DistilflowError):
+    """A device or the machine ran out of memory; a blind retry would run out again."""
+
+    exit_code = 71  # EX_OSERR
+
+
+BY_EXIT_CODE = {e.exit_code: e for e in (ConfigurationError, TransientError, OutOfMemoryError)}
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Whether running the same stage again can help."""
+    return not isinstance(error, ConfigurationError | OutOfMemoryError | DiskFullError)
+
+
+class DiskFullError(ConfigurationError):
+    """A disk that we write to is full."""
+
+
+def disk_full(where: Path | str) -> DiskFullError:
+    return DiskFullError(
+        f"the disk that holds {where} is full: free some space (or point DISTILFLOW_HOME at another disk) "
+        "and run again; what is finished is kept"
+    )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

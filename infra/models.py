@@ -1,0 +1,137 @@
+"""Where model weights come from: a preset, a folder, the hub, or an artifact of ours.
+
+A `ModelSource` is small, JSON, and says which weights (identity) apart from where they lie.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from infra import storage
+from infra.artifacts import ArtifactReader, ArtifactRef, digest_of
+from infra.errors import ConfigurationError
+
+STUDENTS = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B", "7B")}
+TEACHERS = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("14B", "32B", "72B")}
+DEMO = Path(__file__).parent / "demo" / "data"
+_PRESETS = {
+    "student": {"demo": str(DEMO / "student"), **STUDENTS},
+    "teacher": {"demo": str(DEMO / "teacher"), **TEACHERS},
+}
+
+
+class ModelSource(BaseModel):
+    """Exactly one of a local folder, a hub repository at a revision, or an artifact."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    path: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    artifact: ArtifactRef | None = None
+
+    def identity(self) -> str:
+        """What changes when the weights change."""
+        if self.artifact is not None:
+            return f"artifact:{self.artifact.sha256}"
+        if self.path is not None:
+            return f"folder:{_folder_digest(self.path)}"
+        return f"hub:{self.hub}@{self.revision}"
+
+    def fetch(self) -> Path:
+        """A local folder with the weights (downloads where it has to)."""
+        if self.artifact is not None:
+            return ArtifactReader(self.artifact).folder("model/")
+        if self.path is not None:
+            return Path(self.path)
+        from huggingface_hub import snapshot_download
+
+        assert self.hub is not None
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer*", "merges*", "vocab*"]
+        return Path(snapshot_download(self.hub, revision=self.revision, allow_patterns=patterns))
+
+    def text_file(self, name: str) -> str | None:
+        """A small file of the model (config, tokenizer) without its weights, or None where it has none."""
+        if self.artifact is not None:
+            reader = ArtifactReader(self.artifact)
+            return reader.read(f"model/{name}").decode() if f"model/{name}" in reader.names() else None
+        if self.path is not None:
+            path = Path(self.path) / name
+            return path.read_text() if path.is_file() else None
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        assert self.hub is not None
+        try:
+            return Path(hf_hub_download(self.hub, name, revision=self.revision)).read_text()
+        except EntryNotFoundError:
+            return None
+
+
+def resolve(name: str, role: str) -> ModelSource:
+    """The model that a `student` or `teacher` parameter names; ConfigurationError where there is none.
+
+    A hub name is resolved to a commit here, so that a run is reproducible and a moved branch is noticed.
+    """
+    presets = _PRESETS[role]
+    target = presets.get(name, name)
+    if Path(target).is_dir():
+        folder = Path(target).absolute()
+        for wanted in ("config.json", "tokenizer_config.json"):
+            if not (folder / wanted).is_file():
+                raise ConfigurationError(f"{role} {name!r}: the folder has no {wanted}")
+        if not list(folder.glob("*.safetensors")):
+            raise ConfigurationError(f"{role} {name!r}: the folder has no *.safetensors weights")
+        return ModelSource(name=name, path=str(folder))
+    if target.count("/") != 1 or target.startswith((".", "/", "~")):
+        raise ConfigurationError(
+            f"unknown {role} {name!r}: use one of {', '.join(presets)}, a folder, or a hub name such as "
+            "Qwen/Qwen2.5-0.5B-Instruct"
+        )
+    return ModelSource(name=name, hub=target, revision=_hub_commit(role, name, target))
+
+
+def _hub_commit(role: str, name: str, repository: str) -> str:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return str(huggingface_hub.HfApi().model_info(repository).sha)
+    except OfflineModeIsEnabled:
+        try:
+            return Path(huggingface_hub.snapshot_download(repository, local_files_only=True)).name
+        except LocalEntryNotFoundError as error:
+            raise ConfigurationError(f"{role} {name!r}: offline, and {repository} is not in HF_HOME") from error
+    except HfHubHTTPError as error:
+        raise ConfigurationError(
+            f"{role} {name!r}: the hub does not give {repository} ({error.response.status_code}): "
+            "check the name, and HF_TOKEN if it is gated"
+        ) from error
+    except Exception as error:
+        # the hub's client raises whatever its transport does (httpx, ssl, sockets): all mean "not reached"
+        raise ConfigurationError(
+            f"{role} {name!r}: the hub cannot be reached for {repository} ({type(error).__name__}): "
+            "check the network, or give a folder that holds the model"
+        ) from error
+
+
+@functools.cache
+def _folder_digest(path: str) -> str:
+    files = sorted(p for p in Path(path).iterdir() if p.is_file() and not p.name.startswith("."))
+    return digest_of({p.name: storage.file_digest(p) for p in files})[:32]
+
+
+def load_tokenizer(source: ModelSource) -> Any:
+    """The model's tokenizer, with a pad token."""
+    from transformers import AutoTokenizer
+
+    where = {"revision": source.revision} if source.hub else {}
+    tokenizer = AutoTokenizer.from_pretrained(source.hub or source.fetch(), **where)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

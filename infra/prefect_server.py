@@ -1,0 +1,67 @@
+"""The embedded Prefect server: API and UI on one port, SQLite under `<home>/prefect/`.
+
+Does not import Prefect: that costs a second, and Prefect reads its settings when it is first imported.
+"""
+
+from __future__ import annotations
+
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from infra.local_server import Server, free_ports
+
+NAME = "prefect"
+_DEFAULT_PORT = 4200
+
+
+def ports(_home: Path) -> list[int]:
+    """Prefect's usual port where it is free."""
+    return free_ports(1, preferred=_DEFAULT_PORT)
+
+
+def server(home: Path, ports: list[int]) -> Server:
+    """A Prefect server with its database under `home`."""
+    folder = home / NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    (port,) = ports
+    api_url = f"http://127.0.0.1:{port}/api"
+    for_both: dict[str, str] = {
+        "PREFECT_HOME": str(folder),  # the user's own profile is neither read nor changed
+        "PREFECT_API_URL": api_url,
+        "DO_NOT_TRACK": "1",
+    }
+    return Server(
+        name=NAME,
+        url=api_url,
+        ports=ports,
+        command=[sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+        env={
+            **for_both,
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
+            "PREFECT_SERVER_MEMO_STORE_PATH": str(folder / "memo_store.toml"),  # ignores PREFECT_HOME; halves a start
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+            "NO_COLOR": "1",
+        },
+        log=home / "logs" / f"{NAME}.log",
+        grace_s=3.0,
+        answers=lambda: _is_healthy(f"{api_url}/health"),
+        client_env={**for_both},
+    )
+
+
+def ui_url(api_url: str) -> str:
+    """The address to open in a browser, as Prefect itself infers it from that of the API."""
+    cloud = api_url.replace("https://api.prefect.cloud/api/accounts/", "https://app.prefect.cloud/account/")
+    return cloud.replace("/workspaces/", "/workspace/").removesuffix("/api")
+
+
+def _is_healthy(url: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(url, timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False

@@ -1,0 +1,152 @@
+"""Supervised engines: DeepSpeed ranks and vLLM run as child processes of a task.
+
+The contract: `spec.json` in; `events.jsonl` (progress, one JSON object a line) and `result.json` or
+`error.json` out; standard output is a log and is never parsed. Between us and the engine stands
+`infra.guardian`, which ends the whole tree when we go, however we go. Exit codes become the errors of
+`infra.errors`; a child that reports nothing for too long is ended (stall watchdog).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from infra import settings
+from infra.errors import BY_EXIT_CODE, OutOfMemoryError, TransientError, disk_full
+
+Event = dict[str, Any]
+_POLL_S = 0.2
+_LOG_LINES = 15
+
+
+@contextlib.contextmanager
+def guarded(
+    command: list[str], log: Path, env: Mapping[str, str] | None = None, grace_s: float = 5.0
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command under a guardian for the length of the `with`; its whole tree is gone afterwards."""
+    read_end, write_end = os.pipe()
+    guardian = [sys.executable, "-m", "infra.guardian", "--death-fd", str(read_end), "--grace", str(grace_s)]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [*guardian, "--", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {}), "PYTHONPATH": _python_path()},
+            pass_fds=(read_end,),
+            start_new_session=True,
+        )
+    os.close(read_end)
+    try:
+        yield process
+    finally:
+        os.close(write_end)  # the death pipe: works the same whether we return, raise or are killed
+        process.wait()
+
+
+def run_supervised(
+    name: str,
+    command: list[str],
+    spec: Mapping[str, Any],
+    *,
+    on_event: Callable[[Event], None],
+    env: Mapping[str, str] | None = None,
+    stall_timeout_s: float = 900.0,
+) -> dict[str, Any]:
+    """Run `command … FOLDER` to its end and return its `result.json`.
+
+    The child finds `spec.json` in FOLDER. Raises ConfigurationError, OutOfMemoryError or TransientError
+    with the child's own sentence where it wrote one, and the end of its log where it did not.
+    """
+    settings.work_dir().mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=settings.work_dir()))
+    (folder / "spec.json").write_text(json.dumps(spec))
+    events = folder / "events.jsonl"
+    events.touch()
+    log = folder / "log.txt"
+    oom_kills_before = _kernel_oom_kills()
+    try:
+        with guarded([*command, str(folder)], log, env) as process, events.open() as stream:
+            code = _follow(process, stream, on_event, stall_timeout_s)
+        result = folder / "result.json"
+        if code == 0 and result.exists():
+            return json.loads(result.read_text())
+        raise _failure(name, code, folder, log, oom_kills_before)
+    finally:
+        _keep_log(name, log)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _follow(
+    process: subprocess.Popen[bytes], stream: Any, on_event: Callable[[Event], None], stall_timeout_s: float
+) -> int | None:
+    """Pass on events until the process ends; None means that it stalled."""
+    last_sign_of_life = time.monotonic()
+    partial = ""
+    while True:
+        ended = process.poll() is not None
+        for line in stream.readlines():
+            partial += line
+            if partial.endswith("\n"):
+                on_event(json.loads(partial))
+                partial = ""
+                last_sign_of_life = time.monotonic()
+        if ended:
+            return process.returncode
+        if time.monotonic() - last_sign_of_life > stall_timeout_s:
+            return None
+        time.sleep(_POLL_S)
+
+
+def _failure(name: str, code: int | None, folder: Path, log: Path, oom_kills_before: int) -> Exception:
+    kept = settings.home() / "logs" / f"{name}.log"
+    error = folder / "error.json"
+    if error.exists():
+        told = json.loads(error.read_text())
+        return BY_EXIT_CODE.get(told["code"], TransientError)(told["message"])
+    text = log.read_text(errors="replace")
+    tail = "\n".join(text.splitlines()[-_LOG_LINES:])
+    if code is None:
+        return TransientError(f"{name} reported nothing for too long and was ended; log: {kept}\n{tail}")
+    if "No space left on device" in text:
+        return disk_full(settings.home())
+    if _kernel_oom_kills() > oom_kills_before:
+        return OutOfMemoryError(
+            f"{name} was killed by the kernel because memory ran out: use a smaller micro-batch, "
+            f"a higher ZeRO stage or fewer processes; log: {kept}"
+        )
+    return TransientError(f"{name} ended with exit code {code}; log: {kept}\n{tail}")
+
+
+def _kernel_oom_kills() -> int:
+    """How often the kernel has killed for memory, on this machine and in this cgroup (0 where it does not say)."""
+    total = 0
+    for counters in (Path("/proc/vmstat"), Path("/sys/fs/cgroup/memory.events")):
+        with contextlib.suppress(OSError):
+            total += sum(
+                int(line.split()[1]) for line in counters.read_text().splitlines() if line.startswith("oom_kill ")
+            )
+    return total
+
+
+def _keep_log(name: str, log: Path) -> None:
+    if log.exists():
+        kept = settings.home() / "logs" / f"{name}.log"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):
+            shutil.copyfile(log, kept)
+
+
+def _python_path() -> str:
+    """Children import the same `infra` and `tasks` as we do, also when the product is not installed."""
+    here = str(Path(__file__).parents[1])
+    return os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])

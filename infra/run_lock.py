@@ -1,0 +1,53 @@
+"""One run at a time holds the embedded services' data: a file lock that ends with its holder, however it ends.
+
+The file says who holds it and which guardians it started, so that the next holder can wait until the
+services of a killed run are gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from infra.errors import ConfigurationError, TransientError
+from infra.local_server import find_process, identity, wait_until_gone
+
+_LEFTOVER_TIMEOUT_S = 15.0
+
+
+@contextlib.contextmanager
+def exclusive(home: Path) -> Iterator[IO[str]]:
+    """Hold `services.lock`; raises ConfigurationError where another process does."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "services.lock").open("a+") as lock:
+        lock.seek(0)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigurationError(
+                f"another run (pid {lock.readline().strip()}) holds {home}: wait for it to end, "
+                "or run `make up` once so that runs share the services"
+            ) from error
+        left = [process for line in lock.readlines()[1:] if (process := find_process(json.loads(line)))]
+        if stuck := wait_until_gone(left, _LEFTOVER_TIMEOUT_S):
+            pids = ", ".join(str(process.pid) for process in stuck)
+            raise TransientError(f"services of a run that was killed do not end (pid {pids}): end them and run again")
+        lock.truncate(0)
+        _append(lock, str(os.getpid()))
+        yield lock
+
+
+def add_guardian(lock: IO[str], process: subprocess.Popen[bytes]) -> None:
+    """Note a process that the next holder has to wait for."""
+    _append(lock, json.dumps(identity(process)))
+
+
+def _append(lock: IO[str], line: str) -> None:
+    lock.write(line + "\n")
+    lock.flush()

@@ -1,0 +1,78 @@
+"""Runs SQL that a model wrote: read-only, in memory, bounded in time, rows and size.
+
+The database is loaded from a dump into memory, so there is no file to reach; an authorizer allows reading
+and pure functions and nothing else (no ATTACH, PRAGMA, writes, extensions), and the virtual machine is
+interrupted at the time limit.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import time
+from collections import Counter
+
+Rows = tuple[tuple[object, ...], ...]
+
+_READING = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
+_FORBIDDEN_FUNCTIONS = frozenset({"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer"})
+_MAX_VALUE_BYTES = 1_000_000
+_INSTRUCTIONS_BETWEEN_CHECKS = 1_000
+_ORDER_BY = re.compile(r"\border\s+by\b", re.IGNORECASE)
+
+
+class QueryError(Exception):
+    """The query did not run: the message is SQLite's own, or names the limit that it hit."""
+
+
+class ReadOnlyDatabase:
+    """One database, loaded once, queried many times."""
+
+    def __init__(self, dump: str, *, timeout_s: float = 2.0, max_rows: int = 10_000):
+        self._timeout_s = timeout_s
+        self._max_rows = max_rows
+        self._connection = sqlite3.connect(":memory:", check_same_thread=False)
+        self._connection.executescript(dump)
+        self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
+        self._connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+        self._connection.set_authorizer(_authorize)
+
+    def run(self, sql: str) -> Rows:
+        """The rows that one SELECT returns; QueryError for anything else."""
+        deadline = time.monotonic() + self._timeout_s
+        self._connection.set_progress_handler(lambda: time.monotonic() > deadline, _INSTRUCTIONS_BETWEEN_CHECKS)
+        try:
+            cursor = self._connection.execute(sql)
+            rows = tuple(cursor.fetchmany(self._max_rows + 1))
+        except (sqlite3.Error, sqlite3.Warning, ValueError, MemoryError, OverflowError) as error:
+            if str(error) == "interrupted":
+                raise QueryError(f"took longer than {self._timeout_s:g} s") from error
+            raise QueryError(str(error) or type(error).__name__) from error
+        if cursor.description is None:
+            raise QueryError("is no query")
+        if len(rows) > self._max_rows:
+            raise QueryError(f"returns more than {self._max_rows} rows")
+        return rows
+
+    def same_result(self, reference: str, candidate: str) -> bool:
+        """Execution accuracy: does the candidate return what the reference returns?
+
+        Row order counts where the reference orders its rows; otherwise rows compare as multisets. A candidate
+        that does not run is wrong; a reference that does not run raises QueryError.
+        """
+        expected = self.run(reference)
+        try:
+            actual = self.run(candidate)
+        except QueryError:
+            return False
+        if _ORDER_BY.search(reference):
+            return expected == actual
+        return Counter(expected) == Counter(actual)
+
+
+def _authorize(action: int, _first: str | None, second: str | None, *_rest: str | None) -> int:
+    if action not in _READING:
+        return sqlite3.SQLITE_DENY
+    if action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _FORBIDDEN_FUNCTIONS:
+        return sqlite3.SQLITE_DENY
+    return sqlite3.SQLITE_OK

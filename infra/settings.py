@@ -1,0 +1,39 @@
+"""Settings from the environment: the ecosystem's own variables where one exists, else `DISTILFLOW_*`.
+
+Nothing here is secret and nothing here enters a fingerprint: where things lie never changes what they are.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """The folder that holds all local state: embedded services, caches, the latest report."""
+    return Path(os.environ.get("DISTILFLOW_HOME", ".distilflow")).absolute()
+
+
+def bucket() -> str:
+    """The S3 bucket that artifacts live in."""
+    return os.environ.get("DISTILFLOW_BUCKET", "distilflow")
+
+
+def s3_endpoint() -> str | None:
+    """The S3 endpoint in use, or None for AWS itself."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def cache_dir() -> Path:
+    """Local copies of artifacts and paid-for LLM answers; safe to delete, costly to lose."""
+    return home() / "cache"
+
+
+def work_dir() -> Path:
+    """Scratch folders of running stages."""
+    return home() / "work"
+
+
+def min_free_mib() -> int:
+    """Free space under which a run refuses to start."""
+    return int(os.environ.get("DISTILFLOW_MIN_FREE_MIB", "512"))

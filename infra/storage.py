@@ -1,0 +1,191 @@
+"""S3-compatible object storage through boto3: bytes, files and folders, each object with its sha256.
+
+An object is written in one PUT (or one multipart upload), so it is there whole or not at all, and carries
+its digest as metadata: that is what lets a killed stage see which shards are finished.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+from infra import settings
+from infra.errors import ConfigurationError, DistilflowError, TransientError
+
+DIGEST_KEY = "sha256"
+_REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "Forbidden", "ExpiredToken"}
+_ABSENT = {"404", "NoSuchKey", "NotFound"}
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """What is known of an object without reading it. `sha256` is None where another program wrote it."""
+
+    key: str
+    size: int
+    sha256: str | None
+
+
+@functools.cache
+def _client(endpoint: str | None) -> Any:
+    config = Config(
+        retries={"mode": "adaptive", "max_attempts": 8},
+        connect_timeout=10,
+        read_timeout=60,
+        s3={"addressing_style": "path"} if endpoint else {},
+    )
+    region = boto3.session.Session().region_name or "us-east-1"
+    return boto3.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+
+
+def client() -> Any:
+    """The boto3 client for the storage that the environment names (one a process and endpoint)."""
+    return _client(settings.s3_endpoint())
+
+
+def explain(error: Exception) -> DistilflowError:
+    """Turn what boto3 raised into the one sentence that a user can act on."""
+    where = settings.s3_endpoint() or "AWS S3"
+    if isinstance(error, NoCredentialsError):
+        return ConfigurationError(f"no credentials for S3 at {where}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if isinstance(error, ClientError):
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code in _REFUSED:
+            return ConfigurationError(
+                f"S3 at {where} refused the credentials ({code}): "
+                "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may use the bucket "
+                f"{settings.bucket()!r}"
+            )
+        if code == "NoSuchBucket":
+            return ConfigurationError(
+                f"S3 at {where} has no bucket {settings.bucket()!r}: create it or set DISTILFLOW_BUCKET"
+            )
+        return TransientError(f"S3 at {where} answered {code or error}: run again, finished work is kept")
+    return TransientError(f"S3 at {where} cannot be reached ({error}): check AWS_ENDPOINT_URL_S3 and the server")
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """`s3://bucket/some/key` as (bucket, key)."""
+    parsed = urlparse(uri)
+    if parsed.scheme != "s3" or not parsed.netloc:
+        raise ConfigurationError(f"{uri!r} is no S3 address: expected s3://BUCKET/KEY")
+    return parsed.netloc, parsed.path.lstrip("/")
+
+
+def ensure_bucket() -> None:
+    """Create the bucket if it is not there; the first call that tells bad credentials from good ones."""
+    s3 = client()
+    try:
+        try:
+            s3.head_bucket(Bucket=settings.bucket())
+        except ClientError as error:
+            if str(error.response["Error"]["Code"]) not in _ABSENT | {"NoSuchBucket"}:
+                raise
+            s3.create_bucket(Bucket=settings.bucket())
+    except (ClientError, BotoCoreError) as error:
+        raise explain(error) from error
+
+
+def head(uri: str) -> StoredObject | None:
+    """The object's size and digest, or None where there is none."""
+    bucket, key = split_uri(uri)
+    try:
+        found = client().head_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if str(error.response["Error"]["Code"]) in _ABSENT:
+            return None
+        raise explain(error) from error
+    except BotoCoreError as error:
+        raise explain(error) from error
+    return StoredObject(key, found["ContentLength"], found["Metadata"].get(DIGEST_KEY))
+
+
+def get(uri: str) -> bytes | None:
+    """The object's bytes, or None where there is none."""
+    bucket, key = split_uri(uri)
+    try:
+        return client().get_object(Bucket=bucket, Key=key)["Body"].read()
+    except ClientError as error:
+        if str(error.response["Error"]["Code"]) in _ABSENT:
+            return None
+        raise explain(error) from error
+    except BotoCoreError as error:
+        raise explain(error) from error
+
+
+def put(uri: str, data: bytes, *, only_if_absent: bool = False) -> bool:
+    """Write an object in one step. With `only_if_absent`, returns False where another writer was first."""
+    bucket, key = split_uri(uri)
+    extra = {"IfNoneMatch": "*"} if only_if_absent else {}
+    metadata = {DIGEST_KEY: hashlib.sha256(data).hexdigest()}
+    try:
+        client().put_object(Bucket=bucket, Key=key, Body=data, Metadata=metadata, **extra)
+    except ClientError as error:
+        if only_if_absent and str(error.response["Error"]["Code"]) in {"PreconditionFailed", "412"}:
+            return False
+        raise explain(error) from error
+    except BotoCoreError as error:
+        raise explain(error) from error
+    return True
+
+
+def upload(path: Path, uri: str) -> StoredObject:
+    """Write a local file (multipart where it is large)."""
+    bucket, key = split_uri(uri)
+    digest = file_digest(path)
+    try:
+        client().upload_file(str(path), bucket, key, ExtraArgs={"Metadata": {DIGEST_KEY: digest}})
+    except (ClientError, BotoCoreError, boto3.exceptions.S3UploadFailedError) as error:
+        raise explain(error) from error
+    return StoredObject(key, path.stat().st_size, digest)
+
+
+def download(uri: str, path: Path) -> None:
+    """Fetch an object to a local file that appears only when it is whole."""
+    bucket, key = split_uri(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        client().download_file(bucket, key, str(partial))
+    except ClientError as error:
+        if str(error.response["Error"]["Code"]) in _ABSENT:
+            raise ConfigurationError(f"{uri} does not exist") from error
+        raise explain(error) from error
+    except BotoCoreError as error:
+        raise explain(error) from error
+    partial.rename(path)
+
+
+def keys(prefix_uri: str) -> Iterator[str]:
+    """Names below a prefix, relative to it, in order."""
+    bucket, prefix = split_uri(prefix_uri)
+    try:
+        for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for found in page.get("Contents", []):
+                yield found["Key"][len(prefix) :]
+    except (ClientError, BotoCoreError) as error:
+        raise explain(error) from error
+
+
+def delete(uri: str) -> None:
+    """Delete one object (nothing happens where there is none)."""
+    bucket, key = split_uri(uri)
+    try:
+        client().delete_object(Bucket=bucket, Key=key)
+    except (ClientError, BotoCoreError) as error:
+        raise explain(error) from error
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Stage *evaluate*: base, SFT, SFT control, SFT+KD and teacher on the same held-out rows."""

@@ -1,0 +1,32 @@
+"""The *evaluate* task."""
+
+from __future__ import annotations
+
+from infra.artifacts import ArtifactRef
+from infra.models import ModelSource
+from infra.processes import Event
+from infra.stage_task import stage_task
+from infra.ui import stage_view
+from tasks.evaluate import stage
+from tasks.evaluate.settings import Evaluation
+
+
+@stage_task(name="evaluate")
+def evaluate(
+    models: dict[str, ModelSource], teacher: ModelSource, seeds: ArtifactRef, evaluation: Evaluation
+) -> dict[str, ArtifactRef]:
+    """Numbers of each variant on the same held-out rows; only what changed is evaluated."""
+    works = {name: stage.workspace(model, teacher, seeds, evaluation) for name, model in models.items()}
+    with stage_view("evaluate", "evaluating") as view:
+
+        def on_event(event: Event) -> None:
+            if event["event"] == "progress":
+                view.tick(event["done"], event["total"], stage.describe(event))
+
+        refs = {name: ref for name, work in works.items() if (ref := work.find())}
+        missing = {name: work for name, work in works.items() if name not in refs}
+        if missing:
+            refs |= stage.evaluate(missing, models, teacher, seeds, evaluation, on_event)
+        shown = refs[next(iter(missing), "kd")]
+        view.done(shown, f"{len(works)} variants on {shown.counts['rows']:,} held-out rows, {len(missing)} of them new")
+        return {name: refs[name] for name in works}

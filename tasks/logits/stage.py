@@ -1,0 +1,62 @@
+"""The stage around the scoring program: its identity, its supervised process, its artifact."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from infra.artifacts import ArtifactRef, Workspace
+from infra.models import ModelSource
+from infra.processes import Event, run_supervised
+from tasks.logits.settings import Scoring
+from tasks.logits.store import SHARDS
+from tasks.tokens import tokenizer_digests
+
+KIND = "logits"
+STAGE_VERSION = 1
+_STALL_TIMEOUT_S = 1800.0  # a large teacher takes long to load
+
+
+def workspace(rows: ArtifactRef, teacher: ModelSource, k: int, scoring: Scoring) -> Workspace:
+    """The store of the teacher's top `k` on `rows`; independent of the student and of any training."""
+    spec = {
+        "teacher": teacher.identity(),
+        "k": k,
+        "max_length": scoring.max_length,
+        "rows_per_shard": scoring.rows_per_shard,
+        "tokenizer": tokenizer_digests(teacher),
+    }
+    return Workspace(KIND, STAGE_VERSION, spec, {"rows": rows})
+
+
+def score(
+    work: Workspace, rows: ArtifactRef, teacher: ModelSource, k: int, scoring: Scoring, on_event: Any
+) -> ArtifactRef:
+    """Score in a supervised process; finished shards are kept over kills and retries."""
+    spec = {
+        "rows": rows.model_dump(),
+        "teacher": teacher.model_dump(),
+        "k": k,
+        "scoring": scoring.model_dump(),
+        "workspace": work.description(),
+    }
+    result = run_supervised(
+        KIND,
+        [sys.executable, "-m", "tasks.logits.program"],
+        spec,
+        on_event=on_event,
+        env={
+            "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+            "TOKENIZERS_PARALLELISM": "false",
+        },
+        stall_timeout_s=_STALL_TIMEOUT_S,
+    )
+    return work.publish((SHARDS,), result["counts"], result["facts"])
+
+
+def describe(event: Event) -> str:
+    """A progress event as a short note."""
+    return f"{event['tokens_s']:,.0f} tokens/s"

@@ -1,0 +1,31 @@
+"""The *logits* task."""
+
+from __future__ import annotations
+
+from infra.artifacts import ArtifactRef, read_record
+from infra.models import ModelSource
+from infra.processes import Event
+from infra.stage_task import stage_task
+from infra.ui import stage_view
+from tasks.logits import stage
+from tasks.logits.settings import Scoring
+
+
+@stage_task(name="logits")
+def score_logits(rows: ArtifactRef, teacher: ModelSource, k: int, scoring: Scoring) -> ArtifactRef:
+    """The teacher's top-K log-probabilities of every response token (paper, section 3.2)."""
+    work = stage.workspace(rows, teacher, k, scoring)
+    with stage_view("logits", f"scoring with the teacher, top {k}") as view:
+
+        def on_event(event: Event) -> None:
+            if event["event"] == "progress":
+                view.tick(event["done"], event["total"], stage.describe(event))
+
+        ref = work.find() or stage.score(work, rows, teacher, k, scoring, on_event)
+        record = read_record(ref.uri)
+        facts = record.facts if record else {}
+        coverage = facts["coverage"]
+        if coverage["warning"]:
+            view.warn(coverage["warning"])
+        text = f"{ref.counts['tokens']:,} tokens, top {k} hold {coverage['mean']:.1%} of the probability"
+        return view.done(ref, f"{text}, {facts['bytes_per_token']:g} bytes a token")

@@ -1,0 +1,137 @@
+"""What the report is made from: plain numbers and texts, gathered from the artifacts of one run.
+
+Everything optional may be missing (a run on users' own data has no execution accuracy, augmentation may be
+off), and the page then leaves that part out. Texts come from models and users: they are data, never markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+VARIANTS = ("base", "sft", "sft_control", "kd", "teacher")
+MASS_BINS = 20
+
+T = TypeVar("T")
+
+
+def variants_in_order(names: Iterable[str]) -> list[str]:
+    """The known variants in the order of training, then any others as they came."""
+    given = list(names)
+    return [name for name in VARIANTS if name in given] + [name for name in given if name not in VARIANTS]
+
+
+def _ordered(by_variant: dict[str, T]) -> dict[str, T]:
+    return {name: by_variant[name] for name in variants_in_order(by_variant)}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Variant(_Frozen):
+    """One model on the held-out rows."""
+
+    label: str
+    exec_accuracy: float | None = Field(None, ge=0, le=1, description="share of requests answered correctly")
+    cross_entropy: float = Field(description="nats per supervised token; NaN when training diverged")
+    kl_to_teacher: float = Field(description="nats per supervised token; NaN when training diverged")
+    n: int = Field(ge=0, description="held-out requests")
+    correct: list[bool] | None = Field(None, description="per request, in the same order for every variant")
+    uri: str
+
+    @model_validator(mode="after")
+    def _one_mark_per_request(self) -> Self:
+        if self.correct is not None and len(self.correct) != self.n:
+            raise ValueError(f"variant '{self.label}' has {len(self.correct)} marks for n = {self.n} requests")
+        return self
+
+
+class Stage(_Frozen):
+    name: str = Field(description="seeds, augment, sft, logits, sft_control, kd or evaluate")
+    seconds: float = Field(ge=0, description="what this run spent on it")
+    cached: bool = Field(False, description="found finished: nothing was done in this run")
+    uri: str
+    fingerprint: str
+    counts: dict[str, int] = {}
+    facts: dict[str, Any] = {}
+
+
+class Coverage(_Frozen):
+    """How much of the teacher's probability its top K tokens hold, over supervised tokens."""
+
+    k: int
+    mean: float
+    percentiles: dict[str, float] = Field(description="such as {'p1': 0.62, 'p10': 0.91}")
+    histogram: list[int] = Field(
+        min_length=MASS_BINS, max_length=MASS_BINS, description="tokens in 20 equal bins of [0, 1]"
+    )
+    tokens: int
+    warning: str | None = None
+
+
+class DataFlow(_Frozen):
+    """Where the rows went: seeds + expanded = kept + rejected + failed."""
+
+    seeds: int
+    expanded: int = Field(description="rows that Expansion wrote, before anything was rejected")
+    kept: int = Field(description="rows that the student is trained on")
+    rejected: dict[str, dict[str, int]] = Field({}, description="agent → reason → rows")
+    failed: int = Field(0, description="rows given up because a request failed for good")
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = Field(None, description="None when the provider's prices are unknown")
+    agent_model: str
+
+    def rejected_by(self, agent: str) -> int:
+        return sum(self.rejected[agent].values())
+
+    @property
+    def unaccounted(self) -> int:
+        """Rows that the counts lose; anything but 0 is an error in the bookkeeping, and shown."""
+        rejected = sum(self.rejected_by(agent) for agent in self.rejected)
+        return self.seeds + self.expanded - rejected - self.failed - self.kept
+
+
+class Output(_Frozen):
+    text: str
+    correct: bool | None = None
+
+
+class Example(_Frozen):
+    """One held-out request, answered by every variant."""
+
+    instruction: str
+    input: str = ""
+    reference: str
+    outputs: Annotated[dict[str, Output], AfterValidator(_ordered)]
+
+
+class ReportData(_Frozen):
+    """Everything on the page, and nothing else: equal data gives an equal page."""
+
+    title: str
+    student: str
+    teacher: str
+    k: int
+    seed: int
+    demo: bool = Field(False, description="demo models and a rule-based LLM: the page says what that means")
+    variants: Annotated[dict[str, Variant], AfterValidator(_ordered)]
+    stages: list[Stage] = []
+    curves: dict[str, list[tuple[int, float]]] = Field({}, description="training → (step, loss in nats per token)")
+    coverage: Coverage | None = None
+    data_flow: DataFlow | None = None
+    examples: list[Example] = []
+    settings: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    reproduce: str = ""
+
+    @model_validator(mode="after")
+    def _marks_are_aligned(self) -> Self:
+        lengths = {len(v.correct) for v in self.variants.values() if v.correct is not None}
+        if len(lengths) > 1:
+            raise ValueError(f"variants were marked on different numbers of requests: {sorted(lengths)}")
+        return self

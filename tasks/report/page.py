@@ -1,0 +1,119 @@
+"""The report itself: one HTML file that needs nothing else, and the same comparison as Markdown for Prefect.
+
+Texts come from models and users, so the template escapes everything (autoescape is on for every file; Jinja's
+own choice by extension would leave `.jinja` out) and the page forbids scripts and loads by its content policy.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup, escape
+
+from tasks.report.comparison import (
+    CONTROL,
+    compare,
+    comparison_rows,
+    gap_closed,
+    nats,
+    percent,
+    percent_range,
+    points,
+    points_range,
+    verdict,
+)
+from tasks.report.data import ReportData
+from tasks.report.plots import Plot, duration, plots
+
+__all__ = ["comparison_rows", "render_markdown", "render_page", "verdict"]
+
+TEMPLATES = Path(__file__).parent / "templates"
+DEMO_NOTE = (
+    "Demo models and a rule-based demo LLM: this run shows that the machinery works, and says nothing about Qwen2.5."
+)
+
+
+def render_page(data: ReportData) -> str:
+    """The whole report as one HTML document: no scripts, no network, light and dark, printable."""
+    compared = {row.name: row for row in compare(data)}
+    figures = plots(data)
+    return _template().render(
+        data=data,
+        verdict=verdict(data),
+        demo_note=DEMO_NOTE,
+        control=CONTROL,
+        compared=compared,
+        decisive=compared["kd"].against_control if "kd" in compared else None,
+        gap_closed=gap_closed(data),
+        with_accuracy=any(row.accuracy for row in compared.values()),
+        n=_same_for_all([row.variant.n for row in compared.values()]),
+        figures={name: _Figure(plot) for name, plot in figures.items()},
+        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
+    )
+
+
+def render_markdown(data: ReportData) -> str:
+    """Verdict and comparison table: what the Prefect UI shows beside the run."""
+    lines = [f"**{_markdown(verdict(data))}**", ""]
+    if data.demo:
+        lines += [f"*{DEMO_NOTE}*", ""]
+    if rows := comparison_rows(data):
+        columns = list(rows[0])
+        lines.append("| " + " | ".join(columns) + " |")
+        lines.append("|" + "|".join([" --- ", *[" ---: "] * (len(columns) - 1)]) + "|")
+        lines += ["| " + " | ".join(_markdown(cell) for cell in row.values()) + " |" for row in rows]
+        lines.append("")
+    lines.append(
+        f"Student {_markdown(data.student)}, teacher {_markdown(data.teacher)}, K = {data.k}, seed {data.seed}. "
+        "Intervals are over held-out requests, for this one training seed."
+    )
+    return "\n".join(lines) + "\n"
+
+
+class _Figure:
+    """A plot as the template takes it: its SVG is ours, its words are not."""
+
+    def __init__(self, plot: Plot) -> None:
+        self.title, self.caption, self.svg = plot.title, plot.caption, Markup(plot.svg)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "percent_range": percent_range,
+        "points": points,
+        "points_range": points_range,
+        "nats": nats,
+        "duration": duration,
+        "json": _json,
+        "count": "{:,}".format,
+        "usd": lambda cost: "unknown" if cost is None else f"${cost:,.2f}",
+    }
+    return environment.get_template("page.html.jinja")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+def _same_for_all(numbers: list[int]) -> int | None:
+    return numbers[0] if len(set(numbers)) == 1 else None
+
+
+def _markdown(text: str) -> str:
+    """Text on one line that neither Markdown nor the HTML in it can take for markup."""
+    line = str(escape(" ".join(text.split()))).replace("&#39;", "'")
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", line)

@@ -1,0 +1,139 @@
+"""Gather what a run's artifacts say, and make the page of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.artifacts import ArtifactReader, ArtifactRef, Record, Workspace, read_record
+from infra.errors import ConfigurationError
+from tasks.report.data import Coverage, DataFlow, Example, Output, ReportData, Stage, Variant
+from tasks.report.page import render_markdown, render_page
+
+KIND = "report"
+STAGE_VERSION = 1
+LABELS = {
+    "base": "Base student",
+    "sft": "SFT",
+    "sft_control": "SFT continued (control)",
+    "kd": "SFT + KD",
+    "teacher": "Teacher",
+}
+_EXAMPLES = 12
+
+
+def workspace(
+    stages: Mapping[str, ArtifactRef], evaluations: Mapping[str, ArtifactRef], about: dict[str, Any]
+) -> Workspace:
+    """The report on a run; `about` holds what the page says of it (names, settings)."""
+    inputs = {**stages, **{f"evaluate-{name}": ref for name, ref in evaluations.items()}}
+    return Workspace(KIND, STAGE_VERSION, {"about": about}, inputs)
+
+
+def report(
+    work: Workspace, stages: Mapping[str, ArtifactRef], evaluations: Mapping[str, ArtifactRef], about: dict[str, Any]
+) -> ArtifactRef:
+    """Write `report.html`, `report.md` and `data.json`, and publish them."""
+    data = gather(stages, evaluations, about)
+    work.put("report.html", render_page(data).encode())
+    work.put("report.md", render_markdown(data).encode())
+    work.put("data.json", data.model_dump_json(indent=1).encode())
+    return work.publish(("report.html", "report.md", "data.json"), {"variants": len(data.variants)}, {})
+
+
+def gather(
+    stages: Mapping[str, ArtifactRef], evaluations: Mapping[str, ArtifactRef], about: dict[str, Any]
+) -> ReportData:
+    """All that the page shows. Times are those of the run that made each artifact."""
+    records = {name: _record(ref) for name, ref in stages.items()}
+    tables = {name: _predictions(ref) for name, ref in evaluations.items()}
+    variants = {}
+    for name, ref in evaluations.items():
+        metrics = _record(ref).facts
+        correct = tables[name]["correct"]
+        variants[name] = Variant(
+            label=LABELS[name],
+            **{field: metrics[field] for field in ("exec_accuracy", "cross_entropy", "kl_to_teacher", "n")},
+            correct=None if None in correct else correct,
+            uri=ref.uri,
+        )
+    seconds = sum(_record(ref).seconds for ref in {ref.uri: ref for ref in evaluations.values()}.values())
+    shown = [_stage(name, record, stages[name].uri) for name, record in records.items()]
+    kd_evaluation = evaluations["kd"]
+    shown.append(Stage(name="evaluate", seconds=seconds, uri=kd_evaluation.uri, fingerprint=kd_evaluation.fingerprint))
+    coverage = records["logits"].facts["coverage"]
+    return ReportData(
+        **about,
+        variants=variants,
+        stages=shown,
+        curves={name: records[name].facts["curve"] for name in ("sft", "sft_control", "kd")},
+        coverage=Coverage.model_validate(coverage),
+        data_flow=_data_flow(records["augment"]),
+        examples=_examples(tables),
+        versions=records["kd"].versions,
+    )
+
+
+def _record(ref: ArtifactRef) -> Record:
+    record = read_record(ref.uri)
+    if record is None:
+        raise ConfigurationError(f"the artifact {ref.uri} is gone: run again")
+    return record
+
+
+def _stage(name: str, record: Record, uri: str) -> Stage:
+    facts = {key: value for key, value in record.facts.items() if isinstance(value, int | float | str)}
+    return Stage(
+        name=name,
+        seconds=record.seconds,
+        uri=uri,
+        fingerprint=record.fingerprint,
+        counts=record.counts,
+        facts=facts,
+    )
+
+
+def _data_flow(record: Record) -> DataFlow | None:
+    if not record.spec["enabled"]:
+        return None
+    usage = record.facts["usage"]
+    return DataFlow(
+        seeds=record.counts["seeds"],
+        expanded=record.counts["expanded"],
+        kept=record.counts["rows"],
+        rejected=record.facts["rejected"],
+        requests=int(usage["requests"] + usage["from_cache"]),
+        prompt_tokens=int(usage["prompt_tokens"]),
+        completion_tokens=int(usage["completion_tokens"]),
+        cost_usd=usage["cost_usd"] or None,
+        agent_model=record.spec["model"],
+    )
+
+
+def _predictions(ref: ArtifactRef) -> dict[str, list[Any]]:
+    data = ArtifactReader(ref).read("predictions.parquet")
+    columns: dict[str, list[Any]] = pq.read_table(pa.BufferReader(data)).to_pydict()
+    return columns
+
+
+def _examples(tables: Mapping[str, dict[str, list[Any]]]) -> list[Example]:
+    """Rows on which the variants differ first, spread over the held-out set."""
+    rows = range(len(tables["kd"]["row_id"]))
+    differing = [i for i in rows if len({table["correct"][i] for table in tables.values()}) > 1]
+    chosen = differing or list(rows)
+    step = max(len(chosen) // _EXAMPLES, 1)
+    kd = tables["kd"]
+    return [
+        Example(
+            instruction=kd["instruction"][i],
+            input=kd["input"][i],
+            reference=kd["reference"][i],
+            outputs={
+                name: Output(text=table["generated"][i], correct=table["correct"][i]) for name, table in tables.items()
+            },
+        )
+        for i in chosen[::step][:_EXAMPLES]
+    ]

@@ -1,0 +1,123 @@
+"""The row: one schema from the seeds to the last evaluation.
+
+A row is keyed by the hash of its content, so nothing downstream pairs rows by position. Rows travel as
+Parquet files whose columns a person can read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from infra.artifacts import ArtifactReader, ArtifactRef
+
+Role = Literal["system", "user", "assistant"]
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(frozen=True)
+
+    role: Role
+    content: str
+
+
+class Row(BaseModel):
+    """An instruction with its response, and where both come from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    instruction: str
+    input: str = ""
+    response: str = ""
+    history: tuple[Message, ...] = ()
+    task_category: str = "general"
+    language: str = "en"
+    origin_seed: str = ""
+    lineage: tuple[str, ...] = ("seed",)
+    scores: dict[str, float] = {}
+    verdict: str = ""
+    database: str = ""
+
+    @property
+    def id(self) -> str:
+        """Hash of what a model sees of the row."""
+        seen = [self.instruction, self.input, self.response, [m.model_dump() for m in self.history]]
+        return hashlib.sha256(json.dumps(seen, ensure_ascii=True).encode()).hexdigest()[:20]
+
+    @property
+    def prompt(self) -> list[Message]:
+        """Everything before the response."""
+        content = f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
+        return [*self.history, Message(role="user", content=content)]
+
+    @property
+    def messages(self) -> list[Message]:
+        return [*self.prompt, Message(role="assistant", content=self.response)]
+
+
+_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("instruction", pa.string()),
+        ("input", pa.string()),
+        ("response", pa.string()),
+        ("history", pa.list_(_MESSAGE)),
+        ("task_category", pa.string()),
+        ("language", pa.string()),
+        ("origin_seed", pa.string()),
+        ("lineage", pa.list_(pa.string())),
+        ("scores", pa.map_(pa.string(), pa.float64())),
+        ("verdict", pa.string()),
+        ("database", pa.string()),
+    ]
+)
+
+
+def to_parquet(rows: Iterable[Row], extra: dict[str, list[str]] | None = None) -> bytes:
+    """Rows as one Parquet file, with optional text columns beside the schema (reject reasons)."""
+    rows = list(rows)
+    table = pa.Table.from_pylist([{"id": row.id, **row.model_dump()} for row in rows], schema=SCHEMA)
+    for name, values in (extra or {}).items():
+        table = table.append_column(name, pa.array(values, pa.string()))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def from_parquet(data: bytes) -> list[Row]:
+    """Inverse of `to_parquet` (columns beside the schema are left out)."""
+    table = pq.read_table(pa.BufferReader(data), columns=SCHEMA.names)
+    return [_row(entry) for entry in table.to_pylist()]
+
+
+def read_rows(ref: ArtifactRef, prefix: str) -> Iterator[Row]:
+    """Rows of an artifact, one file in memory at a time, digests checked."""
+    for _name, data in ArtifactReader(ref).stream(prefix):
+        yield from from_parquet(data)
+
+
+def _row(entry: dict[str, Any]) -> Row:
+    entry.pop("id")
+    entry["scores"] = dict(entry["scores"] or [])
+    return Row.model_validate(entry)
+
+
+_CJK = re.compile(r"[㐀-鿿]")
+_KANA = re.compile(r"[぀-ヿ]")
+
+
+def language_of(text: str) -> str:
+    """A coarse guess (zh, ja, en) that decides which agent model a row is routed to."""
+    if _KANA.search(text):
+        return "ja"
+    return "zh" if len(_CJK.findall(text)) > 0.1 * len(text.replace(" ", "")) else "en"

@@ -1,0 +1,1 @@
+"""Stages *sft* and *kd*: one DeepSpeed training program, two objectives."""

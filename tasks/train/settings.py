@@ -1,0 +1,52 @@
+"""What a training run can be told: what changes its result, and how it is run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Training(BaseModel):
+    """Hyperparameters: part of the fingerprint. The defaults are the paper's where it names one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learning_rate: float = Field(2e-5, gt=0, description="peak learning rate of AdamW (paper: 2e-5)")
+    epochs: float = Field(3.0, gt=0, description="passes over the rows (paper: 3); `max_steps` overrides it")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps, whatever the number of rows")
+    global_batch: int = Field(64, ge=1, description="rows per optimizer step, over all processes")
+    max_length: int = Field(2048, ge=16, description="longest row in tokens; longer ones are skipped and counted")
+    warmup_share: float = Field(0.03, ge=0, le=1, description="share of the steps in which the rate rises")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="the rate after warm-up")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    gradient_clipping: float = Field(1.0, ge=0, description="largest gradient norm (0: no clipping)")
+
+
+class Distillation(Training):
+    """Training on the teacher's top-K log-probabilities (paper, section 3.2)."""
+
+    kd_weight: float = Field(0.5, ge=0, le=1, description="weight of the divergence; the rest is cross-entropy")
+    temperature: float = Field(
+        1.0, gt=0, le=20, description="softens both distributions; scales the loss by its square"
+    )
+    tail: Literal["renormalise", "bucket"] = Field(
+        "renormalise",
+        description="probability outside the top K: renormalised away (the paper) or kept as one bucket (K+1)",
+    )
+
+    def training(self) -> Training:
+        """The part that a control run without a teacher shares."""
+        return Training(**{name: getattr(self, name) for name in Training.model_fields})
+
+
+class TrainingRun(BaseModel):
+    """How training is run: never part of the fingerprint, free to change between retries."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    processes: int = Field(0, ge=0, description="DeepSpeed ranks on this machine (0: one a GPU, or 2 on a CPU)")
+    micro_batch: int = Field(16, ge=1, description="rows a rank computes at once; lower it when memory runs out")
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    checkpoint_every_s: float = Field(30.0, gt=0, description="seconds between checkpoints in storage")
+    stall_timeout_s: float = Field(1800.0, gt=0, description="end a run that reports nothing for this long")

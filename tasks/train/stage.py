@@ -1,0 +1,89 @@
+"""The stage around the training program: its identity, its launch under DeepSpeed, its artifact."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from importlib import resources
+from typing import Any, Literal
+
+from infra import settings
+from infra.artifacts import ArtifactRef, Workspace
+from infra.models import ModelSource
+from infra.processes import Event, run_supervised
+from tasks.train.settings import Training, TrainingRun
+
+STAGE_VERSION = 1
+_CPU_RANKS = 2
+Stage = Literal["sft", "kd", "sft_control"]
+
+
+def workspace(stage: Stage, model: ModelSource, data: ArtifactRef, training: Training, seed: int) -> Workspace:
+    """A model trained from `model` on `data` (rows, or a top-K store for kd)."""
+    spec = {"model": model.identity(), "training": training.model_dump(), "seed": seed}
+    return Workspace(stage, STAGE_VERSION, spec, {"data": data})
+
+
+def train(
+    work: Workspace,
+    stage: Stage,
+    model: ModelSource,
+    data: ArtifactRef,
+    training: Training,
+    run: TrainingRun,
+    seed: int,
+    on_event: Any,
+) -> ArtifactRef:
+    """Train under the DeepSpeed launcher in supervised processes; resumes from the last checkpoint."""
+    ranks = run.processes or _devices()
+    settings.work_dir().mkdir(parents=True, exist_ok=True)
+    zero = resources.files("infra").joinpath(f"deepspeed/zero{run.zero_stage}.json").read_text()
+    spec = {
+        "objective": "kd" if stage == "kd" else "sft",
+        "model": model.model_dump(),
+        "data": data.model_dump(),
+        "training": training.model_dump(),
+        "run": run.model_dump(),
+        "workspace": work.description(),
+        "deepspeed": json.loads(zero),
+        "scratch": str(settings.work_dir()),
+        "seed": seed,
+    }
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
+    launcher += ["--master_port", str(_free_port()), "--no_local_rank", "--module", "tasks.train.program"]
+    threads = max(1, (os.cpu_count() or 1) // ranks)
+    result = run_supervised(
+        stage,
+        launcher,
+        spec,
+        on_event=on_event,
+        env={"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
+        stall_timeout_s=run.stall_timeout_s,
+    )
+    work.put_json("curve.json", result["facts"]["curve"])
+    return work.publish(("model/", "curve.json"), result["counts"], result["facts"])
+
+
+def describe(event: Event) -> str:
+    """A progress event as a short note."""
+    return f"loss {event['loss']:.3f} · {event['tokens_s']:,.0f} tokens/s"
+
+
+def _devices() -> int:
+    """GPUs of this machine as the driver lists them (without importing torch), else the CPU's ranks."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip()]) or _CPU_RANKS
+    try:
+        gpus = len(os.listdir("/proc/driver/nvidia/gpus"))
+    except FileNotFoundError:
+        gpus = 0
+    return gpus or _CPU_RANKS
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

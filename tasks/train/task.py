@@ -1,0 +1,32 @@
+"""The *sft*, *sft_control* and *kd* tasks: one training program."""
+
+from __future__ import annotations
+
+from infra.artifacts import ArtifactRef
+from infra.models import ModelSource
+from infra.processes import Event
+from infra.stage_task import stage_task
+from infra.ui import stage_view
+from tasks.train import stage
+from tasks.train.settings import Training, TrainingRun
+
+_DOING = {"sft": "fine-tuning", "sft_control": "fine-tuning on, without the teacher", "kd": "distilling"}
+
+
+@stage_task(name="train", task_run_name="{name}")
+def train(
+    name: stage.Stage, model: ModelSource, data: ArtifactRef, training: Training, run: TrainingRun, seed: int
+) -> ArtifactRef:
+    """Train `model` with DeepSpeed: on rows (sft, sft_control) or on the teacher's top K (kd)."""
+    work = stage.workspace(name, model, data, training, seed)
+    with stage_view(name, _DOING[name]) as view:
+
+        def on_event(event: Event) -> None:
+            if event["event"] == "progress":
+                view.tick(event["done"], event["total"], stage.describe(event))
+            elif event["event"] == "resumed":
+                view.note(f"continues from the checkpoint at step {event['step']}")
+
+        ref = work.find() or stage.train(work, name, model, data, training, run, seed, on_event)
+        counts = ref.counts
+        return view.done(ref, f"{counts['steps']:,} steps on {counts['rows']:,} rows")

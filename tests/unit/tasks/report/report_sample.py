@@ -1,0 +1,195 @@
+"""A made-up run for the report's tests, and to look at: `python tests/unit/tasks/report/report_sample.py OUT.html`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from tasks.report.data import Coverage, DataFlow, Example, Output, ReportData, Stage, Variant
+from tasks.report.page import render_page
+
+N = 640
+_LABELS = {"base": "base", "sft": "SFT", "sft_control": "SFT control", "kd": "SFT+KD", "teacher": "teacher"}
+_SKILL = {"base": 0.02, "sft": 0.59, "sft_control": 0.62, "kd": 0.69, "teacher": 0.885}
+_CROSS_ENTROPY = {"base": 2.61, "sft": 0.441, "sft_control": 0.432, "kd": 0.401, "teacher": 0.352}
+_KL = {"base": 2.35, "sft": 0.372, "sft_control": 0.361, "kd": 0.231, "teacher": 0.0}
+
+
+def marks(skills: dict[str, float], seed: int = 17) -> dict[str, list[bool]]:
+    """Correctness by variant: harder requests are hard for everyone, with some luck."""
+    rng = np.random.default_rng(seed)
+    difficulty_N = rng.random(N)
+    return {
+        name: (
+            0.7 * difficulty_N + 0.3 * rng.random(N) < np.quantile(0.7 * difficulty_N + 0.3 * rng.random(N), skill)
+        ).tolist()
+        for name, skill in skills.items()
+    }
+
+
+def variants(skills: dict[str, float] | None = None) -> dict[str, Variant]:
+    correct = marks(_SKILL | (skills or {}))
+    return {
+        name: Variant(
+            label=label,
+            exec_accuracy=sum(correct[name]) / N,
+            cross_entropy=_CROSS_ENTROPY[name],
+            kl_to_teacher=_KL[name],
+            n=N,
+            correct=correct[name],
+            uri=f"s3://distilflow/{name}/9f2c7d51a0b3/",
+        )
+        for name, label in _LABELS.items()
+    }
+
+
+def unmarked_variants(**changes: dict[str, float]) -> dict[str, Variant]:
+    """As on users' own data: no answer is executed. `changes` holds other figures by variant."""
+    return {
+        name: variant.model_copy(update={"exec_accuracy": None, "correct": None} | changes.get(name, {}))
+        for name, variant in variants().items()
+    }
+
+
+def sample_report(**changes: object) -> ReportData:
+    rng = np.random.default_rng(17)
+
+    def curve(start: float, end: float, steps: int = 600) -> list[tuple[int, float]]:
+        return [
+            (step, float((end + (start - end) * np.exp(-step / 90)) * rng.lognormal(0, 0.09)))
+            for step in range(1, steps + 1)
+        ]
+
+    seconds = {
+        "seeds": 0.4,
+        "augment": 71,
+        "sft": 84,
+        "logits": 58,
+        "sft_control": 81,
+        "kd": 92,
+        "evaluate": 47,
+    }
+    counts = {
+        "seeds": {"rows": 400},
+        "augment": {"rows": 1500, "requests": 3120},
+        "sft": {"steps": 600},
+        "logits": {"rows": 1500, "tokens": 61_244},
+        "sft_control": {"steps": 600},
+        "kd": {"steps": 600},
+        "evaluate": {"requests": N},
+    }
+    request = "Which customers from Leeds spent more than 200 since March? Name and total, highest first."
+    schema = (
+        "CREATE TABLE customers (id INTEGER, name TEXT, city TEXT);\n"
+        "CREATE TABLE orders (id INTEGER, customer_id INTEGER, total REAL, placed TEXT);"
+    )
+    right = (
+        "SELECT c.name, SUM(o.total) AS total FROM customers c JOIN orders o ON o.customer_id = c.id "
+        "WHERE c.city = 'Leeds' AND o.placed >= '2026-03-01' "
+        "GROUP BY c.id HAVING SUM(o.total) > 200 ORDER BY total DESC;"
+    )
+    outputs = {
+        "base": Output(text="customers customers name name SELECT (", correct=False),
+        "sft": Output(
+            text="SELECT name, total FROM customers WHERE city = 'Leeds' ORDER BY total DESC;", correct=False
+        ),
+        "sft_control": Output(text=right.replace(" HAVING SUM(o.total) > 200", ""), correct=False),
+        "kd": Output(text=right, correct=True),
+        "teacher": Output(text=right.replace("AS total", "AS spent").replace("BY total", "BY spent"), correct=True),
+    }
+    fields: dict[str, object] = {
+        "title": "SQL completion, demo",
+        "student": "demo-student (0.62M)",
+        "teacher": "demo-teacher (1.77M)",
+        "k": 10,
+        "seed": 17,
+        "demo": True,
+        "variants": variants(),
+        "stages": [
+            Stage(
+                name=name,
+                seconds=taken,
+                cached=name == "seeds",
+                uri=f"s3://distilflow/{name}/4be1{i}0c9d7e21f5a6b/",
+                fingerprint=f"4be1{i}0c9d7e21f5a6b" * 4,
+                counts=counts[name],
+                facts={"world_size": 2} if name in ("sft", "kd") else {},
+            )
+            for i, (name, taken) in enumerate(seconds.items())
+        ],
+        "curves": {"sft": curve(4.2, 0.42), "sft_control": curve(0.44, 0.37), "kd": curve(0.62, 0.31)},
+        "coverage": Coverage(
+            k=10,
+            mean=0.962,
+            percentiles={"p1": 0.613, "p5": 0.792, "p10": 0.874, "p50": 0.991},
+            histogram=[
+                0,
+                0,
+                0,
+                3,
+                8,
+                20,
+                41,
+                60,
+                90,
+                120,
+                200,
+                310,
+                420,
+                600,
+                800,
+                1150,
+                1900,
+                3100,
+                6422,
+                46_000,
+            ],
+            tokens=61_244,
+            warning="For 10 % of the tokens the top 10 hold less than 0.874 of the probability: try a larger K.",
+        ),
+        "data_flow": DataFlow(
+            seeds=400,
+            expanded=1600,
+            kept=1500,
+            rejected={
+                "expansion": {"near-duplicate of a seed": 61, "not valid JSON": 12},
+                "rewriting": {"response does not execute": 44},
+                "selection": {"low informativeness": 190, "category is full": 103},
+                "verification": {"result differs from the reference": 84},
+            },
+            failed=6,
+            requests=3120,
+            prompt_tokens=1_204_551,
+            completion_tokens=388_120,
+            cost_usd=0.0,
+            agent_model="demo LLM (by rule)",
+        ),
+        "examples": [
+            Example(instruction=request, input=schema, reference=right, outputs=outputs),
+            Example(
+                instruction="How many orders are there?",
+                reference="SELECT COUNT(*) FROM orders;",
+                outputs={
+                    name: Output(
+                        text="SELECT COUNT(*) FROM orders;" if name != "base" else "SELECT",
+                        correct=name != "base",
+                    )
+                    for name in _LABELS
+                },
+            ),
+        ],
+        "settings": {
+            "k": 10,
+            "kd": {"temperature": 2.0, "alpha": 0.1, "divergence": "forward_kl"},
+            "sft": {"steps": 600},
+        },
+        "versions": {"distilflow": "0.1.0", "torch": "2.13.0", "vllm": "0.32.0", "deepspeed": "0.19.8"},
+        "reproduce": "distilflow distill --k 10 --seed 17",
+    }
+    return ReportData.model_validate(fields | changes)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(render_page(sample_report()), encoding="utf-8")

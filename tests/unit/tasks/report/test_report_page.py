@@ -1,0 +1,226 @@
+"""The page: hostile texts stay text, nothing is loaded, equal data gives equal bytes, missing parts are left out."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from report_sample import sample_report, unmarked_variants, variants
+
+from tasks.report.data import DataFlow, Example, Output, ReportData, Stage
+from tasks.report.page import DEMO_NOTE, render_markdown, render_page
+
+HOSTILE = (
+    "<script>alert(1)</script></pre></style></svg></title>--><img src=x onerror=alert(2)>"
+    "\"'>{{ 7 * 7 }}{% raw %}$\\frac{1$ | `code` [a](javascript:alert(3))"
+)
+LOADING = {"src", "srcset", "href", "xlink:href", "action", "data", "poster", "background", "formaction"}
+VOID = {"meta", "link", "img", "br", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page; raises when a tag is closed that is not open."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def ids(self) -> list[str]:
+        return [attributes["id"] or "" for _, attributes in self.tags if "id" in attributes]
+
+
+def hostile_report() -> ReportData:
+    """The sample with a hostile string in every place that takes one."""
+    flow = sample_report().data_flow
+    assert isinstance(flow, DataFlow)
+    stage = Stage(
+        name=HOSTILE,
+        seconds=3,
+        uri=HOSTILE,
+        fingerprint=HOSTILE,
+        counts={HOSTILE: 1},
+        facts={HOSTILE: HOSTILE},
+    )
+    coverage = sample_report().coverage
+    assert coverage is not None
+    return sample_report(
+        title=HOSTILE,
+        student=HOSTILE,
+        teacher=HOSTILE,
+        variants={name: v.model_copy(update={"label": HOSTILE, "uri": HOSTILE}) for name, v in variants().items()},
+        stages=[stage],
+        curves={"kd": [(1, 0.5), (2, 0.4)], HOSTILE: [(1, 0.5)]},
+        coverage=coverage.model_copy(update={"warning": HOSTILE, "percentiles": {HOSTILE: 0.5}}),
+        data_flow=flow.model_copy(update={"rejected": {HOSTILE: {HOSTILE: 3}}, "agent_model": HOSTILE}),
+        examples=[
+            Example(
+                instruction=HOSTILE,
+                input=HOSTILE,
+                reference=HOSTILE,
+                outputs={
+                    "kd": Output(text=HOSTILE, correct=True),
+                    HOSTILE: Output(text=HOSTILE, correct=False),
+                },
+            )
+        ],
+        settings={HOSTILE: [HOSTILE]},
+        versions={HOSTILE: HOSTILE},
+        reproduce=HOSTILE,
+    )
+
+
+def test_hostile_texts_stay_text() -> None:
+    page = Page(render_page(hostile_report()))
+    assert page.open == []  # every tag that was opened is closed, in order
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "img", "iframe", "object", "embed", "form", "base"}
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    assert page.text.count(HOSTILE) >= 20
+    assert "{{ 7 * 7 }}" in page.text
+
+
+def test_hostile_texts_stay_one_table_cell_in_markdown() -> None:
+    markdown = render_markdown(hostile_report())
+    assert "<" not in markdown
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {8}
+    assert not re.search(r"(?<!\\)\]\(", markdown)
+
+
+def test_page_loads_nothing() -> None:
+    html = render_page(sample_report())
+    page = Page(html)
+    for tag, attributes in page.tags:
+        for name in LOADING & attributes.keys():
+            value = attributes[name] or ""
+            assert value.startswith(("#", "data:")), f"<{tag} {name}={value}>"
+    assert "@import" not in html
+    assert re.findall(r"url\((?!#)", html) == []
+    assert "http:" not in html
+    assert "https:" not in html
+    policy = next(
+        a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def test_verdict_comes_first_and_the_demo_is_labelled() -> None:
+    page = Page(render_page(sample_report()))
+    assert next(tag for tag, _ in page.tags if tag in ("h1", "h2", "h3")) == "h1"
+    assert page.text.index("Distillation helps") < page.text.index("Comparison")
+    assert DEMO_NOTE in page.text
+    assert DEMO_NOTE not in render_page(sample_report(demo=False))
+    assert DEMO_NOTE in render_markdown(sample_report())
+
+
+def test_every_plot_has_axes_units_and_a_caption() -> None:
+    html = render_page(sample_report())
+    figures = re.findall(r'<figure id="figure-(\w+)">(.*?)</figure>', html, flags=re.DOTALL)
+    units = {
+        "accuracy": "answered correctly (%)",
+        "distance": ">nats/token<",
+        "curves": "training loss (nats/token), log scale",
+        "mass": "supervised tokens (%)",
+        "data_flow": ">rows<",
+        "time": "time in this run (s)",
+    }
+    assert [name for name, _ in figures] == list(units)
+    for name, figure in figures:
+        assert units[name] in figure
+        assert re.search(r"<figcaption>.{40,}</figcaption>", figure)
+
+
+def test_figures_take_their_colours_from_the_page() -> None:
+    drawings = re.findall(r"<svg.*?</svg>", render_page(sample_report()), flags=re.DOTALL)
+    assert len(drawings) == 6
+    for drawing in drawings:
+        assert not re.findall(r"#[0-9a-f]{6}\b(?!-)", drawing)
+        assert "var(--ink)" in drawing
+
+
+def test_ids_are_unique_on_the_page() -> None:
+    ids = Page(render_page(sample_report())).ids()
+    assert len(ids) == len(set(ids))
+
+
+def test_equal_data_gives_an_equal_page() -> None:
+    assert render_page(sample_report()) == render_page(sample_report())
+
+
+def test_page_is_equal_in_another_process() -> None:
+    program = "import sys; from report_sample import *; sys.stdout.buffer.write(render_page(sample_report()).encode())"
+    environment = {"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "1"}
+    other = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
+    assert other.stdout.decode() == render_page(sample_report())
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        {"coverage": None},
+        {"data_flow": None},
+        {"curves": {}},
+        {"examples": []},
+        {"stages": []},
+        {"settings": {}, "versions": {}, "reproduce": ""},
+        {"variants": unmarked_variants()},
+        {"variants": {"base": variants()["base"]}},
+        {"variants": {}},
+        {"variants": unmarked_variants(kd={"cross_entropy": math.nan, "kl_to_teacher": math.inf})},
+        {"curves": {"kd": [(1, math.nan), (2, math.nan)], "sft": []}},
+    ],
+    ids=lambda missing: "+".join(missing),
+)
+def test_missing_parts_are_left_out(missing: dict[str, Any]) -> None:
+    data = sample_report(**missing)
+    page = Page(render_page(data))
+    assert page.open == []
+    assert not re.search(r"\b(None|nan|inf)\b", page.text)
+    render_markdown(data)
+
+
+def test_bare_report_has_a_verdict_and_nothing_empty() -> None:
+    bare = ReportData(title="t", student="s", teacher="t", k=10, seed=1, variants={})
+    page = Page(render_page(bare))
+    assert "No verdict" in page.text
+    assert not {"figure", "article", "table"} & {tag for tag, _ in page.tags}
+
+
+def test_rows_that_the_counts_lose_are_shown() -> None:
+    flow = sample_report().data_flow
+    assert flow is not None
+    assert flow.unaccounted == 0
+    html = render_page(sample_report(data_flow=flow.model_copy(update={"kept": 1490})))
+    assert "The counts lose 10 rows" in html
+    assert "not accounted for" in html
+
+
+def test_importing_the_report_does_not_load_matplotlib() -> None:
+    program = (
+        "import sys, tasks.report.page\n"
+        "sys.exit(any(name in sys.modules for name in ('matplotlib', 'prefect', 'torch')))"
+    )
+    subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": ":".join(sys.path)}, check=True)

@@ -1,0 +1,89 @@
+"""Order, dealing and collation: every row once an epoch, on any number of ranks, labels predicted by one before."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.train.data import Example, collate, deal, global_batch_indices, total_steps
+from tasks.train.program import rate_at
+from tasks.train.settings import Training
+
+
+def _examples(count: int, k: int | None = None) -> list[Example]:
+    rng = np.random.default_rng(0)
+    made = []
+    for index in range(count):
+        length = int(rng.integers(4, 12))
+        start = int(rng.integers(1, length))
+        ids = [int(i) for i in rng.integers(1, 50, length)]
+        teacher = None
+        if k:
+            shape = (length - start, k)
+            teacher = (rng.integers(0, 50, shape).astype(np.int32), -rng.random(shape).astype(np.float32))
+        made.append(Example(f"row{index}", ids, start, *(teacher or (None, None))))
+    return made
+
+
+@given(st.integers(1, 40), st.integers(1, 64), st.integers(0, 3))
+def test_every_row_comes_once_an_epoch(examples: int, global_batch: int, seed: int) -> None:
+    epochs = 3
+    steps = -(-examples * epochs // global_batch)
+    stream = [i for step in range(steps) for i in global_batch_indices(examples, global_batch, step, seed)]
+    assert len(stream) == steps * global_batch
+    for epoch in range(epochs):
+        assert sorted(stream[epoch * examples : (epoch + 1) * examples]) == list(range(examples))
+
+
+def test_order_depends_on_the_seed_and_on_the_epoch() -> None:
+    first = global_batch_indices(100, 100, 0, seed=0)
+    assert first != global_batch_indices(100, 100, 1, seed=0)
+    assert first != global_batch_indices(100, 100, 0, seed=1)
+    assert first == global_batch_indices(100, 100, 0, seed=0)
+
+
+@given(st.integers(1, 50), st.integers(1, 4), st.integers(1, 5))
+def test_ranks_and_micro_batches_share_a_batch_without_loss(rows: int, ranks: int, micro_batches: int) -> None:
+    batch = _examples(rows)
+    dealt = [deal(batch, rank, ranks, micro_batches) for rank in range(ranks)]
+    assert all(len(micros) == micro_batches for micros in dealt)
+    assert sorted(e.row_id for micros in dealt for micro in micros for e in micro) == sorted(e.row_id for e in batch)
+
+
+def test_labels_are_the_response_tokens_and_positions_stand_one_before() -> None:
+    batch = collate([Example("a", [11, 12, 13, 14], 2), Example("b", [21, 22, 23], 1)], pad_id=0)
+    assert batch.labels_N.tolist() == [13, 14, 22, 23]
+    predicted = batch.input_ids_BT.flatten()[batch.positions_N + 1]
+    assert predicted.tolist() == batch.labels_N.tolist()
+    assert batch.attention_mask_BT.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+
+
+def test_teacher_entries_stay_with_their_tokens() -> None:
+    examples = _examples(5, k=3)
+    batch = collate(examples, pad_id=0)
+    assert batch.teacher_ids_NK is not None
+    assert batch.teacher_ids_NK.shape == (len(batch.labels_N), 3)
+    row = 0
+    for example in examples:
+        assert example.teacher_ids_RK is not None
+        end = row + example.supervised_tokens
+        assert torch.equal(batch.teacher_ids_NK[row:end], torch.from_numpy(example.teacher_ids_RK).long())
+        assert batch.labels_N[row:end].tolist() == list(example.ids[example.response_start :])
+        row = end
+
+
+def test_steps_follow_epochs_unless_given() -> None:
+    assert total_steps(100, 3.0, 32, None) == 9
+    assert total_steps(3, 1.0, 32, None) == 1
+    assert total_steps(100, 3.0, 32, 7) == 7
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("cosine", 0.0), ("linear", 0.0), ("constant", 1.0)])
+def test_the_rate_warms_up_to_its_peak_and_then_follows_its_schedule(schedule: str, last: float) -> None:
+    training = Training(schedule=schedule, warmup_share=0.1)
+    rates = [rate_at(step, 100, training) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[9] == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(last, abs=1e-9)
