@@ -90,7 +90,7 @@ def _register_run() -> None:
 def _flag(parameter: inspect.Parameter) -> inspect.Parameter:
     """A flow parameter as a flag, with its field's description as help."""
     (field,) = parameter.annotation.__metadata__
-    annotation = Annotated[parameter.annotation, Parameter(help=field.description)]
+    annotation: Any = Annotated[parameter.annotation, Parameter(help=field.description)]  # type: ignore[name-defined]
     return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
 
 

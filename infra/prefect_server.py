@@ -1,6 +1,6 @@
 """The embedded Prefect server: API and UI on one port, SQLite under `<home>/prefect/`.
 
-Does not import Prefect: that costs a second, and Prefect reads its settings when it is first imported.
+Does not import Prefect by itself: that costs a second, and Prefect reads its settings when it is first imported.
 """
 
 from __future__ import annotations
@@ -8,17 +8,19 @@ from __future__ import annotations
 import sys
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 
 from infra.local_server import Server, free_ports
 
 NAME = "prefect"
-_DEFAULT_PORT = 4200
+USUAL_PORT = 4200
+_FLUSH_TIMEOUT_S = 10.0
 
 
-def ports(_home: Path) -> list[int]:
-    """Prefect's usual port where it is free."""
-    return free_ports(1, preferred=_DEFAULT_PORT)
+def ports(home: Path) -> list[int]:
+    """A free port, the same for a home each time where possible; the usual one is left to the user's own server."""
+    return free_ports(1, preferred=28_000 + zlib.crc32(str(home).encode()) % 4_000)
 
 
 def server(home: Path, ports: list[int]) -> Server:
@@ -30,6 +32,7 @@ def server(home: Path, ports: list[int]) -> Server:
     for_both: dict[str, str] = {
         "PREFECT_HOME": str(folder),  # the user's own profile is neither read nor changed
         "PREFECT_API_URL": api_url,
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         "DO_NOT_TRACK": "1",
     }
     return Server(
@@ -50,6 +53,17 @@ def server(home: Path, ports: list[int]) -> Server:
         answers=lambda: _is_healthy(f"{api_url}/health"),
         client_env={**for_both},
     )
+
+
+def flush_client() -> None:
+    """Send what Prefect's client in this process still holds back; it batches log lines for seconds."""
+    if "prefect" not in sys.modules:
+        return
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    EventsWorker.drain_all(timeout=_FLUSH_TIMEOUT_S, at_exit=False)
+    APILogWorker.drain_all(timeout=_FLUSH_TIMEOUT_S, at_exit=False)
 
 
 def ui_url(api_url: str) -> str:

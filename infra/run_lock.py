@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from infra.errors import ConfigurationError, TransientError
 from infra.local_server import find_process, identity, wait_until_gone
 
@@ -32,10 +34,9 @@ def exclusive(home: Path) -> Iterator[IO[str]]:
         except BlockingIOError as error:
             raise ConfigurationError(
                 f"another run (pid {lock.readline().strip()}) holds {home}: wait for it to end, "
-                "or run `make up` once so that runs share the services"
+                "then run `make up` once so that runs share the services"
             ) from error
-        left = [process for line in lock.readlines()[1:] if (process := find_process(json.loads(line)))]
-        if stuck := wait_until_gone(left, _LEFTOVER_TIMEOUT_S):
+        if stuck := wait_until_gone(_guardians(lock.readlines()[1:]), _LEFTOVER_TIMEOUT_S):
             pids = ", ".join(str(process.pid) for process in stuck)
             raise TransientError(f"services of a run that was killed do not end (pid {pids}): end them and run again")
         lock.truncate(0)
@@ -46,6 +47,15 @@ def exclusive(home: Path) -> Iterator[IO[str]]:
 def add_guardian(lock: IO[str], process: subprocess.Popen[bytes]) -> None:
     """Note a process that the next holder has to wait for."""
     _append(lock, json.dumps(identity(process)))
+
+
+def _guardians(lines: list[str]) -> list[psutil.Process]:
+    """Those that still run. A line that is cut short is from a machine that crashed: nothing runs."""
+    found = []
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(find_process(json.loads(line)))
+    return [process for process in found if process]
 
 
 def _append(lock: IO[str], line: str) -> None:

@@ -27,6 +27,7 @@ from infra.local_server import (
     Server,
     ServerDiedError,
     find_process,
+    free_ports,
     identity,
     is_free,
     wait_until_gone,
@@ -77,6 +78,7 @@ def embedded_services() -> Iterator[Services]:
                 return process
 
             started = _start(home, wanted - kept.keys(), spawn)
+            stack.callback(prefect_server.flush_client)
         servers = started | {name: _answering(*found) for name, found in kept.items() if name in wanted}
         stack.enter_context(_environment(servers))
         yield _services(servers, started)
@@ -95,8 +97,11 @@ def up(port: int | None = None) -> Services:
             spawned.append(server)
             return _spawn_kept(home, server)
 
+        def ui_port() -> list[int]:
+            return [port] if port else free_ports(1, preferred=prefect_server.USUAL_PORT)
+
         try:
-            started = _start(home, _KINDS.keys() - servers.keys(), spawn, prefect_port=port)
+            started = _start(home, _KINDS.keys() - servers.keys(), spawn, {prefect_server.NAME: ui_port})
         except BaseException:
             _stop(home, {server.name for server in spawned})
             raise
@@ -150,7 +155,9 @@ def _print(services: Services) -> None:
 # Starting
 
 
-def _start(home: Path, names: set[str], spawn: Spawn, prefect_port: int | None = None) -> dict[str, Server]:
+def _start(
+    home: Path, names: set[str], spawn: Spawn, ports: Mapping[str, Callable[[], list[int]]] | None = None
+) -> dict[str, Server]:
     """Start servers side by side and wait for each; one that dies at once gets another try on other ports."""
     if not names:
         return {}
@@ -159,9 +166,8 @@ def _start(home: Path, names: set[str], spawn: Spawn, prefect_port: int | None =
         raise disk_full(home)
 
     def launch(name: str) -> tuple[Server, psutil.Process]:
-        kind = _KINDS[name]
-        chosen = [prefect_port] if prefect_port and kind is prefect_server else kind.ports(home)
-        server = kind.server(home, chosen)
+        chosen = ports[name]() if ports and name in ports else _KINDS[name].ports(home)
+        server = _KINDS[name].server(home, chosen)
         server.log.unlink(missing_ok=True)
         return server, psutil.Process(spawn(server).pid)
 
@@ -261,25 +267,24 @@ def _stop(home: Path, names: set[str]) -> set[str]:
     for process, _ in kept.values():
         process.terminate()
     for process in wait_until_gone([process for process, _ in kept.values()], _STOP_TIMEOUT_S):
-        for member in [*process.children(recursive=True), process]:
-            member.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for member in [*process.children(recursive=True), process]:
+                member.kill()
     for _, server in kept.values():
         server.remove_leftovers()
     _write_state(home, {name: entry for name, entry in _read_state(home).items() if name not in names})
     return set(kept)
 
 
-def _state_file(home: Path) -> Path:
-    return home / "services.json"
-
-
 def _read_state(home: Path) -> dict[str, Any]:
-    path = _state_file(home)
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json.loads((home / "services.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):  # half written: the machine crashed, and the services with it
+        return {}
 
 
 def _write_state(home: Path, state: dict[str, Any]) -> None:
-    path = _state_file(home)
+    path = home / "services.json"
     if not state:
         path.unlink(missing_ok=True)
         return

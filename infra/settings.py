@@ -6,6 +6,7 @@ Nothing here is secret and nothing here enters a fingerprint: where things lie n
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 
@@ -37,3 +38,8 @@ def work_dir() -> Path:
 def min_free_mib() -> int:
     """Free space under which a run refuses to start."""
     return int(os.environ.get("DISTILFLOW_MIN_FREE_MIB", "512"))
+
+
+def torch_extensions_dir() -> str:
+    """Where DeepSpeed's compiled extensions lie: with the environment that they were built for."""
+    return os.environ.get("TORCH_EXTENSIONS_DIR") or str(Path(sys.prefix) / "torch_extensions")

@@ -6,8 +6,11 @@ One of the few files in `infra` that import Prefect.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import re
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,7 +26,7 @@ from infra.artifacts import ArtifactRef
 Tick = Callable[..., None]  # tick(done, total, note="")
 _UI_INTERVAL_S = 2.0
 _LOG_INTERVAL_S = 15.0
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def on_console() -> bool:
@@ -32,53 +35,61 @@ def on_console() -> bool:
 
 
 class StageView:
-    """One stage as people see it."""
+    """One stage as people see it.
+
+    `tick` only notes where the stage is, so it may be called from anywhere as often as one likes; a thread
+    tells the Prefect server.
+    """
 
     def __init__(self, name: str, doing: str):
         self.name = name
         self._doing = doing
         self._started = time.monotonic()
-        self._next_ui = 0.0
-        self._next_log = self._started + _LOG_INTERVAL_S
-        self._artifact: UUID | None = None
+        self._state: tuple[int, int, str] | None = None
         self._bar: Progress | None = None
+        self._over = threading.Event()
 
     def tick(self, done: int, total: int, note: str = "") -> None:
-        """Report progress; call it as often as you like."""
-        now = time.monotonic()
+        """Report progress."""
+        self._state = (done, total, note)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total, note=note)
-        share = 100.0 * done / max(total, 1)
-        if now >= self._next_ui:
-            self._next_ui = now + _UI_INTERVAL_S
-            if self._artifact is None:
+
+    def _publish_progress(self) -> None:
+        """Keep a progress artifact, and a log line now and then, until the stage is over."""
+        artifact: UUID | None = None
+        shown = None
+        next_log = self._started + _LOG_INTERVAL_S
+        while not self._over.wait(_UI_INTERVAL_S) or self._state != shown:
+            if self._state is None or self._state == shown:
+                continue
+            shown = done, total, note = self._state
+            share = 100.0 * done / max(total, 1)
+            text = " ".join(filter(None, [self._doing, note]))
+            if artifact is None:
                 key = re.sub("[^a-z0-9-]", "-", f"{self.name}-progress")
-                made: Any = create_progress_artifact(progress=share, key=key, description=self._doing)
-                self._artifact = made
+                made: Any = create_progress_artifact(progress=share, key=key, description=text)
+                artifact = made
             else:
-                update_progress_artifact(self._artifact, progress=share, description=f"{self._doing} {note}")
-        if now >= self._next_log:
-            self._next_log = now + _LOG_INTERVAL_S
-            left = (now - self._started) * (total - done) / max(done, 1)
-            get_run_logger().info(
-                "%s: %d of %d%s, about %.0f s left", self.name, done, total, note and f", {note}", left
-            )
+                update_progress_artifact(artifact, progress=share, description=text)
+            if time.monotonic() >= next_log:
+                next_log += _LOG_INTERVAL_S
+                left = (time.monotonic() - self._started) * (total - done) / max(done, 1)
+                get_run_logger().info("%s: %d of %d, %s, about %.0f s left", self.name, done, total, text, left)
 
     def note(self, text: str) -> None:
         """A line under the stage: something that people should know."""
         get_run_logger().info("%s: %s", self.name, text)
         if on_console():
-            (self._bar.console if self._bar else console).print(f"  [dim]{'':<12} {text}[/dim]")
+            (self._bar.console if self._bar else console).print(f"  [dim]{'':<12} {text}[/dim]", soft_wrap=True)
 
     def warn(self, text: str) -> None:
         get_run_logger().warning("%s: %s", self.name, text)
         if on_console():
-            (self._bar.console if self._bar else console).print(f"  [yellow]{'':<12} {text}[/yellow]")
+            (self._bar.console if self._bar else console).print(f"  [yellow]{'':<12} {text}[/yellow]", soft_wrap=True)
 
     def done(self, ref: ArtifactRef, text: str) -> ArtifactRef:
         """The stage's one line: what, how many, how long, where."""
-        if self._artifact is not None:
-            update_progress_artifact(self._artifact, progress=100.0, description=f"{self._doing} done")
         took = "found" if ref.cached else f"{ref.seconds:.0f} s"
         get_run_logger().info("%s: %s · %s · %s", self.name, text, took, ref.uri)
         if on_console():
@@ -92,9 +103,18 @@ class StageView:
 def stage_view(name: str, doing: str) -> Iterator[StageView]:
     """Show a stage while the `with` runs: on a terminal as a bar that vanishes when the stage's line is printed."""
     view = StageView(name, doing)
-    if not (on_console() and console.is_terminal):
-        yield view
-        return
+    publisher = threading.Thread(target=contextvars.copy_context().run, args=(view._publish_progress,), daemon=True)
+    publisher.start()
+    try:
+        with _bar(view) if on_console() and console.is_terminal else contextlib.nullcontext():
+            yield view
+    finally:
+        view._over.set()
+        publisher.join(timeout=10)
+
+
+@contextlib.contextmanager
+def _bar(view: StageView) -> Iterator[None]:
     columns = (
         TextColumn("  [bold]{task.fields[stage]:<12}[/bold] {task.description}"),
         BarColumn(bar_width=24),
@@ -105,9 +125,12 @@ def stage_view(name: str, doing: str) -> Iterator[StageView]:
         TextColumn("[dim]{task.fields[note]}[/dim]"),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        bar.add_task(doing, total=None, stage=name, note="")
+        bar.add_task(view._doing, total=None, stage=view.name, note="")
         view._bar = bar
-        yield view
+        try:
+            yield
+        finally:
+            view._bar = None
 
 
 def say(text: str) -> None:

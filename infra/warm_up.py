@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import shutil
+
+from infra import settings
 
 
 def main() -> None:
@@ -17,6 +20,7 @@ def main() -> None:
         print("No C++ compiler (g++) found: DeepSpeed will communicate through gloo alone.")
         return
     logging.disable(logging.WARNING)
+    os.environ["TORCH_EXTENSIONS_DIR"] = settings.torch_extensions_dir()
     with contextlib.redirect_stdout(io.StringIO()):
         import torch
 

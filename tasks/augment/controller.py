@@ -81,9 +81,7 @@ async def write_and_score(
     return batch
 
 
-async def verify(
-    client: LLMClient, rows: list[Row], databases: Mapping[str, ReadOnlyDatabase], tick: Callable[[], None]
-) -> Batch:
+async def verify(client: LLMClient, rows: list[Row], databases: Mapping[str, ReadOnlyDatabase]) -> Batch:
     """Verification; where a response can be run (SQL with its database), running it outranks the opinion."""
     batch = Batch()
 
@@ -102,7 +100,6 @@ async def verify(
                 batch.rows.append(row)
             else:
                 batch.rejected.append(Rejected(row, "verification", "judged incorrect"))
-        tick()
 
     await _all(one(row) for row in rows)
     return batch

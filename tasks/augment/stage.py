@@ -48,27 +48,16 @@ def augment(work: Workspace, seeds: ArtifactRef, options: Augmentation, endpoint
 
     Written rows = kept + rejected, where written is every seed and every expansion.
     """
+    return _run(_augment(work, seeds, options, endpoint, tick))
+
+
+async def _augment(
+    work: Workspace, seeds: ArtifactRef, options: Augmentation, endpoint: Endpoint, tick: Tick
+) -> ArtifactRef:
     cache = AnswerCache(settings.cache_dir() / "answers.sqlite")
     client = LLMClient(endpoint, cache, concurrency=options.concurrency, temperature=options.temperature)
-    databases = open_databases(seeds)
-    database_of = {row.input: row.database for row in read_rows(seeds, TRAIN) if row.database and row.input}
     total = seeds.counts["seeds"]
-    done = 0
-
-    def one_seed() -> None:
-        nonlocal done
-        done += 1
-        tick(done, 2 * total)
-
-    batches = 0
-    for index, batch_seeds in enumerate(_batches(seeds)):
-        batches += 1
-        if work.has(f"written/{index:05}.json"):
-            done += len(batch_seeds)
-            continue
-        batch = _run(write_and_score(client, batch_seeds, options.expansions_per_seed, database_of, one_seed))
-        _put_batch(work, f"written/{index:05}", batch, client)
-
+    batches = await _write(work, seeds, options, client, lambda done: tick(done, 2 * total))
     reasons = select(
         (
             candidate((index, position), row)
@@ -78,20 +67,38 @@ def augment(work: Workspace, seeds: ArtifactRef, options: Augmentation, endpoint
         options.min_score,
         options.max_rows,
     )
+    databases = open_databases(seeds)
     for index in range(batches):
-        done = total + total * index // batches
-        tick(done, 2 * total)
+        tick(total + total * index // batches, 2 * total)
         if work.has(f"verified/{index:05}.json"):
             continue
-        rows = _written(work, index)
-        reason_of = {position: reasons.get((index, position)) for position in range(len(rows))}
-        chosen = [row for position, row in enumerate(rows) if reason_of[position] is None]
-        batch = _run(verify(client, chosen, databases, lambda: None))
-        for position, row in enumerate(rows):
-            if reason := reason_of[position]:
-                batch.rejected.append(Rejected(row, "selection", reason))
+        rows = [(row, reasons.get((index, position))) for position, row in enumerate(_written(work, index))]
+        batch = await verify(client, [row for row, reason in rows if reason is None], databases)
+        batch.rejected += [Rejected(row, "selection", reason) for row, reason in rows if reason is not None]
         _put_batch(work, f"verified/{index:05}", batch, client)
     return _publish(work, batches)
+
+
+async def _write(
+    work: Workspace, seeds: ArtifactRef, options: Augmentation, client: LLMClient, tick: Callable[[int], None]
+) -> int:
+    """Write and score rows for every batch of seeds that is not done yet; the number of batches."""
+    database_of = {row.input: row.database for row in read_rows(seeds, TRAIN) if row.database and row.input}
+    done = batches = 0
+
+    def one_seed() -> None:
+        nonlocal done
+        done += 1
+        tick(done)
+
+    for index, batch_seeds in enumerate(_batches(seeds)):
+        batches += 1
+        if work.has(f"written/{index:05}.json"):
+            done += len(batch_seeds)
+            continue
+        batch = await write_and_score(client, batch_seeds, options.expansions_per_seed, database_of, one_seed)
+        _put_batch(work, f"written/{index:05}", batch, client)
+    return batches
 
 
 def _publish(work: Workspace, batches: int) -> ArtifactRef:

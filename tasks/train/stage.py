@@ -59,7 +59,11 @@ def train(
         launcher,
         spec,
         on_event=on_event,
-        env={"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
+        env={
+            "OMP_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "TORCH_EXTENSIONS_DIR": settings.torch_extensions_dir(),
+        },
         stall_timeout_s=run.stall_timeout_s,
     )
     work.put_json("curve.json", result["facts"]["curve"])
