@@ -38,15 +38,12 @@ BY_EXIT_CODE = {e.exit_code: e for e in (ConfigurationError, TransientError, Out
 
 def is_retryable(error: BaseException) -> bool:
     """Whether running the same stage again can help."""
-    return not isinstance(error, ConfigurationError | OutOfMemoryError | DiskFullError)
+    return not isinstance(error, ConfigurationError | OutOfMemoryError)
 
 
-class DiskFullError(ConfigurationError):
-    """A disk that we write to is full."""
-
-
-def disk_full(where: Path | str) -> DiskFullError:
-    return DiskFullError(
+def disk_full(where: Path | str) -> ConfigurationError:
+    """The error to raise where a disk that we write to is full."""
+    return ConfigurationError(
         f"the disk that holds {where} is full: free some space (or point DISTILFLOW_HOME at another disk) "
         "and run again; what is finished is kept"
     )

@@ -16,15 +16,19 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from infra import settings
 from infra.errors import BY_EXIT_CODE, OutOfMemoryError, TransientError, disk_full
 
 Event = dict[str, Any]
 _POLL_S = 0.2
+_TREE = "DISTILFLOW_PROCESS_TREE"
 _LOG_LINES = 15
 
 
@@ -34,6 +38,7 @@ def guarded(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command under a guardian for the length of the `with`; its whole tree is gone afterwards."""
     read_end, write_end = os.pipe()
+    tree = uuid.uuid4().hex
     guardian = [sys.executable, "-m", "infra.guardian", "--death-fd", str(read_end), "--grace", str(grace_s)]
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -41,7 +46,7 @@ def guarded(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {}), "PYTHONPATH": _python_path()},
+            env={**os.environ, **(env or {}), "PYTHONPATH": _python_path(), _TREE: tree},
             pass_fds=(read_end,),
             start_new_session=True,
         )
@@ -50,7 +55,8 @@ def guarded(
         yield process
     finally:
         os.close(write_end)  # the death pipe: works the same whether we return, raise or are killed
-        process.wait()
+        if process.wait() < 0:
+            _end_marked(tree)  # the guardian itself was killed, and could end nothing
 
 
 def run_supervised(
@@ -125,6 +131,14 @@ def _failure(name: str, code: int | None, folder: Path, log: Path, oom_kills_bef
             f"a higher ZeRO stage or fewer processes; log: {kept}"
         )
     return TransientError(f"{name} ended with exit code {code}; log: {kept}\n{tail}")
+
+
+def _end_marked(tree: str) -> None:
+    """Kill what still carries the mark of a tree in its environment."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(_TREE) == tree:
+                process.kill()
 
 
 def _kernel_oom_kills() -> int:

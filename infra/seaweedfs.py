@@ -57,6 +57,7 @@ def server(home: Path, ports: list[int]) -> Server:
             "-s3.port.lance=0",
             *(f"-{_port_flag(listener)}={port}" for listener, port in by_listener.items()),
             "-master.peers=none",  # leader at once instead of after an election of 10-20 s
+            "-master.resumeState=false",  # the volumes tell it all; resuming costs 15 s of "warming up" now and then
             "-master.telemetry=false",
             "-master.volumeSizeLimitMB=1024",
             "-volume.max=10000",  # volumes grow on demand; what bounds them is the disk

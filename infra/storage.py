@@ -43,8 +43,9 @@ def _client(endpoint: str | None) -> Any:
         read_timeout=60,
         s3={"addressing_style": "path"} if endpoint else {},
     )
-    region = boto3.session.Session().region_name or "us-east-1"
-    return boto3.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+    session = boto3.session.Session()  # not boto3's default one, which keeps the first credentials it saw
+    region = session.region_name or "us-east-1"
+    return session.client("s3", endpoint_url=endpoint, region_name=region, config=config)
 
 
 def client() -> Any:

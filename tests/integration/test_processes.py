@@ -1,0 +1,122 @@
+"""Supervision: results and errors come back, and no process survives its task, however the task ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from infra.errors import ConfigurationError, OutOfMemoryError, TransientError
+from infra.processes import guarded, run_supervised
+
+pytestmark = pytest.mark.usefixtures("home")
+
+STUBBORN = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if len(sys.argv) > 2 and sys.argv[2] == "parent":
+    # like torchrun's ranks: a session of their own, deaf to TERM
+    subprocess.Popen([sys.executable, sys.argv[0], sys.argv[1], "rank"], start_new_session=True)
+open(os.path.join(sys.argv[1], f"{sys.argv[2]}.pid"), "w").write(str(os.getpid()))
+time.sleep(600)
+"""
+
+
+def _script(folder: Path, text: str) -> str:
+    path = folder / "child.py"
+    path.write_text(textwrap.dedent(text))
+    return str(path)
+
+
+def _pids(folder: Path) -> list[int]:
+    _wait_for(lambda: (folder / "parent.pid").exists() and (folder / "rank.pid").exists())
+    time.sleep(0.2)
+    return [int((folder / f"{name}.pid").read_text()) for name in ("parent", "rank")]
+
+
+def _wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.05)
+
+
+def _gone(pids: list[int]) -> bool:
+    return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
+
+
+def _run(folder: Path, text: str, events: list[dict[str, Any]] | None = None, **options: Any) -> dict[str, Any]:
+    program = f"from infra import child; import pathlib, sys\n{textwrap.dedent(text)}\n"
+    program += "child.run(main, pathlib.Path(sys.argv[-1]))"
+    command = [sys.executable, _script(folder, program)]
+    on_event = (events if events is not None else []).append
+    return run_supervised("test", command, {"x": 20}, on_event=on_event, **options)
+
+
+def test_result_and_events_come_back(tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    result = _run(
+        tmp_path,
+        """
+        def main(spec, reporter):
+            for step in range(3):
+                reporter.progress(step + 1, 3)
+            return {"y": spec["x"] + 1}
+        """,
+        events,
+    )
+    assert result == {"y": 21}
+    assert events[-1]["done"] == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "words"),
+    [
+        ("from infra.errors import ConfigurationError; raise ConfigurationError('say k')", ConfigurationError, "say k"),
+        ("raise MemoryError('no room')", OutOfMemoryError, "micro-batch"),
+        ("raise RuntimeError('CUDA out of memory. Tried')", OutOfMemoryError, "micro-batch"),
+        ("raise OSError(28, 'full', '/x')", ConfigurationError, "disk that holds /x is full"),
+        ("raise KeyError('lost')", TransientError, "KeyError: 'lost'"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", TransientError, "exit code 137"),
+        ("import time; time.sleep(60)", TransientError, "reported nothing for too long"),
+    ],
+)
+def test_each_way_to_fail_is_its_own_error(
+    tmp_path: Path, body: str, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        _run(tmp_path, f"def main(spec, reporter):\n    {body}", stall_timeout_s=4.0)
+
+
+def test_leaving_the_with_ends_a_stubborn_tree(tmp_path: Path) -> None:
+    command = [sys.executable, _script(tmp_path, STUBBORN), str(tmp_path), "parent"]
+    with guarded(command, tmp_path / "log", grace_s=0.5):
+        pids = _pids(tmp_path)
+        assert not _gone(pids)
+    assert _gone(pids)
+
+
+@pytest.mark.parametrize("victim", ["holder", "guardian"])
+def test_sigkill_of_the_task_or_of_the_guardian_leaves_no_process(tmp_path: Path, victim: str) -> None:
+    holder = f"""
+    import pathlib, sys, time
+    from infra.processes import guarded
+    command = [sys.executable, {_script(tmp_path, STUBBORN)!r}, {str(tmp_path)!r}, "parent"]
+    with guarded(command, pathlib.Path({str(tmp_path / "log")!r}), grace_s=0.5) as process:
+        pathlib.Path({str(tmp_path / "guardian.pid")!r}).write_text(str(process.pid))
+        process.wait()
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(holder)])
+    pids = _pids(tmp_path)
+    _wait_for((tmp_path / "guardian.pid").exists)
+    guardian = int((tmp_path / "guardian.pid").read_text())
+    os.kill(process.pid if victim == "holder" else guardian, signal.SIGKILL)
+    process.wait(timeout=20)
+    _wait_for(lambda: _gone([*pids, guardian]))
