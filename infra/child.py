@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -10,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from infra.errors import DistilflowError, OutOfMemoryError, disk_full, is_disk_full
+from infra.errors import DistilflowError, OutOfMemoryError, TransientError, disk_full, is_disk_full
 
 
 class Reporter:
     """Appends events for the supervisor; one short line each, flushed at once."""
 
     def __init__(self, folder: Path, min_interval_s: float = 0.2):
+        self.folder = folder
         self._stream = (folder / "events.jsonl").open("a")
         self._min_interval_s = min_interval_s
         self._last = 0.0
@@ -40,18 +42,8 @@ def run(main: Callable[[dict[str, Any], Reporter], dict[str, Any]], folder: Path
     """
     try:
         result = main(json.loads((folder / "spec.json").read_text()), Reporter(folder))
-    except DistilflowError as error:
-        _fail(folder, error)
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        _fail(folder, disk_full(error.filename or folder))
-    except (MemoryError, RuntimeError) as error:
-        # torch's own OutOfMemoryError is a RuntimeError, and on a CPU it is a plain one
-        if not isinstance(error, MemoryError) and "out of memory" not in str(error).lower():
-            raise
-        advice = "use a smaller micro-batch, a higher ZeRO stage or a larger device"
-        _fail(folder, OutOfMemoryError(f"out of memory ({str(error).splitlines()[0]}): {advice}"))
+    except Exception as error:
+        _fail(folder, explained(error, folder))
     if writes:
         partial = folder / "result.json.partial"
         partial.write_text(json.dumps(result))
@@ -60,7 +52,23 @@ def run(main: Callable[[dict[str, Any], Reporter], dict[str, Any]], folder: Path
     sys.exit(0)
 
 
+def explained(error: Exception, folder: Path) -> DistilflowError:
+    """Any exception as one of ours: what the user has to do, or what went wrong."""
+    if isinstance(error, DistilflowError):
+        return error
+    if isinstance(error, OSError) and is_disk_full(error):
+        return disk_full(error.filename or folder)
+    # torch's own OutOfMemoryError is a RuntimeError, and on a CPU it is a plain one
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        first_line = str(error).splitlines()[0] if str(error) else "MemoryError"
+        advice = "use a smaller micro-batch, a higher ZeRO stage or a larger device"
+        return OutOfMemoryError(f"out of memory ({first_line}): {advice}")
+    return TransientError(f"{type(error).__name__}: {error}")
+
+
 def _fail(folder: Path, error: DistilflowError) -> NoReturn:
+    """Leave the error for the supervisor; of several ranks the first one's counts, the others fail in its wake."""
     traceback.print_exc()
-    (folder / "error.json").write_text(json.dumps({"code": error.exit_code, "message": str(error)}))
+    with contextlib.suppress(FileExistsError), (folder / "error.json").open("x") as stream:
+        json.dump({"code": error.exit_code, "message": str(error)}, stream)
     sys.exit(error.exit_code)

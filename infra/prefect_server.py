@@ -1,6 +1,6 @@
 """The embedded Prefect server: API and UI on one port, SQLite under `<home>/prefect/`.
 
-Does not import Prefect by itself: that costs a second, and Prefect reads its settings when it is first imported.
+Does not import Prefect: that costs a second, and Prefect reads its settings when it is first imported.
 """
 
 from __future__ import annotations
@@ -56,14 +56,10 @@ def server(home: Path, ports: list[int]) -> Server:
 
 
 def flush_client() -> None:
-    """Send what Prefect's client in this process still holds back; it batches log lines for seconds."""
-    if "prefect" not in sys.modules:
-        return
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
-
-    EventsWorker.drain_all(timeout=_FLUSH_TIMEOUT_S, at_exit=False)
-    APILogWorker.drain_all(timeout=_FLUSH_TIMEOUT_S, at_exit=False)
+    """Send what Prefect's client in this process, if there is one, holds back: it batches log lines for seconds."""
+    for module, worker in (("prefect.events.worker", "EventsWorker"), ("prefect.logging.handlers", "APILogWorker")):
+        if module in sys.modules:
+            getattr(sys.modules[module], worker).drain_all(timeout=_FLUSH_TIMEOUT_S, at_exit=False)
 
 
 def ui_url(api_url: str) -> str:

@@ -118,7 +118,8 @@ def _failure(name: str, code: int | None, folder: Path, log: Path, oom_kills_bef
     error = folder / "error.json"
     if error.exists():
         told = json.loads(error.read_text())
-        return BY_EXIT_CODE.get(told["code"], TransientError)(told["message"])
+        kind = BY_EXIT_CODE.get(told["code"], TransientError)
+        return kind(f"{name}: {told['message']} (log: {kept})" if kind is TransientError else told["message"])
     text = log.read_text(errors="replace")
     tail = "\n".join(text.splitlines()[-_LOG_LINES:])
     if code is None:

@@ -35,7 +35,7 @@ def server(home: Path, ports: list[int]) -> Server:
     folder = home / NAME
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
-    config, access_key, secret_key = _credentials(folder)
+    config, access_key, secret_key = make_credentials(folder)
     url = f"http://127.0.0.1:{ports[0]}"
     by_listener = dict(zip(_LISTENERS, ports, strict=True))
     return Server(
@@ -99,7 +99,7 @@ def _program() -> str:
     return found
 
 
-def _credentials(folder: Path) -> tuple[Path, str, str]:
+def make_credentials(folder: Path) -> tuple[Path, str, str]:
     """The server's config file and the one key pair in it; made once, readable by the user only."""
     config = folder / "s3.json"
     if not config.exists():

@@ -97,7 +97,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     micro_batches = -(-training.global_batch // (ranks * run.micro_batch))
     engine = _engine(SupervisedLoss(model, kd), spec["deepspeed"], training, steps, ranks, micro_batches, on_gpu)
 
-    scratch = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=spec["scratch"]))
+    scratch = reporter.folder / "checkpoint"  # one for all ranks of this machine
     state = _one_rank_first(lambda: checkpoints.download(work, scratch))
     curve: list[list[float]] = []
     done = 0
@@ -137,7 +137,6 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     seconds = time.monotonic() - started
 
     _export(engine, work, folder, run.zero_stage, is_first, torch.bfloat16 if on_gpu else torch.float32)
-    shutil.rmtree(scratch, ignore_errors=True)
     facts = {"curve": curve, "tokens_s": round(tokens / max(seconds, 1e-9)), "skipped": skipped, "ranks": ranks}
     counts = {"steps": steps, "rows": len(examples), "supervised_tokens": _supervised(examples)}
     return {"counts": counts, "facts": {**facts, "resumed_at": done, "parameters": _parameters(model)}}
@@ -185,10 +184,13 @@ def _tensors(examples: list[Example], pad_id: int, device: Any) -> list[Tensor |
 def _export(engine: Any, work: Workspace, source: Path, zero_stage: int, is_first: bool, dtype: torch.dtype) -> None:
     """The model as a Hugging Face folder: safetensors, and the tokenizer's files as they came."""
     model = engine.module.model
-    state = engine._zero3_consolidated_16bit_state_dict() if zero_stage == 3 else model.state_dict()
+    state = model.state_dict()
+    if zero_stage == 3:  # each rank holds a part; rank 0 gets the whole, with the wrapper's prefix
+        state = engine._zero3_consolidated_16bit_state_dict()
+        state = {name.removeprefix("model."): tensor for name, tensor in (state or {}).items()}
     if not is_first:
         return
-    state = {name.removeprefix("model.", 1) if zero_stage == 3 else name: t.to(dtype) for name, t in state.items()}
+    state = {name: tensor.to(dtype) for name, tensor in state.items()}
     with tempfile.TemporaryDirectory() as target:
         model.config.dtype = dtype
         model.save_pretrained(target, state_dict=state, safe_serialization=True)

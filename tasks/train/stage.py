@@ -38,7 +38,6 @@ def train(
 ) -> ArtifactRef:
     """Train under the DeepSpeed launcher in supervised processes; resumes from the last checkpoint."""
     ranks = run.processes or _devices()
-    settings.work_dir().mkdir(parents=True, exist_ok=True)
     zero = resources.files("infra").joinpath(f"deepspeed/zero{run.zero_stage}.json").read_text()
     spec = {
         "objective": "kd" if stage == "kd" else "sft",
@@ -48,7 +47,6 @@ def train(
         "run": run.model_dump(),
         "workspace": work.description(),
         "deepspeed": json.loads(zero),
-        "scratch": str(settings.work_dir()),
         "seed": seed,
     }
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]

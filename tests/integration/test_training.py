@@ -1,0 +1,150 @@
+"""The DeepSpeed training program, for real: ranks and accumulation change nothing, a killed run continues its curve."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
+from infra.errors import ConfigurationError, TransientError
+from infra.models import ModelSource, resolve
+from infra.processes import Event
+from tasks.augment import stage as augment_stage
+from tasks.augment.settings import Augmentation
+from tasks.logits import stage as logits_stage
+from tasks.logits.settings import Scoring
+from tasks.seeds.stage import Sources, load
+from tasks.train import stage
+from tasks.train.settings import Distillation, Training, TrainingRun
+
+SHORT: dict[str, Any] = {"learning_rate": 2e-3, "max_steps": 30, "global_batch": 16, "max_length": 256}
+TRAINING = Training(**SHORT)
+KD = Distillation(**SHORT, temperature=2.0)
+RUN = TrainingRun(processes=2, micro_batch=8, zero_stage=2, checkpoint_every_s=1e-3)
+
+
+@pytest.fixture(scope="module")
+def rows(services: object) -> ArtifactRef:
+    """The demo's seeds as training rows."""
+    from infra import storage
+
+    storage.ensure_bucket()
+    seeds = load(Sources.of("demo", None, None), heldout_share=0.1, response_required=True)
+    work = augment_stage.workspace(seeds, Augmentation(enabled=False), "")
+    return work.find() or augment_stage.copy_seeds(work, seeds)
+
+
+@pytest.fixture(scope="module")
+def topk(rows: ArtifactRef) -> ArtifactRef:
+    """The teacher's top 10 on them, by the reference engine."""
+    scoring = Scoring(engine="transformers", max_length=256)
+    work = logits_stage.workspace(rows, TEACHER(), 10, scoring)
+    return work.find() or logits_stage.score(work, rows, TEACHER(), 10, scoring, lambda event: None)
+
+
+def TEACHER() -> ModelSource:
+    return resolve("demo", "teacher")
+
+
+def _train(
+    data: ArtifactRef, training: Training, run: TrainingRun, tag: int, on_event: Any = lambda event: None
+) -> ArtifactRef:
+    """Train the demo student; `tag` makes the runs of a test different artifacts."""
+    name: stage.Stage = "kd" if isinstance(training, Distillation) else "sft"
+    student = resolve("demo", "student")
+    work = stage.workspace(name, student, data, training, seed=0)
+    tagged = Workspace(work.kind, 1000 + tag, work.spec, work.inputs)
+    return stage.train(tagged, name, student, data, training, run, 0, on_event)
+
+
+def _curve(ref: ArtifactRef) -> list[list[float]]:
+    curve: list[list[float]] = ArtifactReader(ref).read_json("curve.json")
+    return curve
+
+
+def _weights(ref: ArtifactRef) -> dict[str, torch.Tensor]:
+    return load_file(ArtifactReader(ref).folder("model/") / "model.safetensors")
+
+
+def _assert_same_training(first: ArtifactRef, second: ArtifactRef, tolerance: float) -> None:
+    assert [step for step, _loss in _curve(first)] == [10, 20, 30]
+    for (_, a), (_, b) in zip(_curve(first), _curve(second), strict=True):
+        assert a == pytest.approx(b, abs=tolerance)
+    ours, theirs = _weights(first), _weights(second)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], atol=50 * tolerance, rtol=0.02, msg=name)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(rows: ArtifactRef) -> ArtifactRef:
+    return _train(rows, TRAINING, RUN, tag=0)
+
+
+def test_training_lowers_the_loss_and_exports_a_model_that_loads(uninterrupted: ArtifactRef) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    curve = _curve(uninterrupted)
+    assert curve[-1][1] < 0.5 * curve[0][1]
+    folder = ArtifactReader(uninterrupted).folder("model/")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("list all books", return_tensors="pt").input_ids
+    assert torch.isfinite(model(ids).logits).all()
+    assert {path.suffix for path in folder.iterdir()} <= {".safetensors", ".json", ".jinja"}
+
+
+def test_a_killed_rank_is_noticed_and_the_rerun_continues_the_same_curve(
+    rows: ArtifactRef, uninterrupted: ArtifactRef
+) -> None:
+    killed = False
+
+    def kill_a_rank(event: Event) -> None:
+        nonlocal killed
+        if event["event"] == "progress" and event["done"] == 20 and not killed:
+            killed = True
+            ranks = [p for p in psutil.process_iter(["cmdline"]) if _is_rank(p)]
+            assert len(ranks) == 2
+            os.kill(ranks[-1].pid, signal.SIGKILL)
+
+    with pytest.raises(TransientError, match="sft"):
+        _train(rows, TRAINING, RUN, tag=1, on_event=kill_a_rank)
+    assert not [p for p in psutil.process_iter(["cmdline"]) if _is_rank(p)]
+
+    events: list[Event] = []
+    resumed = _train(rows, TRAINING, RUN, tag=1, on_event=events.append)
+    assert next(event["step"] for event in events if event["event"] == "resumed") in (10, 20)
+    _assert_same_training(resumed, uninterrupted, tolerance=1e-5)
+
+
+def _is_rank(process: psutil.Process) -> bool:
+    """A training rank of this test session (its launchers have the module in their command line too)."""
+    command = process.info["cmdline"] or []
+    home = os.environ["DISTILFLOW_HOME"]
+    return "tasks.train.program" in command and "-m" in command and command[2:4] == ["-m", "tasks.train.program"] and (
+        any(word.startswith(home) for word in command)
+    )
+
+
+def test_one_rank_with_accumulation_equals_two_without(rows: ArtifactRef, uninterrupted: ArtifactRef) -> None:
+    single = _train(rows, TRAINING, TrainingRun(processes=1, micro_batch=5, zero_stage=0), tag=2)
+    _assert_same_training(single, uninterrupted, tolerance=1e-3)
+
+
+def test_distillation_under_zero_3_equals_zero_2(topk: ArtifactRef) -> None:
+    runs = [_train(topk, KD, RUN.model_copy(update={"zero_stage": zero}), tag=zero) for zero in (2, 3)]
+    _assert_same_training(*runs, tolerance=1e-3)
+
+
+def test_no_usable_row_is_a_configuration_error(rows: ArtifactRef) -> None:
+    with pytest.raises(ConfigurationError, match="no row is usable.*longer than 16 tokens"):
+        _train(rows, TRAINING.model_copy(update={"max_length": 16}), RUN, tag=3)
+
+
+def test_logs_are_kept_where_people_find_them(uninterrupted: ArtifactRef, home: Path) -> None:
+    assert (home / "logs" / "sft.log").stat().st_size > 0
