@@ -130,6 +130,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not os.environ.get("PREFECT_API_URL"):
+        os.environ["PREFECT_HOME"] = str(settings.home() / "prefect")  # the user's own Prefect stays untouched
 
 
 def _fail(message: str, code: int) -> NoReturn:

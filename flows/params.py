@@ -44,7 +44,7 @@ PRESETS: dict[str, Preset] = {
             learning_rate=1e-3, max_steps=400, global_batch=32, max_length=384, warmup_share=0.05, temperature=2.0
         ),
         scoring=Scoring(max_length=384),
-        evaluation=Evaluation(max_new_tokens=64, max_length=384, batch_rows=64),
+        evaluation=Evaluation(max_new_tokens=64, max_length=384, batch_rows=160),
         run=TrainingRun(),
     ),
     "0.5B": _paper(TrainingRun(zero_stage=1, micro_batch=16)),

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
+
+from infra.guardian import is_alive
 from infra.errors import DistilflowError, OutOfMemoryError, TransientError, disk_full, is_disk_full
 
 
@@ -66,9 +71,36 @@ def explained(error: Exception, folder: Path) -> DistilflowError:
     return TransientError(f"{type(error).__name__}: {error}")
 
 
+@contextlib.contextmanager
+def abort_if_a_child_dies(folder: Path, name: str) -> Iterator[None]:
+    """End this process as soon as one of the processes that it has started by now is gone.
+
+    For engines whose front end waits for ever when its workers were killed (vLLM's `generate`).
+    """
+    children = psutil.Process().children(recursive=True)
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            for process in children:
+                if not is_alive(process):
+                    _leave(folder, TransientError(f"{name} died (process {process.pid}): run again, it continues"))
+                    os._exit(TransientError.exit_code)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
 def _fail(folder: Path, error: DistilflowError) -> NoReturn:
-    """Leave the error for the supervisor; of several ranks the first one's counts, the others fail in its wake."""
     traceback.print_exc()
+    _leave(folder, error)
+    sys.exit(error.exit_code)
+
+
+def _leave(folder: Path, error: DistilflowError) -> None:
+    """Leave the error for the supervisor; of several ranks the first one's counts, the others fail in its wake."""
     with contextlib.suppress(FileExistsError), (folder / "error.json").open("x") as stream:
         json.dump({"code": error.exit_code, "message": str(error)}, stream)
-    sys.exit(error.exit_code)

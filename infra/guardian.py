@@ -43,7 +43,7 @@ def end_tree(grace_s: float) -> None:
     deadline = time.monotonic() + grace_s
     me = psutil.Process()
     told: set[int] = set()
-    while alive := [p for p in me.children(recursive=True) if _is_alive(p)]:
+    while alive := [p for p in me.children(recursive=True) if is_alive(p)]:
         for process in alive:
             try:
                 if time.monotonic() > deadline:
@@ -57,7 +57,8 @@ def end_tree(grace_s: float) -> None:
         time.sleep(0.05)
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process runs (a zombie does not)."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

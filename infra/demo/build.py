@@ -1,8 +1,8 @@
 """Rebuild everything the demo ships, from seeds only: `python -m infra.demo.build [--data-only] [--out FOLDER]`.
 
 Writes seeds, held-out rows and database dumps (under a second), then the tokenizer, the base student (about
-two minutes) and the teacher (about fifteen minutes), on one CPU thread. The data files are the same bytes
-everywhere; weights agree between machines up to floating-point order.
+a minute) and the teacher (about fifteen minutes, longer on a busy machine), on one CPU thread. The data
+files are the same bytes everywhere; weights agree between machines up to floating-point order.
 """
 
 import argparse

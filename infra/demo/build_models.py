@@ -22,8 +22,8 @@ from infra.demo.tokenizer import MAX_TOKENS
 from infra.demo.training import Example, TrainingPlan, batches_by_length, encode_rows, train
 
 HEAD_DIM = 32  # vLLM's CPU attention refuses 16.
-TEACHER_PLAN = TrainingPlan(steps=3_000, batch_rows=32, learning_rate=2e-3)
-BASE_PLAN = TrainingPlan(steps=300, batch_rows=64, learning_rate=2e-3)
+TEACHER_PLAN = TrainingPlan(steps=2_400, batch_rows=32, learning_rate=2e-3)
+BASE_PLAN = TrainingPlan(steps=600, batch_rows=64, learning_rate=2e-3)
 _ENCODED_AT_ONCE = 512
 
 

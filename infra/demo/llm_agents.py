@@ -29,7 +29,7 @@ from infra.demo.schemas import Database, Table, database_of_schema, schema_text
 from infra.demo.styles import render_sql, sample_style
 
 BROKEN_RATE = 0.06
-WRONG_RATE = 0.26
+WRONG_RATE = 0.2
 # How often each agent is right about an answer, by what the answer is.
 BROKEN_SEEN_BY_SELECTION = 0.8
 WRONG_SEEN_BY_SELECTION = 0.15

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +44,21 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     missing = [index for index, name in enumerate(names) if not work.has(name)]
     total = sum(row.response_tokens for row in rows)
     done = total - sum(row.response_tokens for index in missing for row in shards[index])
-    started, scored_tokens = time.monotonic(), 0
+    scored_tokens, seconds = 0, 0.0
     if missing:
         reporter.event("starting", engine=scoring.engine)
         engine = _engine(scoring, teacher, k, max(len(row.ids) for row in rows))
         started = time.monotonic()
-    for index in missing:
-        scored = []
-        for start in range(0, len(shards[index]), _ROWS_PER_CALL):
-            batch = shards[index][start : start + _ROWS_PER_CALL]
-            scored.extend(engine.score(batch, k))
-            done += sum(row.response_tokens for row in batch)
-            scored_tokens += sum(len(row.ids) for row in batch)
-            reporter.progress(done, total, tokens_s=scored_tokens / (time.monotonic() - started))
-        work.put(names[index], encode_shard(scored))
-    seconds = time.monotonic() - started
+        with child.abort_if_a_child_dies(reporter.folder, "the teacher's engine"):
+            for index in missing:
+                scored = []
+                for batch in _batches(shards[index]):
+                    scored.extend(engine.score(batch, k))
+                    done += sum(row.response_tokens for row in batch)
+                    scored_tokens += sum(len(row.ids) for row in batch)
+                    reporter.progress(done, total, tokens_s=scored_tokens / (time.monotonic() - started))
+                work.put(names[index], encode_shard(scored))
+        seconds = time.monotonic() - started
     coverage = Coverage()
     stored_bytes = 0
     for name in names:
@@ -88,6 +89,11 @@ def _tokenised(rows: ArtifactRef, teacher: ModelSource, max_length: int) -> tupl
         else:
             tokenised.append(one)
     return sorted(tokenised, key=lambda row: (len(row.ids), row.row_id)), skipped
+
+
+def _batches(rows: list[TokenisedRow]) -> Iterator[list[TokenisedRow]]:
+    for start in range(0, len(rows), _ROWS_PER_CALL):
+        yield rows[start : start + _ROWS_PER_CALL]
 
 
 def _engine(scoring: Scoring, teacher: ModelSource, k: int, longest: int) -> Engine:

@@ -1,0 +1,74 @@
+"""Runs the command line as a person does, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+SMALL = [
+    "--sft.max-steps=20",
+    "--kd.max-steps=20",
+    "--evaluation.max-rows=40",
+    "--augmentation.expansions-per-seed=1",
+    "--augmentation.max-rows=200",
+]
+
+
+def start(*words: str, **environment: str) -> subprocess.Popen[str]:
+    """`distilflow WORDS`, started."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "default", **environment},
+    )
+
+
+def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`distilflow WORDS`, to its end."""
+    process = start(*words, **environment)
+    out, err = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def interrupt(process: subprocess.Popen[str]) -> str:
+    """Ctrl-C; what it printed on the way out."""
+    process.send_signal(signal.SIGINT)
+    _out, err = process.communicate(timeout=90)
+    return err
+
+
+def results(home: Path) -> dict[str, Any]:
+    """What the last run left for machines."""
+    read: dict[str, Any] = json.loads((home / "latest" / "results.json").read_text())
+    return read
+
+
+def engines() -> list[str]:
+    """Command lines of engine processes below this test session."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            words = " ".join(process.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+        if any(name in words for name in ("tasks.", "EngineCore", "llm_server", "deepspeed", "flows.cli")):
+            found.append(words)
+    return found
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.1)

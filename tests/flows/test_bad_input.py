@@ -1,0 +1,84 @@
+"""A user's mistake: one clear sentence, an exit code, nothing spent."""
+
+import json
+import socket
+from pathlib import Path
+
+import cli
+import pytest
+
+pytestmark = pytest.mark.usefixtures("services")
+
+
+def _sentence(*words: str, **environment: str) -> str:
+    done = cli.run(*words, **environment)
+    assert done.returncode not in (0, 1), done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.startswith("distilflow: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def test_a_missing_seeds_file() -> None:
+    assert "no file 'nowhere.jsonl'" in _sentence("run", "--seeds=nowhere.jsonl")
+
+
+def test_a_malformed_row_is_named_with_file_row_and_field(tmp_path: Path) -> None:
+    seeds = tmp_path / "seeds.jsonl"
+    seeds.write_text(json.dumps({"instruction": "x", "output": "y"}) + "\n" + json.dumps({"instruction": 3}) + "\n")
+    message = _sentence("run", f"--seeds={seeds}")
+    assert f"{seeds}, row 2, field 'instruction': expected text, found int" in message
+
+
+def test_an_unknown_student() -> None:
+    message = _sentence("run", "--student=0.7B")
+    assert "unknown student '0.7B'" in message
+    assert "0.5B" in message
+
+
+def test_a_hub_model_that_cannot_be_reached() -> None:
+    assert "teacher '72B'" in _sentence("run", "--teacher=72B", HF_HUB_OFFLINE="1")
+
+
+def test_wrong_s3_credentials() -> None:
+    message = _sentence("run", AWS_SECRET_ACCESS_KEY="wrong")
+    assert "refused the credentials" in message
+    assert "AWS_SECRET_ACCESS_KEY" in message
+
+
+def test_an_unreachable_llm() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
+    flags = ["--agent-model=openai/x", f"--augmentation.api-base={address}"]
+    assert f"no LLM answers at {address}" in _sentence("run", *flags, OPENAI_API_KEY="sk-x")
+
+
+def test_a_missing_provider_key_is_named_and_a_given_one_never_shown() -> None:
+    message = _sentence("run", "--agent-model=openai/gpt-4o", OPENAI_API_KEY="")
+    assert "OPENAI_API_KEY" in message
+
+
+def test_a_taken_port(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        message = _sentence("up", f"--port={port}", DISTILFLOW_HOME=str(tmp_path))
+    assert f"port {port} is taken" in message
+
+
+def test_a_full_disk() -> None:
+    assert "is full" in _sentence("run", DISTILFLOW_MIN_FREE_MIB="99999999999")
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [("--k=0", "k"), ("--k=ten", "ten"), ("--kd.tail=tale", "tale"), ("--colour=red", "--colour"), ("--seed=-1", "seed")],
+)
+def test_a_wrong_flag(flag: str, words: str) -> None:
+    assert words in _sentence("run", flag)
+
+
+def test_settings_that_contradict_each_other() -> None:
+    assert "kd.tail=bucket needs kd.temperature=1" in _sentence("run", "--kd.tail=bucket")

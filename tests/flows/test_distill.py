@@ -1,0 +1,106 @@
+"""The whole pipeline through the command line: real SeaweedFS, Prefect, LiteLLM over HTTP, vLLM, 2-rank DeepSpeed."""
+
+import asyncio
+from pathlib import Path
+
+import cli
+import pytest
+
+VARIANTS = {"base", "sft", "sft_control", "kd", "teacher"}
+STAGES = {"seeds", "augment", "sft", "logits", "sft_control", "kd", "evaluate", "report"}
+
+
+@pytest.fixture(scope="module")
+def bucket_env(services: object) -> dict[str, str]:
+    return {"DISTILFLOW_BUCKET": "flow-test"}
+
+
+@pytest.fixture(scope="module")
+def first_run(home: Path, bucket_env: dict[str, str]) -> str:
+    """Output of the first, whole run."""
+    done = cli.run("run", *cli.SMALL, **bucket_env)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def _cached(home: Path) -> set[str]:
+    return {name for name, stage in cli.results(home)["stages"].items() if stage["cached"]}
+
+
+def test_a_run_says_what_it_did_and_leaves_numbers_and_a_page(first_run: str, home: Path) -> None:
+    for stage in STAGES:
+        assert f"✓ {stage} " in first_run
+    for word in ("rule-based", "against SFT control", "report.html", "results.json", "http://127.0.0.1:"):
+        assert word in first_run
+    for noise in ("Warning", "WARN", "Traceback", "deprecated"):
+        assert noise not in first_run
+    numbers = cli.results(home)
+    assert numbers["variants"].keys() == VARIANTS
+    for variant in numbers["variants"].values():
+        assert variant.keys() == {"exec_accuracy", "cross_entropy", "kl_to_teacher", "n"}
+        assert variant["n"] == 40
+    assert numbers["variants"]["teacher"]["exec_accuracy"] > 0.7
+    assert numbers["variants"]["teacher"]["kl_to_teacher"] == 0
+    assert numbers["variants"]["sft"]["cross_entropy"] < numbers["variants"]["base"]["cross_entropy"]
+    assert numbers["stages"].keys() == STAGES
+    page = (home / "latest" / "report.html").read_text()
+    assert "<html" in page
+    assert cli.engines() == []
+
+
+@pytest.mark.usefixtures("first_run")
+def test_the_prefect_ui_has_the_stages_and_the_table() -> None:
+    from prefect.client.orchestration import get_client
+
+    async def look() -> tuple[set[str], set[str]]:
+        async with get_client() as client:
+            tasks = await client.read_task_runs(limit=50)
+            artifacts = await client.read_artifacts(limit=200)
+            return {task.name.split("-")[0] for task in tasks}, {str(a.key) for a in artifacts}
+
+    tasks, artifacts = asyncio.run(look())
+    assert STAGES | {"check"} <= tasks | {"check"}
+    assert {"comparison", "report", "augment-rejected", "sft-progress"} <= artifacts
+
+
+@pytest.mark.usefixtures("first_run")
+def test_a_rerun_finds_every_record(home: Path, bucket_env: dict[str, str]) -> None:
+    done = cli.run("run", *cli.SMALL, **bucket_env)
+    assert done.returncode == 0, done.stderr
+    assert _cached(home) == STAGES
+    assert "= report" in done.stdout
+
+
+@pytest.mark.usefixtures("first_run")
+def test_changing_k_redoes_logits_and_kd_and_nothing_before(home: Path, bucket_env: dict[str, str]) -> None:
+    done = cli.run("run", *cli.SMALL, "--k=4", "--scoring.engine=transformers", **bucket_env)
+    assert done.returncode == 0, done.stderr
+    assert _cached(home) == {"seeds", "augment", "sft", "sft_control"}
+
+
+@pytest.mark.usefixtures("first_run")
+def test_changing_a_kd_hyperparameter_does_not_rescore_the_teacher(home: Path, bucket_env: dict[str, str]) -> None:
+    done = cli.run("run", *cli.SMALL, "--kd.temperature=1.5", **bucket_env)
+    assert done.returncode == 0, done.stderr
+    assert _cached(home) == {"seeds", "augment", "sft", "sft_control", "logits"}
+
+
+def test_ctrl_c_in_each_stage_leaves_no_process_and_the_next_run_continues(home: Path, services: object) -> None:
+    env = {"DISTILFLOW_BUCKET": "interrupted"}
+    # another temperature of the agents, so that no answer is found in the request cache
+    words = ["run", *cli.SMALL, "--augmentation.temperature=0.5"]
+    for stage in ("augment", "sft", "logits", "sft_control", "kd", "evaluate"):
+        process = cli.start(*words, **env)
+        where = "logs" if stage == "augment" else "work"
+        pattern = "demo-llm.log" if stage == "augment" else f"{stage}-*"
+        if stage == "augment":
+            (home / "logs" / "demo-llm.log").unlink(missing_ok=True)
+        cli.wait_for(lambda where=where, pattern=pattern: any((home / where).glob(pattern)))  # type: ignore[misc]
+        message = cli.interrupt(process)
+        assert process.returncode == 130, (stage, message)
+        assert message == "distilflow: stopped; what is finished is kept, the same command continues\n", stage
+        assert cli.engines() == [], stage
+    done = cli.run(*words, **env)
+    assert done.returncode == 0, done.stderr
+    assert {"seeds", "augment", "sft", "logits", "sft_control", "kd"} <= _cached(home)

@@ -1,0 +1,88 @@
+"""Scoring with the real vLLM on the CPU: equal to transformers, and a kill costs at most one shard."""
+
+import os
+import signal
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from infra import storage
+from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
+from infra.errors import TransientError
+from infra.models import resolve
+from infra.processes import Event
+from tasks.augment import stage as augment_stage
+from tasks.augment.settings import Augmentation
+from tasks.logits import stage
+from tasks.logits.settings import Scoring
+from tasks.logits.store import ScoredRow, TopKReader
+from tasks.seeds.stage import Sources, load
+
+K = 10
+
+
+@pytest.fixture(scope="module")
+def rows(services: object) -> ArtifactRef:
+    storage.ensure_bucket()
+    seeds = load(Sources.of("demo", None, None), heldout_share=0.1, response_required=True)
+    work = augment_stage.workspace(seeds, Augmentation(enabled=False), "")
+    return work.find() or augment_stage.copy_seeds(work, seeds)
+
+
+def _score(rows: ArtifactRef, scoring: Scoring, tag: int, on_event: Any = lambda event: None) -> ArtifactRef:
+    teacher = resolve("demo", "teacher")
+    work = stage.workspace(rows, teacher, K, scoring)
+    tagged = Workspace(work.kind, 1000 + tag, work.spec, work.inputs)
+    return stage.score(tagged, rows, teacher, K, scoring, on_event)
+
+
+def _rows(ref: ArtifactRef) -> dict[str, ScoredRow]:
+    return {row.row_id: row for row in TopKReader(ref)}
+
+
+def test_vllm_killed_in_mid_run_resumes_without_rescoring_and_agrees_with_transformers(rows: ArtifactRef) -> None:
+    scoring = Scoring(engine="vllm", max_length=256, rows_per_shard=64)
+    victims: list[str] = []
+
+    def kill_the_engine(event: Event) -> None:
+        if event["event"] == "progress" and event["done"] < event["total"] and not victims:
+            core = next(p for p in psutil.process_iter(["name", "cmdline"]) if "EngineCore" in str(p.info["name"]))
+            victims.append(core.info["name"])
+            os.kill(core.pid, signal.SIGKILL)
+
+    with pytest.raises(TransientError):
+        _score(rows, scoring, 0, kill_the_engine)
+    assert victims
+    assert not [p for p in psutil.process_iter(["name"]) if "EngineCore" in str(p.info["name"])]
+
+    uri = Workspace.from_description(_description(rows, scoring)).uri
+    finished = {name: _written_at(uri + name) for name in storage.keys(uri) if name.startswith("shards/")}
+    ref = _score(rows, scoring, 0)
+    assert ref.counts["rows"] == rows.counts["rows"]
+    assert finished == {name: _written_at(uri + name) for name in finished}
+    assert ArtifactReader(ref).record.facts["shards_found"] == len(finished)
+
+    reference = _rows(_score(rows, scoring.model_copy(update={"engine": "transformers"}), 1))
+    scored = _rows(ref)
+    assert scored.keys() == reference.keys()
+    for row_id, row in scored.items():
+        other = reference[row_id]
+        assert list(row.ids) == list(other.ids)
+        np.testing.assert_allclose(row.actual_logprobs_R, other.actual_logprobs_R, atol=1e-3)
+        np.testing.assert_allclose(row.logprobs_RK, other.logprobs_RK, atol=1e-3)
+        # where neighbours in rank are apart by more than the engines differ, the ids agree
+        clear = np.abs(np.diff(other.logprobs_RK, axis=1)) > 2e-3
+        same = row.topk_ids_RK == other.topk_ids_RK
+        assert same[:, 1:-1][clear[:, :-1] & clear[:, 1:]].all()
+
+
+def _description(rows: ArtifactRef, scoring: Scoring) -> dict[str, Any]:
+    description = stage.workspace(rows, resolve("demo", "teacher"), K, scoring).description()
+    return {**description, "version": 1000}
+
+
+def _written_at(uri: str) -> Any:
+    bucket, key = storage.split_uri(uri)
+    return storage.client().head_object(Bucket=bucket, Key=key)["LastModified"]
