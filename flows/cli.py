@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
+from pydantic import ValidationError
 
 from infra import services, settings
 from infra.errors import DistilflowError, disk_full, is_disk_full
@@ -30,7 +31,7 @@ def main() -> None:
     try:
         app(exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        _fail(str(error), 2)
+        _fail(_sentence(error), 2)
     except DistilflowError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -131,7 +132,20 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not os.environ.get("PREFECT_API_URL"):
-        os.environ["PREFECT_HOME"] = str(settings.home() / "prefect")  # the user's own Prefect stays untouched
+        folder = settings.home() / "prefect"  # the user's own Prefect stays untouched
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ["PREFECT_HOME"] = str(folder)
+
+
+def _sentence(error: CycloptsError) -> str:
+    """What is wrong with the flags, on one line."""
+    cause = error.__cause__
+    if not isinstance(cause, ValidationError):
+        return " ".join(str(error).split())
+    first = cause.errors(include_url=False)[0]
+    argument = getattr(error, "argument", None)
+    flag = ".".join([argument.name if argument else "flags", *map(str, first["loc"])])
+    return f"{flag}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}"
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 import psutil
 
-from infra.guardian import is_alive
 from infra.errors import DistilflowError, OutOfMemoryError, TransientError, disk_full, is_disk_full
+from infra.guardian import is_alive
 
 
 class Reporter:

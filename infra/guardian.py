@@ -60,7 +60,7 @@ def end_tree(grace_s: float) -> None:
 def is_alive(process: psutil.Process) -> bool:
     """Whether a process runs (a zombie does not)."""
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from infra.errors import TransientError
+from infra.guardian import is_alive
 
 # Below what Linux (32768) and macOS (49152) hand out as ephemeral: nobody gets a port of ours by accident.
 _PORTS = range(20_000, 32_000)
@@ -82,14 +83,6 @@ def find_process(identity: Mapping[str, Any]) -> psutil.Process | None:
         return process if is_alive(process) and process.cmdline() == identity["command"] else None
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return None
-
-
-def is_alive(process: psutil.Process) -> bool:
-    """Whether it still runs; a zombie that nobody collects does not."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def wait_until_gone(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:

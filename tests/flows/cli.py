@@ -30,7 +30,7 @@ def start(*words: str, **environment: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONWARNINGS": "default", **environment},
+        env={**os.environ, **environment},
     )
 
 

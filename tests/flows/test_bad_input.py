@@ -54,9 +54,9 @@ def test_an_unreachable_llm() -> None:
     assert f"no LLM answers at {address}" in _sentence("run", *flags, OPENAI_API_KEY="sk-x")
 
 
-def test_a_missing_provider_key_is_named_and_a_given_one_never_shown() -> None:
-    message = _sentence("run", "--agent-model=openai/gpt-4o", OPENAI_API_KEY="")
-    assert "OPENAI_API_KEY" in message
+def test_a_missing_provider_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert "needs its provider's key: set OPENAI_API_KEY" in _sentence("run", "--agent-model=openai/gpt-4o")
 
 
 def test_a_taken_port(tmp_path: Path) -> None:
