@@ -11,9 +11,9 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError
 from pydantic import ValidationError
 
 from infra import services, settings
@@ -80,19 +80,12 @@ def _register_run() -> None:
         _run(distill, kwargs)
 
     signature = inspect.signature(distill.fn, eval_str=True)
-    flags = [_flag(parameter) for parameter in signature.parameters.values()]
+    flags = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in signature.parameters.values()]
     run.__signature__ = signature.replace(parameters=flags, return_annotation=None)  # type: ignore[attr-defined]
     run.__annotations__ = {flag.name: flag.annotation for flag in flags}
     del run.__wrapped__  # type: ignore[attr-defined]
     del app["run"]
     app.command(run, name="run")
-
-
-def _flag(parameter: inspect.Parameter) -> inspect.Parameter:
-    """A flow parameter as a flag, with its field's description as help."""
-    (field,) = parameter.annotation.__metadata__
-    annotation: Any = Annotated[parameter.annotation, Parameter(help=field.description)]  # type: ignore[name-defined]
-    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
 
 
 def _run(flow: Any, kwargs: dict[str, Any]) -> None:

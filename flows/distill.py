@@ -27,41 +27,44 @@ from tasks.train.task import train
 
 @flow(name="distill", flow_run_name="{student}-from-{teacher}-k{k}", retries=0, validate_parameters=True)
 def distill(
-    student: Annotated[
-        str, Field(description="student: demo, 0.5B, 1.5B, 3B, 7B (Qwen2.5-Instruct), a folder, or a hub name")
-    ] = "demo",
-    teacher: Annotated[
-        str, Field(description="teacher: demo, 14B, 32B, 72B (Qwen2.5-Instruct), a folder, or a hub name")
-    ] = "demo",
-    seeds: Annotated[
-        str,
-        Field(description="instructions: path or s3:// URI (Alpaca, Self-Instruct, messages, Parquet), or demo"),
-    ] = "demo",
-    k: Annotated[int, Field(ge=1, le=256, description="teacher log-probabilities kept per token (paper: 10)")] = 10,
-    agent_model: Annotated[
-        str, Field(description="LLM behind the four agents: any LiteLLM model name, or demo (rule-based, SQL only)")
-    ] = "demo",
-    heldout: Annotated[
-        str | None, Field(description="rows to evaluate on (same formats); default: a share of the seeds")
-    ] = None,
-    heldout_share: Annotated[
-        float, Field(gt=0, lt=1, description="share of the seeds held out without `heldout`")
-    ] = 0.1,
-    databases: Annotated[
-        str | None, Field(description="folder or s3:// prefix of *.sql dumps that SQL answers are run on")
-    ] = None,
-    seed: Annotated[int, Field(ge=0, description="decides the order of rows in training")] = 0,
-    augmentation: Annotated[Augmentation | None, Field(description="how the agents work")] = None,
-    sft: Annotated[Training | None, Field(description="supervised fine-tuning")] = None,
-    scoring: Annotated[Scoring | None, Field(description="how the teacher scores")] = None,
-    kd: Annotated[Distillation | None, Field(description="distillation, and its control run")] = None,
-    evaluation: Annotated[Evaluation | None, Field(description="how variants are compared")] = None,
-    run: Annotated[TrainingRun | None, Field(description="how training is run; never changes a result")] = None,
+    student: str = "demo",
+    teacher: str = "demo",
+    seeds: str = "demo",
+    k: Annotated[int, Field(ge=1, le=256)] = 10,
+    agent_model: str = "demo",
+    heldout: str | None = None,
+    heldout_share: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+    databases: str | None = None,
+    seed: Annotated[int, Field(ge=0)] = 0,
+    augmentation: Augmentation | None = None,
+    sft: Training | None = None,
+    scoring: Scoring | None = None,
+    kd: Distillation | None = None,
+    evaluation: Evaluation | None = None,
+    run: TrainingRun | None = None,
 ) -> Outcome:
     """Distil `teacher` into `student` on your data, as in DistilQwen2.5 (arXiv 2504.15027).
 
     Finished stages are found by their records in storage and not done again, so a rerun continues where the
-    last run stopped, and a changed parameter redoes only what depends on it.
+    last run stopped, and a changed parameter redoes only what depends on it. Nested settings need only the
+    fields that differ from the student's preset (the defaults shown are the paper's, the demo has its own).
+
+    Args:
+        student: demo, 0.5B, 1.5B, 3B, 7B (Qwen2.5-Instruct), a folder, or a hub name
+        teacher: demo, 14B, 32B, 72B (Qwen2.5-Instruct), a folder, or a hub name
+        seeds: instructions: path or s3:// address (Alpaca, Self-Instruct, messages, Parquet), or demo
+        k: teacher log-probabilities kept per token (paper: 10)
+        agent_model: LLM behind the four agents: any LiteLLM model name, or demo (rule-based, SQL only)
+        heldout: rows to evaluate on, in the same formats; without it a share of the seeds
+        heldout_share: share of the seeds held out where there is no heldout file
+        databases: folder or s3:// prefix of *.sql dumps that SQL answers are run on
+        seed: decides the order of rows in training
+        augmentation: how the agents work
+        sft: supervised fine-tuning
+        scoring: how the teacher scores
+        kd: distillation, and its control run
+        evaluation: how variants are compared
+        run: how training is run; never changes a result
     """
     started = time.time()
     preset = preset_for(student)

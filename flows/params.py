@@ -38,10 +38,10 @@ def _paper(run: TrainingRun) -> Preset:
 
 PRESETS: dict[str, Preset] = {
     "demo": Preset(
-        augment=Augmentation(expansions_per_seed=6),
-        sft=Training(learning_rate=2e-3, max_steps=400, global_batch=32, max_length=384, warmup_share=0.05),
+        augment=Augmentation(expansions_per_seed=11),
+        sft=Training(learning_rate=1.2e-3, max_steps=400, global_batch=32, max_length=384, warmup_share=0.05),
         kd=Distillation(
-            learning_rate=1e-3, max_steps=400, global_batch=32, max_length=384, warmup_share=0.05, temperature=2.0
+            learning_rate=5e-4, max_steps=400, global_batch=32, max_length=384, warmup_share=0.05, temperature=2.0
         ),
         scoring=Scoring(max_length=384),
         evaluation=Evaluation(max_new_tokens=64, max_length=384, batch_rows=160),

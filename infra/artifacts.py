@@ -149,8 +149,17 @@ class Workspace:
     def get_json(self, name: str) -> Any:
         return json.loads(self.read(name))
 
-    def publish(self, prefixes: tuple[str, ...], counts: dict[str, int], facts: dict[str, Any]) -> ArtifactRef:
-        """Write the record over all objects under `prefixes`; of two racing writers, the first one's counts."""
+    def publish(
+        self,
+        prefixes: tuple[str, ...],
+        counts: dict[str, int],
+        facts: dict[str, Any],
+        seconds: float | None = None,
+    ) -> ArtifactRef:
+        """Write the record over all objects under `prefixes`; of two racing writers, the first one's counts.
+
+        `seconds` is what it took, where that is not the time since this workspace was made.
+        """
         files = []
         for name in storage.keys(self.uri):
             if name.startswith(prefixes):
@@ -158,7 +167,7 @@ class Workspace:
                 if found is None or found.sha256 is None:
                     raise TransientError(f"{self.uri}{name} vanished or has no digest: run again")
                 files.append(FileEntry(name=name, size=found.size, sha256=found.sha256))
-        seconds = time.time() - self.started
+        seconds = time.time() - self.started if seconds is None else seconds
         record = Record(
             kind=self.kind,
             fingerprint=self.fingerprint,

@@ -28,7 +28,11 @@ _FENCE = re.compile(r"^\s*```(?:json)?\s*(.*?)\s*```\s*$", re.DOTALL)
 
 
 class Refused(Exception):
-    """The model gave no usable answer to this request, also when asked again."""
+    """The model gave no usable answer to an agent's request, also when asked again."""
+
+    def __init__(self, agent: str, why: str):
+        super().__init__(f"no valid answer ({why})")
+        self.agent = agent
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class LLMClient:
                     {"role": "assistant", "content": text[:2_000]},
                     {"role": "user", "content": correction},
                 ]
-        raise Refused(f"no valid answer ({wrong})")
+        raise Refused(agent.name, wrong)
 
     async def _complete(self, agent: Agent[Any], messages: list[dict[str, str]], attempt: int) -> str:
         request = {

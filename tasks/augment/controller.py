@@ -61,7 +61,9 @@ async def write_and_score(
             )
             scores = await client.ask(SELECTION, row)
         except Refused as refused:
-            batch.rejected.append(Rejected(row, "client", str(refused)))
+            batch.rejected.append(
+                Rejected(row.model_copy(update={"verdict": str(refused)}), refused.agent, "no valid answer")
+            )
             return
         batch.rows.append(row.model_copy(update={"scores": _numbers(scores.model_dump())}))
 
@@ -91,9 +93,12 @@ async def verify(client: LLMClient, rows: list[Row], databases: Mapping[str, Rea
                 databases[row.database].run(row.response)
             verdict = await client.ask(VERIFICATION, row)
         except QueryError as error:
-            batch.rejected.append(Rejected(row, "verification", f"does not run: {error}"))
+            row = row.model_copy(update={"verdict": f"does not run: {error}"})
+            batch.rejected.append(Rejected(row, "verification", "does not run"))
         except Refused as refused:
-            batch.rejected.append(Rejected(row, "client", str(refused)))
+            batch.rejected.append(
+                Rejected(row.model_copy(update={"verdict": str(refused)}), refused.agent, "no valid answer")
+            )
         else:
             row = row.model_copy(update={"verdict": verdict.evidence, "lineage": (*row.lineage, "verification")})
             if verdict.correct:

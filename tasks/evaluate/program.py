@@ -6,6 +6,7 @@ python -m tasks.evaluate.program FOLDER
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     total = 2 * len(tasks) * len(spec["variants"])
     done = 0
     for variant in spec["variants"]:
+        started = time.monotonic()
         work = Workspace.from_description(variant["workspace"])
         source = ModelSource.model_validate(variant["model"])
         model = teacher if source == teacher_source else _load(source)
@@ -68,7 +70,8 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
             reporter.progress(done, total, variant=variant["name"])
         correct = [_is_correct(task.row, text, databases) for task, text in zip(tasks, generated, strict=True)]
         work.put(PREDICTIONS, _predictions(tasks, generated, correct, nll, kl))
-        work.put_json(METRICS, {**_metrics(tasks, correct, nll, kl), "skipped": skipped})
+        seconds = round(time.monotonic() - started, 2)
+        work.put_json(METRICS, {**_metrics(tasks, correct, nll, kl), "skipped": skipped, "seconds": seconds})
     return {}
 
 

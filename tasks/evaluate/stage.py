@@ -53,7 +53,7 @@ def evaluate(
     refs = {}
     for name, work in works.items():
         metrics = work.get_json("metrics.json")
-        refs[name] = work.publish(FILES, {"rows": metrics["n"]}, metrics)
+        refs[name] = work.publish(FILES, {"rows": metrics["n"]}, metrics, seconds=metrics["seconds"])
     return refs
 
 

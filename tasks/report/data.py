@@ -51,8 +51,7 @@ class Variant(_Frozen):
 
 class Stage(_Frozen):
     name: str = Field(description="seeds, augment, sft, logits, sft_control, kd or evaluate")
-    seconds: float = Field(ge=0, description="what this run spent on it")
-    cached: bool = Field(False, description="found finished: nothing was done in this run")
+    seconds: float = Field(ge=0, description="what it took when it was made")
     uri: str
     fingerprint: str
     counts: dict[str, int] = {}

@@ -258,15 +258,15 @@ def _time(data: ReportData) -> Plot | None:
     figure, axes = _bars_figure(len(data.stages))
     for y, stage in enumerate(data.stages):
         axes.barh(y, stage.seconds / seconds, height=0.62, color=_colour("sft_control"))
-        text = duration(stage.seconds) + (" (found finished)" if stage.cached else "")
+        text = duration(stage.seconds)
         axes.text((stage.seconds + 0.015 * longest) / seconds, y, text, va="center")
     _name_bars(axes, [stage.name for stage in data.stages])
     # Room for the label of the longest bar; one second, so that a run that did nothing has an axis too.
-    axes.set(xlim=(0, 1.3 * max(longest, 1) / seconds), xlabel=f"time in this run ({unit})")
+    axes.set(xlim=(0, 1.3 * max(longest, 1) / seconds), xlabel=f"wall-clock time ({unit})")
     axes.locator_params(axis="x", nbins=6)
     return Plot(
         "Time per stage",
-        "Wall-clock time of this run. A stage that was found finished took no more than a look at its record.",
+        "What each stage took when it was made. A rerun finds it finished and spends nothing on it.",
         _inline(figure, "time", "Time per stage"),
     )
 

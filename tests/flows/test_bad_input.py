@@ -74,7 +74,13 @@ def test_a_full_disk() -> None:
 
 @pytest.mark.parametrize(
     ("flag", "words"),
-    [("--k=0", "k"), ("--k=ten", "ten"), ("--kd.tail=tale", "tale"), ("--colour=red", "--colour"), ("--seed=-1", "seed")],
+    [
+        ("--k=0", "k"),
+        ("--k=ten", "ten"),
+        ("--kd.tail=tale", "tale"),
+        ("--colour=red", "--colour"),
+        ("--seed=-1", "seed"),
+    ],
 )
 def test_a_wrong_flag(flag: str, words: str) -> None:
     assert words in _sentence("run", flag)

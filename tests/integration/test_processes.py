@@ -88,9 +88,7 @@ def test_result_and_events_come_back(tmp_path: Path) -> None:
         ("import time; time.sleep(60)", TransientError, "reported nothing for too long"),
     ],
 )
-def test_each_way_to_fail_is_its_own_error(
-    tmp_path: Path, body: str, error: type[Exception], words: str
-) -> None:
+def test_each_way_to_fail_is_its_own_error(tmp_path: Path, body: str, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         _run(tmp_path, f"def main(spec, reporter):\n    {body}", stall_timeout_s=4.0)
 

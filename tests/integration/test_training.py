@@ -126,8 +126,11 @@ def _is_rank(process: psutil.Process) -> bool:
     """A training rank of this test session (its launchers have the module in their command line too)."""
     command = process.info["cmdline"] or []
     home = os.environ["DISTILFLOW_HOME"]
-    return "tasks.train.program" in command and "-m" in command and command[2:4] == ["-m", "tasks.train.program"] and (
-        any(word.startswith(home) for word in command)
+    return (
+        "tasks.train.program" in command
+        and "-m" in command
+        and command[2:4] == ["-m", "tasks.train.program"]
+        and (any(word.startswith(home) for word in command))
     )
 
 

@@ -96,7 +96,9 @@ def test_an_answer_in_a_code_fence_is_an_answer(tmp_path: Path, reply: str) -> N
     assert answer.response == "r"
 
 
-@pytest.mark.parametrize("bad", ["", "I cannot help", '{"instruction": "i"', '{"instruction": "", "response": "r"}', "[]"])
+@pytest.mark.parametrize(
+    "bad", ["", "I cannot help", '{"instruction": "i"', '{"instruction": "", "response": "r"}', "[]"]
+)
 def test_a_bad_answer_is_asked_for_once_more_and_then_refused(tmp_path: Path, bad: str) -> None:
     client = ScriptedClient([bad, GOOD], tmp_path / "c.sqlite")
     assert asyncio.run(client.ask(REWRITING, Row(instruction="x"), chain_of_thought=False)).response == "r"

@@ -111,7 +111,6 @@ def sample_report(**changes: object) -> ReportData:
             Stage(
                 name=name,
                 seconds=taken,
-                cached=name == "seeds",
                 uri=f"s3://distilflow/{name}/4be1{i}0c9d7e21f5a6b/",
                 fingerprint=f"4be1{i}0c9d7e21f5a6b" * 4,
                 counts=counts[name],

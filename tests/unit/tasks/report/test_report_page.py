@@ -145,7 +145,7 @@ def test_every_plot_has_axes_units_and_a_caption() -> None:
         "curves": "training loss (nats/token), log scale",
         "mass": "supervised tokens (%)",
         "data_flow": ">rows<",
-        "time": "time in this run (s)",
+        "time": "wall-clock time (s)",
     }
     assert [name for name, _ in figures] == list(units)
     for name, figure in figures:
