@@ -20,7 +20,12 @@ from infra import services, settings
 from infra.errors import DistilflowError, disk_full, is_disk_full
 
 _INTERRUPTED = 130
-app = App(name="distilflow", help="Distil a large teacher into a small student, on your own data.", version_flags=[])
+app = App(
+    name="distilflow",
+    help="Distil a large teacher into a small student, on your own data.",
+    version_flags=[],
+    suppress_keyboard_interrupt=False,
+)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ nested ones need only the fields that differ: what is left out comes from the st
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -36,13 +36,18 @@ def _paper(run: TrainingRun) -> Preset:
     return Preset(Augmentation(max_rows=100_000), Training(), Distillation(), Scoring(), Evaluation(), run)
 
 
+_DEMO: dict[str, Any] = {
+    "max_steps": 400,
+    "global_batch": 32,
+    "max_length": 384,
+    "warmup_share": 0.1,
+    "weight_decay": 0.01,
+}
 PRESETS: dict[str, Preset] = {
     "demo": Preset(
         augment=Augmentation(expansions_per_seed=11),
-        sft=Training(learning_rate=1.2e-3, max_steps=400, global_batch=32, max_length=384, warmup_share=0.05),
-        kd=Distillation(
-            learning_rate=5e-4, max_steps=400, global_batch=32, max_length=384, warmup_share=0.05, temperature=2.0
-        ),
+        sft=Training(learning_rate=1.2e-3, **_DEMO),
+        kd=Distillation(learning_rate=5e-4, temperature=2.0, **_DEMO),
         scoring=Scoring(max_length=384),
         evaluation=Evaluation(max_new_tokens=64, max_length=384, batch_rows=160),
         run=TrainingRun(),
