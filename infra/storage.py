@@ -6,6 +6,7 @@ its digest as metadata: that is what lets a killed stage see which shards are fi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Iterator
@@ -82,31 +83,36 @@ def split_uri(uri: str) -> tuple[str, str]:
     return parsed.netloc, parsed.path.lstrip("/")
 
 
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """boto3's errors as ours; FileNotFoundError where there is no such object."""
+    try:
+        yield
+    except (ClientError, BotoCoreError, boto3.exceptions.S3UploadFailedError) as error:
+        if isinstance(error, ClientError) and str(error.response["Error"]["Code"]) in _ABSENT:
+            raise FileNotFoundError from error
+        raise explain(error) from error
+
+
 def ensure_bucket() -> None:
     """Create the bucket if it is not there; the first call that tells bad credentials from good ones."""
-    s3 = client()
-    try:
+    with _explained():
         try:
-            s3.head_bucket(Bucket=settings.bucket())
+            client().head_bucket(Bucket=settings.bucket())
         except ClientError as error:
             if str(error.response["Error"]["Code"]) not in _ABSENT | {"NoSuchBucket"}:
                 raise
-            s3.create_bucket(Bucket=settings.bucket())
-    except (ClientError, BotoCoreError) as error:
-        raise explain(error) from error
+            client().create_bucket(Bucket=settings.bucket())
 
 
 def head(uri: str) -> StoredObject | None:
     """The object's size and digest, or None where there is none."""
     bucket, key = split_uri(uri)
     try:
-        found = client().head_object(Bucket=bucket, Key=key)
-    except ClientError as error:
-        if str(error.response["Error"]["Code"]) in _ABSENT:
-            return None
-        raise explain(error) from error
-    except BotoCoreError as error:
-        raise explain(error) from error
+        with _explained():
+            found = client().head_object(Bucket=bucket, Key=key)
+    except FileNotFoundError:
+        return None
     return StoredObject(key, found["ContentLength"], found["Metadata"].get(DIGEST_KEY))
 
 
@@ -114,13 +120,10 @@ def get(uri: str) -> bytes | None:
     """The object's bytes, or None where there is none."""
     bucket, key = split_uri(uri)
     try:
-        return client().get_object(Bucket=bucket, Key=key)["Body"].read()
-    except ClientError as error:
-        if str(error.response["Error"]["Code"]) in _ABSENT:
-            return None
-        raise explain(error) from error
-    except BotoCoreError as error:
-        raise explain(error) from error
+        with _explained():
+            return client().get_object(Bucket=bucket, Key=key)["Body"].read()
+    except FileNotFoundError:
+        return None
 
 
 def put(uri: str, data: bytes, *, only_if_absent: bool = False) -> bool:
@@ -128,26 +131,21 @@ def put(uri: str, data: bytes, *, only_if_absent: bool = False) -> bool:
     bucket, key = split_uri(uri)
     extra = {"IfNoneMatch": "*"} if only_if_absent else {}
     metadata = {DIGEST_KEY: hashlib.sha256(data).hexdigest()}
-    try:
-        client().put_object(Bucket=bucket, Key=key, Body=data, Metadata=metadata, **extra)
-    except ClientError as error:
-        if only_if_absent and str(error.response["Error"]["Code"]) in {"PreconditionFailed", "412"}:
+    with _explained():
+        try:
+            client().put_object(Bucket=bucket, Key=key, Body=data, Metadata=metadata, **extra)
+        except ClientError as error:
+            if not only_if_absent or str(error.response["Error"]["Code"]) not in {"PreconditionFailed", "412"}:
+                raise
             return False
-        raise explain(error) from error
-    except BotoCoreError as error:
-        raise explain(error) from error
     return True
 
 
-def upload(path: Path, uri: str) -> StoredObject:
+def upload(path: Path, uri: str) -> None:
     """Write a local file (multipart where it is large)."""
     bucket, key = split_uri(uri)
-    digest = file_digest(path)
-    try:
-        client().upload_file(str(path), bucket, key, ExtraArgs={"Metadata": {DIGEST_KEY: digest}})
-    except (ClientError, BotoCoreError, boto3.exceptions.S3UploadFailedError) as error:
-        raise explain(error) from error
-    return StoredObject(key, path.stat().st_size, digest)
+    with _explained():
+        client().upload_file(str(path), bucket, key, ExtraArgs={"Metadata": {DIGEST_KEY: file_digest(path)}})
 
 
 def download(uri: str, path: Path) -> None:
@@ -156,34 +154,27 @@ def download(uri: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        client().download_file(bucket, key, str(partial))
-    except ClientError as error:
-        if str(error.response["Error"]["Code"]) in _ABSENT:
-            raise ConfigurationError(f"{uri} does not exist") from error
-        raise explain(error) from error
-    except BotoCoreError as error:
-        raise explain(error) from error
+        with _explained():
+            client().download_file(bucket, key, str(partial))
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{uri} does not exist") from error
     partial.rename(path)
 
 
 def keys(prefix_uri: str) -> Iterator[str]:
     """Names below a prefix, relative to it, in order."""
     bucket, prefix = split_uri(prefix_uri)
-    try:
+    with _explained():
         for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for found in page.get("Contents", []):
                 yield found["Key"][len(prefix) :]
-    except (ClientError, BotoCoreError) as error:
-        raise explain(error) from error
 
 
 def delete(uri: str) -> None:
     """Delete one object (nothing happens where there is none)."""
     bucket, key = split_uri(uri)
-    try:
+    with _explained():
         client().delete_object(Bucket=bucket, Key=key)
-    except (ClientError, BotoCoreError) as error:
-        raise explain(error) from error
 
 
 def file_digest(path: Path) -> str:

@@ -8,12 +8,11 @@ back are never written here.
 """
 
 import random
-import sqlite3
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from infra.demo.execution import run_sql, same_result
+from infra.demo.execution import opened
 from infra.demo.noise import break_sql, wrong_request
 from infra.demo.parse import parse
 from infra.demo.requests import (
@@ -27,6 +26,7 @@ from infra.demo.requests import (
 )
 from infra.demo.schemas import Database, Table, database_of_schema, schema_text
 from infra.demo.styles import render_sql, sample_style
+from infra.sandbox import QueryError
 
 BROKEN_RATE = 0.06
 WRONG_RATE = 0.2
@@ -101,8 +101,8 @@ def rewrite(body: Body, rng: random.Random) -> Answer:
 
 def _runs(database: Database, sql: str) -> bool:
     try:
-        run_sql(database, sql)
-    except (sqlite3.Error, sqlite3.Warning, ValueError):
+        opened(database).run(sql)
+    except QueryError:
         return False
     return True
 
@@ -120,7 +120,7 @@ def select(body: Body, rng: random.Random) -> Answer:
     if not _runs(database, response):
         seen, reason = rng.random() < BROKEN_SEEN_BY_SELECTION, "the SQL does not run"
     else:
-        wrong = not same_result(database, render_sql(request, database), response)
+        wrong = not opened(database).same_result(render_sql(request, database), response)
         seen, reason = wrong and rng.random() < WRONG_SEEN_BY_SELECTION, "the SQL seems to miss the request"
     helpfulness = rng.randrange(1, 4) if seen else rng.randrange(7, 11)
     return {
@@ -141,7 +141,7 @@ def verify(body: Body, rng: random.Random) -> Answer:
     if not _runs(database, response):
         if rng.random() < BROKEN_SEEN_BY_VERIFICATION:
             return {"correct": False, "evidence": "the SQL does not run on this schema"}
-    elif not same_result(database, render_sql(request, database), response):
+    elif not opened(database).same_result(render_sql(request, database), response):
         if rng.random() < WRONG_SEEN_BY_VERIFICATION:
             return {"correct": False, "evidence": "the SQL returns other rows than the request asks for"}
     elif rng.random() < RIGHT_DOUBTED_BY_VERIFICATION:

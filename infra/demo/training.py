@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 from infra.demo.build_data import Row
-from infra.demo.execution import same_result
+from infra.demo.execution import opened
 from infra.demo.schemas import database_named
 from infra.demo.tokenizer import IM_END, prompt_text
 
@@ -145,7 +145,7 @@ def execution_accuracy(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBa
     """The share of rows whose greedy answer returns what the row's own SQL returns."""
     answers = complete_sql(model, tokenizer, rows)
     right = [
-        same_result(database_named(row["database"]), row["output"], answer)
+        opened(database_named(row["database"])).same_result(row["output"], answer)
         for row, answer in zip(rows, answers, strict=True)
     ]
     return sum(right) / len(right)

@@ -28,5 +28,6 @@ def evaluate(
         if missing:
             refs |= stage.evaluate(missing, models, teacher, seeds, evaluation, on_event)
         shown = refs[next(iter(missing), "kd")]
-        view.done(shown, f"{len(works)} variants on {shown.counts['rows']:,} held-out rows, {len(missing)} of them new")
+        spent = shown.model_copy(update={"seconds": sum(ref.seconds for ref in refs.values())})
+        view.done(spent, f"{len(works)} variants on {shown.counts['rows']:,} held-out rows, {len(missing)} of them new")
         return {name: refs[name] for name in works}

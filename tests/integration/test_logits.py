@@ -13,22 +13,11 @@ from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.errors import TransientError
 from infra.models import resolve
 from infra.processes import Event
-from tasks.augment import stage as augment_stage
-from tasks.augment.settings import Augmentation
 from tasks.logits import stage
 from tasks.logits.settings import Scoring
 from tasks.logits.store import ScoredRow, TopKReader
-from tasks.seeds.stage import Sources, load
 
 K = 10
-
-
-@pytest.fixture(scope="module")
-def rows(services: object) -> ArtifactRef:
-    storage.ensure_bucket()
-    seeds = load(Sources.of("demo", None, None), heldout_share=0.1, response_required=True)
-    work = augment_stage.workspace(seeds, Augmentation(enabled=False), "")
-    return work.find() or augment_stage.copy_seeds(work, seeds)
 
 
 def _score(rows: ArtifactRef, scoring: Scoring, tag: int, on_event: Any = lambda event: None) -> ArtifactRef:

@@ -14,11 +14,8 @@ from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.errors import ConfigurationError, TransientError
 from infra.models import ModelSource, resolve
 from infra.processes import Event
-from tasks.augment import stage as augment_stage
-from tasks.augment.settings import Augmentation
 from tasks.logits import stage as logits_stage
 from tasks.logits.settings import Scoring
-from tasks.seeds.stage import Sources, load
 from tasks.train import stage
 from tasks.train.settings import Distillation, Training, TrainingRun
 
@@ -26,17 +23,6 @@ SHORT: dict[str, Any] = {"learning_rate": 2e-3, "max_steps": 30, "global_batch":
 TRAINING = Training(**SHORT)
 KD = Distillation(**SHORT, temperature=2.0)
 RUN = TrainingRun(processes=2, micro_batch=8, zero_stage=2, checkpoint_every_s=1e-3)
-
-
-@pytest.fixture(scope="module")
-def rows(services: object) -> ArtifactRef:
-    """The demo's seeds as training rows."""
-    from infra import storage
-
-    storage.ensure_bucket()
-    seeds = load(Sources.of("demo", None, None), heldout_share=0.1, response_required=True)
-    work = augment_stage.workspace(seeds, Augmentation(enabled=False), "")
-    return work.find() or augment_stage.copy_seeds(work, seeds)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from infra.demo.build_data import distinct_rows
-from infra.demo.execution import same_result
+from infra.demo.execution import opened
 from infra.demo.llm_agents import answer
 from infra.demo.llm_server import MODEL_NAME, serving
 from infra.demo.parse import parse
@@ -172,7 +172,7 @@ def test_some_labels_are_wrong_and_the_judges_see_only_part_of_it() -> None:
         written = answer({"agent": "rewriting", "response": "", "chain_of_thought": False, **body}, f"r{index}")
         database = database_of_schema(row["input"])
         request = parse(written["instruction"], database)
-        right = same_result(database, render_sql(request, database), written["response"])
+        right = opened(database).same_result(render_sql(request, database), written["response"])
         judged = body | {"instruction": written["instruction"], "response": written["response"]}
         kept = (
             answer({"agent": "verification", **judged}, f"v{index}")["correct"]

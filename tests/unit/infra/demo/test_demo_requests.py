@@ -3,14 +3,13 @@
 import dataclasses
 import itertools
 import random
-import sqlite3
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.demo.build_data import distinct_rows
-from infra.demo.execution import run_sql, same_result
+from infra.demo.execution import opened
 from infra.demo.noise import break_sql, wrong_request
 from infra.demo.parse import parse
 from infra.demo.requests import (
@@ -24,6 +23,7 @@ from infra.demo.requests import (
 )
 from infra.demo.schemas import DATABASES, TABLE_NAMES, database_of_schema, schema_text
 from infra.demo.styles import Style, render_sql, sample_style
+from infra.sandbox import QueryError
 
 PAIRINGS = combinations(held_out=False) + combinations(held_out=True)
 EVERY_STYLE = [
@@ -48,7 +48,7 @@ def test_every_style_of_every_family_returns_what_the_reference_returns(family: 
         different = {render_sql(request, database, style) for style in EVERY_STYLE}
         assert len(different) > 4
         for sql in different:
-            assert same_result(database, reference, sql), sql
+            assert opened(database).same_result(reference, sql), sql
 
 
 @given(st.sampled_from(PAIRINGS), st.integers())
@@ -92,7 +92,7 @@ def test_rows_of_a_split_stay_in_it_and_answer_their_own_request(held_out: bool)
         assert request is not None
         assert is_held_out(request.table, request.family) == held_out
         assert row["category"] == CATEGORY_OF_FAMILY[request.family]
-        assert same_result(database, render_sql(request, database), row["output"])
+        assert opened(database).same_result(render_sql(request, database), row["output"])
 
 
 def test_rows_are_the_same_every_time() -> None:
@@ -106,23 +106,23 @@ def test_broken_sql_does_not_run_and_wrong_sql_runs_and_mostly_differs() -> None
     for database, table, family in PAIRINGS:
         request = sample_request(database, table, family, rng)
         sql = render_sql(request, database, sample_style(rng))
-        with pytest.raises(sqlite3.Error):
-            run_sql(database, break_sql(sql, rng))
+        with pytest.raises(QueryError):
+            opened(database).run(break_sql(sql, rng))
         wrong = wrong_request(request, database, rng)
         wrong_sql = render_sql(wrong, database, sample_style(rng))
-        run_sql(database, wrong_sql)
-        differs.append(not same_result(database, render_sql(request, database), wrong_sql))
+        opened(database).run(wrong_sql)
+        differs.append(not opened(database).same_result(render_sql(request, database), wrong_sql))
     assert sum(differs) > 0.8 * len(differs)
 
 
 def test_order_counts_only_where_it_is_asked_for() -> None:
     database, table, _ = next(p for p in PAIRINGS if p[2] == "order_all" and p[1].name == "employees")
     listed = "SELECT name FROM employees"
-    assert same_result(database, listed, f"{listed} ORDER BY salary")
-    assert not same_result(database, f"{listed} ORDER BY salary", listed)
+    assert opened(database).same_result(listed, f"{listed} ORDER BY salary")
+    assert not opened(database).same_result(f"{listed} ORDER BY salary", listed)
     request = sample_request(database, table, "order_all", random.Random(0))
     flipped = dataclasses.replace(request, direction="ASC" if request.direction == "DESC" else "DESC")
-    assert not same_result(database, render_sql(request, database), render_sql(flipped, database))
+    assert not opened(database).same_result(render_sql(request, database), render_sql(flipped, database))
 
 
 @pytest.mark.parametrize(
@@ -138,5 +138,5 @@ def test_order_counts_only_where_it_is_asked_for() -> None:
 )
 def test_no_query_can_write_or_run_away(sql: str) -> None:
     company = DATABASES[0]
-    assert not same_result(company, "SELECT name FROM employees", sql)
-    assert run_sql(company, "SELECT COUNT(*) FROM employees")[0][0] > 20
+    assert not opened(company).same_result("SELECT name FROM employees", sql)
+    assert opened(company).run("SELECT COUNT(*) FROM employees")[0][0] > 20

@@ -1,0 +1,38 @@
+"""Rules of the house that a reader relies on: what importing a part brings along."""
+
+import subprocess
+import sys
+
+import pytest
+
+ENGINES = ("torch", "vllm", "deepspeed", "transformers", "litellm")
+
+
+def _imported_with(module: str) -> set[str]:
+    code = f"import sys, {module}; print(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["flows.distill", "flows.cli"])
+def test_importing_a_flow_imports_no_engine(module: str) -> None:
+    loaded = _imported_with(module)
+    assert not [engine for engine in ENGINES if engine in loaded]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "tasks.train.losses",
+        "tasks.train.data",
+        "tasks.logits.store",
+        "tasks.evaluate.metrics",
+        "tasks.augment.controller",
+        "tasks.report.page",
+        "infra.artifacts",
+        "infra.processes",
+        "infra.services",
+    ],
+)
+def test_a_stages_own_modules_do_not_know_prefect(module: str) -> None:
+    assert "prefect" not in _imported_with(module)
