@@ -235,6 +235,12 @@ class ArtifactReader:
         return target / prefix.rstrip("/")
 
 
+def facts_of(ref: ArtifactRef) -> dict[str, Any]:
+    """What was measured while the artifact was made."""
+    record = read_record(ref.uri)
+    return record.facts if record else {}
+
+
 def read_record(uri: str) -> Record | None:
     """The record of the artifact at `uri`, or None where the artifact is not finished."""
     data = storage.get(uri + RECORD)

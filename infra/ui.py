@@ -133,6 +133,12 @@ def _bar(view: StageView) -> Iterator[None]:
             view._bar = None
 
 
+def skipped_note(skipped: dict[str, int]) -> str:
+    """Rows that a stage could not use, in words: nothing is lost silently."""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
+    return f"; skipped {reasons}" if reasons else ""
+
+
 def say(text: str) -> None:
     """A line on the console of a person's run."""
     if on_console():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from infra.artifacts import ArtifactRef, read_record
+from infra.artifacts import ArtifactRef, facts_of
 from infra.demo import endpoint as demo
 from infra.stage_task import stage_task
 from infra.ui import StageView, publish_table, stage_view
@@ -46,8 +46,7 @@ def _endpoint(agent_model: str, options: Augmentation, view: StageView) -> Itera
 
 
 def _publish_rejects(ref: ArtifactRef) -> None:
-    record = read_record(ref.uri)
-    rejected = (record.facts if record else {}).get("rejected", {})
+    rejected = facts_of(ref).get("rejected", {})
     rows = [
         {"agent": agent, "reason": reason, "rows": count}
         for agent, reasons in sorted(rejected.items())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from infra.artifacts import ArtifactRef
+from infra.artifacts import ArtifactRef, facts_of
 from infra.models import ModelSource
 from infra.processes import Event
 from infra.stage_task import stage_task
-from infra.ui import stage_view
+from infra.ui import skipped_note, stage_view
 from tasks.evaluate import stage
 from tasks.evaluate.settings import Evaluation
 
@@ -28,6 +28,10 @@ def evaluate(
         if missing:
             refs |= stage.evaluate(missing, models, teacher, seeds, evaluation, on_event)
         shown = refs[next(iter(missing), "kd")]
+        skipped = skipped_note(facts_of(shown)["skipped"])
         spent = shown.model_copy(update={"seconds": sum(ref.seconds for ref in refs.values())})
-        view.done(spent, f"{len(works)} variants on {shown.counts['rows']:,} held-out rows, {len(missing)} of them new")
+        view.done(
+            spent,
+            f"{len(works)} variants on {shown.counts['rows']:,} held-out rows, {len(missing)} of them new{skipped}",
+        )
         return {name: refs[name] for name in works}

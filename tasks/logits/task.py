@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from infra.artifacts import ArtifactRef, read_record
+from infra.artifacts import ArtifactRef, facts_of
 from infra.models import ModelSource
 from infra.processes import Event
 from infra.stage_task import stage_task
-from infra.ui import stage_view
+from infra.ui import skipped_note, stage_view
 from tasks.logits import stage
 from tasks.logits.settings import Scoring
 
@@ -22,10 +22,9 @@ def score_logits(rows: ArtifactRef, teacher: ModelSource, k: int, scoring: Scori
                 view.tick(event["done"], event["total"], stage.describe(event))
 
         ref = work.find() or stage.score(work, rows, teacher, k, scoring, on_event)
-        record = read_record(ref.uri)
-        facts = record.facts if record else {}
+        facts = facts_of(ref)
         coverage = facts["coverage"]
         if coverage["warning"]:
             view.warn(coverage["warning"])
         text = f"{ref.counts['tokens']:,} tokens, top {k} hold {coverage['mean']:.1%} of the probability"
-        return view.done(ref, f"{text}, {facts['bytes_per_token']:g} bytes a token")
+        return view.done(ref, f"{text}, {facts['bytes_per_token']:g} bytes a token{skipped_note(facts['skipped'])}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from infra.artifacts import ArtifactRef
+from infra.artifacts import ArtifactRef, facts_of
 from infra.models import ModelSource
 from infra.processes import Event
 from infra.stage_task import stage_task
-from infra.ui import stage_view
+from infra.ui import skipped_note, stage_view
 from tasks.train import stage
 from tasks.train.settings import Training, TrainingRun
 
@@ -29,4 +29,5 @@ def train(
 
         ref = work.find() or stage.train(work, name, model, data, training, run, seed, on_event)
         counts = ref.counts
-        return view.done(ref, f"{counts['steps']:,} steps on {counts['rows']:,} rows")
+        skipped = skipped_note(facts_of(ref)["skipped"])
+        return view.done(ref, f"{counts['steps']:,} steps on {counts['rows']:,} rows{skipped}")
