@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from infra.artifacts import ArtifactRef
+from infra.processes import Event
 
 Tick = Callable[..., None]  # tick(done, total, note="")
 _UI_INTERVAL_S = 2.0
@@ -54,6 +55,17 @@ class StageView:
         self._state = (done, total, note)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total, note=note)
+
+    def follow(self, describe: Callable[[Event], str]) -> Callable[[Event], None]:
+        """A receiver of a supervised process's events that shows its progress, in `describe`'s words."""
+
+        def on_event(event: Event) -> None:
+            if event["event"] == "progress":
+                self.tick(event["done"], event["total"], describe(event))
+            elif event["event"] == "resumed":
+                self.note(f"continues from the checkpoint at step {event['step']}")
+
+        return on_event
 
     def _publish_progress(self) -> None:
         """Keep a progress artifact, and a log line now and then, until the stage is over."""

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict
 
 from infra.artifacts import ArtifactReader, ArtifactRef
 
+TRAIN, HELDOUT = "train/", "heldout/"  # where a seeds artifact keeps its rows
+KEPT, REJECTED = "kept/", "rejected/"  # and an augment artifact
 Role = Literal["system", "user", "assistant"]
 
 

@@ -14,12 +14,11 @@ from tasks.augment.agents import agents_digest
 from tasks.augment.client import AnswerCache, Endpoint, LLMClient
 from tasks.augment.controller import Batch, Rejected, candidate, select, verify, write_and_score
 from tasks.augment.settings import Augmentation
-from tasks.rows import Row, from_parquet, read_rows, to_parquet
-from tasks.seeds.stage import TRAIN, open_databases
+from tasks.rows import KEPT, REJECTED, TRAIN, Row, from_parquet, read_rows, to_parquet
+from tasks.seeds.stage import open_databases
 
 KIND = "augment"
 STAGE_VERSION = 1
-KEPT, REJECTED = "kept/", "rejected/"
 _SEEDS_PER_BATCH = 50
 Result = TypeVar("Result")
 Tick = Callable[[int, int], None]

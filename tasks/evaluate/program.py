@@ -24,8 +24,8 @@ from infra.models import ModelSource, load_tokenizer
 from infra.sandbox import ReadOnlyDatabase
 from tasks.evaluate.metrics import bare_code, kl_to_teacher, response_logprobs, response_nll
 from tasks.evaluate.settings import Evaluation
-from tasks.rows import Row, read_rows
-from tasks.seeds.stage import HELDOUT, open_databases
+from tasks.rows import HELDOUT, Row, read_rows
+from tasks.seeds.stage import open_databases
 from tasks.tokens import Skipped, TokenisedRow, tokenise
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"

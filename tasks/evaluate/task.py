@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from infra.artifacts import ArtifactRef, facts_of
 from infra.models import ModelSource
-from infra.processes import Event
 from infra.stage_task import stage_task
 from infra.ui import skipped_note, stage_view
 from tasks.evaluate import stage
@@ -18,15 +17,10 @@ def evaluate(
     """Numbers of each variant on the same held-out rows; only what changed is evaluated."""
     works = {name: stage.workspace(model, teacher, seeds, evaluation) for name, model in models.items()}
     with stage_view("evaluate", "evaluating") as view:
-
-        def on_event(event: Event) -> None:
-            if event["event"] == "progress":
-                view.tick(event["done"], event["total"], stage.describe(event))
-
         refs = {name: ref for name, work in works.items() if (ref := work.find())}
         missing = {name: work for name, work in works.items() if name not in refs}
         if missing:
-            refs |= stage.evaluate(missing, models, teacher, seeds, evaluation, on_event)
+            refs |= stage.evaluate(missing, models, teacher, seeds, evaluation, view.follow(stage.describe))
         shown = refs[next(iter(missing), "kd")]
         skipped = skipped_note(facts_of(shown)["skipped"])
         spent = shown.model_copy(update={"seconds": sum(ref.seconds for ref in refs.values())})

@@ -18,12 +18,11 @@ from infra import child
 from infra.artifacts import ArtifactRef, Workspace
 from infra.errors import ConfigurationError
 from infra.models import ModelSource, load_tokenizer
-from tasks.augment.stage import KEPT
 from tasks.logits.coverage import Coverage
 from tasks.logits.engines import Engine, TransformersEngine, VLLMEngine, vllm_options
 from tasks.logits.settings import Scoring
 from tasks.logits.store import SHARDS, decode_shard, encode_shard
-from tasks.rows import read_rows
+from tasks.rows import KEPT, read_rows
 from tasks.tokens import Skipped, TokenisedRow, tokenise
 
 _ROWS_PER_CALL = 64

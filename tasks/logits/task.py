@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from infra.artifacts import ArtifactRef, facts_of
 from infra.models import ModelSource
-from infra.processes import Event
 from infra.stage_task import stage_task
 from infra.ui import skipped_note, stage_view
 from tasks.logits import stage
@@ -16,12 +15,7 @@ def score_logits(rows: ArtifactRef, teacher: ModelSource, k: int, scoring: Scori
     """The teacher's top-K log-probabilities of every response token (paper, section 3.2)."""
     work = stage.workspace(rows, teacher, k, scoring)
     with stage_view("logits", f"scoring with the teacher, top {k}") as view:
-
-        def on_event(event: Event) -> None:
-            if event["event"] == "progress":
-                view.tick(event["done"], event["total"], stage.describe(event))
-
-        ref = work.find() or stage.score(work, rows, teacher, k, scoring, on_event)
+        ref = work.find() or stage.score(work, rows, teacher, k, scoring, view.follow(stage.describe))
         facts = facts_of(ref)
         coverage = facts["coverage"]
         if coverage["warning"]:

@@ -11,12 +11,12 @@ from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.errors import ConfigurationError
 from infra.models import DEMO
 from infra.sandbox import ReadOnlyDatabase
-from tasks.rows import Row, to_parquet
+from tasks.rows import HELDOUT, TRAIN, Row, to_parquet
 from tasks.seeds.formats import parse, read_bytes
 
 KIND = "seeds"
 STAGE_VERSION = 1
-TRAIN, HELDOUT, DATABASES = "train/", "heldout/", "databases/"
+DATABASES = "databases/"
 _ROWS_PER_FILE = 10_000
 
 

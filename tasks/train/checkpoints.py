@@ -17,14 +17,16 @@ from infra.artifacts import Workspace
 _LATEST = "checkpoint/latest.json"
 
 
-def save(engine: Any, work: Workspace, scratch: Path, step: int, curve: list[list[float]], is_first: bool) -> None:
+def save(
+    engine: Any, work: Workspace, scratch: Path, step: int, curve: list[list[float]], layout: dict[str, int]
+) -> None:
     """Write a checkpoint from all ranks and, once it is whole in storage, forget the one before."""
     tag = f"step-{step}"
     engine.save_checkpoint(str(scratch), tag=tag)
     torch.distributed.barrier()
-    if is_first:
+    if torch.distributed.get_rank() == 0:
         work.put_folder(f"checkpoint/{tag}/", scratch / tag)
-        work.put_json(_LATEST, {"tag": tag, "step": step, "curve": curve})
+        work.put_json(_LATEST, {"tag": tag, "step": step, "curve": curve, "layout": layout})
         shutil.rmtree(scratch / tag)
         for name in list(storage.keys(work.uri + "checkpoint/")):
             if name.startswith("step-") and not name.startswith(f"{tag}/"):
@@ -32,11 +34,16 @@ def save(engine: Any, work: Workspace, scratch: Path, step: int, curve: list[lis
     torch.distributed.barrier()
 
 
-def download(work: Workspace, scratch: Path) -> dict[str, Any] | None:
-    """Bring the last checkpoint to `scratch`; its step and loss curve, or None where there is none."""
+def download(work: Workspace, scratch: Path, layout: dict[str, int]) -> dict[str, Any] | None:
+    """Bring the last checkpoint to `scratch`; its step and loss curve, or None where there is none.
+
+    One that another number of ranks or another ZeRO stage left is of no use: the run starts anew.
+    """
     if not work.has(_LATEST):
         return None
     state: dict[str, Any] = work.get_json(_LATEST)
+    if state["layout"] != layout:
+        return None
     for name in storage.keys(f"{work.uri}checkpoint/{state['tag']}/"):
         storage.download(f"{work.uri}checkpoint/{state['tag']}/{name}", scratch / state["tag"] / name)
     return state

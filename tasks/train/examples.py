@@ -8,10 +8,9 @@ from typing import Any
 
 from infra.artifacts import ArtifactRef
 from infra.models import ModelSource, load_tokenizer
-from tasks.augment.stage import KEPT
 from tasks.logits.alignment import check_same_tokens, within_vocabulary
 from tasks.logits.store import TopKReader
-from tasks.rows import read_rows
+from tasks.rows import KEPT, read_rows
 from tasks.tokens import Skipped, tokenise
 from tasks.train.data import Example
 from tasks.train.settings import Distillation

@@ -8,12 +8,10 @@ uploads the finished model there. SFT and KD differ by loss and batch only.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,12 +26,11 @@ from infra.artifacts import ArtifactRef, Workspace
 from infra.errors import ConfigurationError
 from infra.models import ModelSource
 from tasks.train import checkpoints
-from tasks.train.data import Example, collate, deal, global_batch_indices, total_steps
+from tasks.train.data import Example, total_steps
 from tasks.train.examples import load_examples
+from tasks.train.loop import Plan, rate_at, run_steps
 from tasks.train.losses import cross_entropy_sum, topk_kl_sum
 from tasks.train.settings import Distillation, Training, TrainingRun
-
-_LOG_EVERY = 10
 
 
 class SupervisedLoss(nn.Module):
@@ -64,17 +61,6 @@ class SupervisedLoss(nn.Module):
         return (1 - self.kd.kd_weight) * cross_entropy_sum(logits_NV, labels_N) + self.kd.kd_weight * kl
 
 
-def rate_at(step: int, steps: int, training: Training) -> float:
-    """The learning rate's factor in [0, 1]: linear warm-up, then the schedule down to 0."""
-    warmup = math.ceil(training.warmup_share * steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    passed = (step - warmup) / max(steps - warmup, 1)
-    if training.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * min(passed, 1)))
-    return 1.0 if training.schedule == "constant" else max(1 - passed, 0.0)
-
-
 def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     """Train one model; returns its counts, loss curve and speed (the same on every rank)."""
     kd = Distillation.model_validate(spec["training"]) if spec["objective"] == "kd" else None
@@ -82,77 +68,55 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     run = TrainingRun.model_validate(spec["run"])
     work = Workspace.from_description(spec["workspace"])
     source = ModelSource.model_validate(spec["model"])
+    data = ArtifactRef.model_validate(spec["data"])
     on_gpu = torch.cuda.is_available()
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
-    rank, ranks, is_first = _rank(), torch.distributed.get_world_size(), _rank() == 0
+    ranks, is_first = torch.distributed.get_world_size(), torch.distributed.get_rank() == 0
     torch.manual_seed(spec["seed"])
 
     folder = _one_rank_first(source.fetch)
-    data = ArtifactRef.model_validate(spec["data"])
     examples, tokenizer, skipped = _one_rank_first(lambda: load_examples(data, source, training.max_length, kd))
     if not examples:
         raise ConfigurationError(f"no row is usable for training: {skipped}")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-    steps = total_steps(len(examples), training.epochs, training.global_batch, training.max_steps)
-    micro_batches = -(-training.global_batch // (ranks * run.micro_batch))
-    engine = _engine(SupervisedLoss(model, kd), spec["deepspeed"], training, steps, ranks, micro_batches, on_gpu)
+    plan = Plan(
+        steps=total_steps(len(examples), training.epochs, training.global_batch, training.max_steps),
+        global_batch=training.global_batch,
+        micro_batches=-(-training.global_batch // (ranks * run.micro_batch)),
+        seed=spec["seed"],
+        pad_id=tokenizer.pad_token_id,
+        checkpoint_every_s=run.checkpoint_every_s,
+    )
+    engine = _engine(SupervisedLoss(model, kd), spec["deepspeed"], training, plan, ranks, on_gpu)
 
     scratch = reporter.folder / "checkpoint"  # one for all ranks of this machine
-    state = _one_rank_first(lambda: checkpoints.download(work, scratch))
-    curve: list[list[float]] = []
-    done = 0
+    layout = {"ranks": ranks, "zero_stage": run.zero_stage}
+    state = _one_rank_first(lambda: checkpoints.download(work, scratch, layout))
     if state is not None:
         engine.load_checkpoint(str(scratch), tag=state["tag"])
-        done, curve = state["step"], state["curve"]
         if is_first:
-            reporter.event("resumed", step=done)
-    started = last_checkpoint = time.monotonic()
-    loss_sum, loss_tokens, tokens = 0.0, 0, 0
-    for step in range(done, steps):
-        batch = [examples[i] for i in global_batch_indices(len(examples), training.global_batch, step, spec["seed"])]
-        supervised = sum(example.supervised_tokens for example in batch)
-        for micro in deal(batch, rank, ranks, micro_batches):
-            loss = engine(*_tensors(micro or batch[:1], tokenizer.pad_token_id, engine.device))
-            loss = loss if micro else loss * 0.0  # every rank takes part in every micro-batch
-            loss_sum += float(loss.detach())
-            # DeepSpeed averages over ranks and micro-batches; we want the mean over supervised tokens
-            engine.backward(loss * (ranks * micro_batches / supervised))
-            engine.step()
-        loss_tokens += supervised
-        tokens += sum(len(example.ids) for example in batch)
-        if (step + 1) % _LOG_EVERY == 0 or step + 1 == steps:
-            mean_loss = _sum_over_ranks(loss_sum, engine.device) / loss_tokens
-            curve.append([step + 1, round(mean_loss, 5)])
-            loss_sum, loss_tokens = 0.0, 0
-            if not math.isfinite(mean_loss):
-                rows = ", ".join(example.row_id for example in batch[:8])
-                raise ConfigurationError(f"the loss is {mean_loss} at step {step + 1}: lower the rate; rows: {rows} …")
-            if is_first:
-                rate = tokens / (time.monotonic() - started)
-                reporter.progress(step + 1, steps, loss=mean_loss, tokens_s=rate)
-            due = time.monotonic() - last_checkpoint > run.checkpoint_every_s
-            if _agreed(due, engine.device) and step + 1 < steps:
-                checkpoints.save(engine, work, scratch, step + 1, curve, is_first)
-                last_checkpoint = time.monotonic()
-    seconds = time.monotonic() - started
+            reporter.event("resumed", step=state["step"])
+    done, curve = (state["step"], state["curve"]) if state else (0, [])
 
+    def on_log(step: int, loss: float, tokens_s: float) -> None:
+        if is_first:
+            reporter.progress(step, plan.steps, loss=loss, tokens_s=tokens_s)
+
+    def save(step: int) -> None:
+        checkpoints.save(engine, work, scratch, step, curve, layout)
+
+    tokens_s = run_steps(engine, examples, plan, done, curve, on_log, save)
     _export(engine, work, folder, run.zero_stage, is_first, torch.bfloat16 if on_gpu else torch.float32)
-    facts = {"curve": curve, "tokens_s": round(tokens / max(seconds, 1e-9)), "skipped": skipped, "ranks": ranks}
-    counts = {"steps": steps, "rows": len(examples), "supervised_tokens": _supervised(examples)}
-    return {"counts": counts, "facts": {**facts, "resumed_at": done, "parameters": _parameters(model)}}
+    counts = {"steps": plan.steps, "rows": len(examples), "supervised_tokens": _supervised(examples)}
+    facts = {"curve": curve, "tokens_s": round(tokens_s), "skipped": skipped, "resumed_at": done, "ranks": ranks}
+    return {"counts": counts, "facts": {**facts, "parameters": _parameters(model)}}
 
 
 def _engine(
-    module: SupervisedLoss,
-    config: dict[str, Any],
-    training: Training,
-    steps: int,
-    ranks: int,
-    micro_batches: int,
-    on_gpu: bool,
+    module: SupervisedLoss, config: dict[str, Any], training: Training, plan: Plan, ranks: int, on_gpu: bool
 ) -> Any:
-    config["train_micro_batch_size_per_gpu"] = -(-training.global_batch // (ranks * micro_batches))
-    config["gradient_accumulation_steps"] = micro_batches
+    config["train_micro_batch_size_per_gpu"] = -(-plan.global_batch // (ranks * plan.micro_batches))
+    config["gradient_accumulation_steps"] = plan.micro_batches
     config["gradient_clipping"] = training.gradient_clipping
     config["bf16"] = {"enabled": on_gpu}
     config["optimizer"]["params"] |= {"lr": training.learning_rate, "weight_decay": training.weight_decay}
@@ -161,24 +125,11 @@ def _engine(
         model_parameters=[p for p in module.parameters() if p.requires_grad],
         config=config,
         lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: rate_at(step, steps, training)
+            optimizer, lambda step: rate_at(step, plan.steps, training)
         ),
     )
     engine.train()
     return engine
-
-
-def _tensors(examples: list[Example], pad_id: int, device: Any) -> list[Tensor | None]:
-    batch = collate(examples, pad_id)
-    fields = (
-        batch.input_ids_BT,
-        batch.attention_mask_BT,
-        batch.positions_N,
-        batch.labels_N,
-        batch.teacher_ids_NK,
-        batch.teacher_logprobs_NK,
-    )
-    return [None if tensor is None else tensor.to(device) for tensor in fields]
 
 
 def _export(engine: Any, work: Workspace, source: Path, zero_stage: int, is_first: bool, dtype: torch.dtype) -> None:
@@ -206,23 +157,6 @@ def _one_rank_first(work: Any) -> Any:
     result = work() if first else None
     torch.distributed.barrier()
     return result if first else work()
-
-
-def _rank() -> int:
-    return int(torch.distributed.get_rank())
-
-
-def _sum_over_ranks(value: float, device: Any) -> float:
-    total = torch.tensor([value], dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
-    torch.distributed.all_reduce(total)
-    return float(total)
-
-
-def _agreed(flag: bool, device: Any) -> bool:
-    """Rank 0's clock decides for all."""
-    decision = torch.tensor([int(flag)], device=device)
-    torch.distributed.broadcast(decision, src=0)
-    return bool(decision)
 
 
 def _supervised(examples: Iterable[Example]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from infra.artifacts import ArtifactRef, facts_of
 from infra.models import ModelSource
-from infra.processes import Event
 from infra.stage_task import stage_task
 from infra.ui import skipped_note, stage_view
 from tasks.train import stage
@@ -20,14 +19,7 @@ def train(
     """Train `model` with DeepSpeed: on rows (sft, sft_control) or on the teacher's top K (kd)."""
     work = stage.workspace(name, model, data, training, seed)
     with stage_view(name, _DOING[name]) as view:
-
-        def on_event(event: Event) -> None:
-            if event["event"] == "progress":
-                view.tick(event["done"], event["total"], stage.describe(event))
-            elif event["event"] == "resumed":
-                view.note(f"continues from the checkpoint at step {event['step']}")
-
-        ref = work.find() or stage.train(work, name, model, data, training, run, seed, on_event)
+        ref = work.find() or stage.train(work, name, model, data, training, run, seed, view.follow(stage.describe))
         counts = ref.counts
         skipped = skipped_note(facts_of(ref)["skipped"])
         return view.done(ref, f"{counts['steps']:,} steps on {counts['rows']:,} rows{skipped}")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.train.data import Example, collate, deal, global_batch_indices, total_steps
-from tasks.train.program import rate_at
+from tasks.train.loop import rate_at
 from tasks.train.settings import Training
 
 
