@@ -11,19 +11,24 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from rich.markup import escape
 
 from infra.errors import is_retryable
+from infra.ui import say
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _can_help(_task: Any, _run: Any, state: Any) -> bool:
+def _can_help(_task: Any, run: Any, state: Any) -> bool:
+    """Prefect asks while tries are left; people are told what they wait for."""
     try:
         state.result()
     except Exception as error:
-        return is_retryable(error)
-    return True
+        if is_retryable(error):
+            say(f"[yellow]! {run.name} failed and is tried again: {escape(str(error))}[/yellow]")
+            return True
+    return False
 
 
 def stage_task(name: str, task_run_name: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -19,6 +19,7 @@ from uuid import UUID
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from infra.artifacts import ArtifactRef
@@ -92,22 +93,18 @@ class StageView:
     def note(self, text: str) -> None:
         """A line under the stage: something that people should know."""
         get_run_logger().info("%s: %s", self.name, text)
-        if on_console():
-            (self._bar.console if self._bar else console).print(f"  [dim]{'':<12} {text}[/dim]", soft_wrap=True)
+        say(f"  [dim]{'':<12} {escape(text)}[/dim]")
 
     def warn(self, text: str) -> None:
         get_run_logger().warning("%s: %s", self.name, text)
-        if on_console():
-            (self._bar.console if self._bar else console).print(f"  [yellow]{'':<12} {text}[/yellow]", soft_wrap=True)
+        say(f"  [yellow]{'':<12} {escape(text)}[/yellow]")
 
     def done(self, ref: ArtifactRef, text: str) -> ArtifactRef:
         """The stage's one line: what, how many, how long, where."""
         took = "found" if ref.cached else f"{ref.seconds:.0f} s"
         get_run_logger().info("%s: %s · %s · %s", self.name, text, took, ref.uri)
-        if on_console():
-            mark = "[dim]=[/dim]" if ref.cached else "[green]✓[/green]"
-            target = self._bar.console if self._bar else console
-            target.print(f"{mark} [bold]{self.name:<12}[/bold] {text} [dim]· {took} · {ref.uri}[/dim]", soft_wrap=True)
+        mark = "[dim]=[/dim]" if ref.cached else "[green]✓[/green]"
+        say(f"{mark} [bold]{self.name:<12}[/bold] {escape(text)} [dim]· {took} · {ref.uri}[/dim]")
         return ref
 
 
@@ -151,10 +148,10 @@ def skipped_note(skipped: dict[str, int]) -> str:
     return f"; skipped {reasons}" if reasons else ""
 
 
-def say(text: str) -> None:
-    """A line on the console of a person's run."""
+def say(markup: str) -> None:
+    """A line on the console of a person's run (above the bar, where there is one)."""
     if on_console():
-        console.print(text, soft_wrap=True)
+        console.print(markup, soft_wrap=True)
 
 
 def publish_table(key: str, rows: list[dict[str, Any]], description: str) -> None:
