@@ -115,7 +115,8 @@ def _run(flow: Any, kwargs: dict[str, Any]) -> None:
         console.print(comparison_table(outcome.report))
         console.print(f"report   {latest() / 'report.html'}", soft_wrap=True)
         console.print(f"numbers  {latest() / 'results.json'}", soft_wrap=True)
-        console.print(f"UI       {running.prefect_ui_url}", soft_wrap=True)
+        ui = "`make up` opens it again, with this run" if running.started else running.prefect_ui_url
+        console.print(f"UI       {ui}", soft_wrap=True)
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:

@@ -44,6 +44,8 @@ def server(home: Path, ports: list[int]) -> Server:
         ports=ports,
         command=[
             "env",
+            # weed takes a key pair from its environment as an administrator's: the user's own is not for it
+            *("-u", "AWS_ACCESS_KEY_ID", "-u", "AWS_SECRET_ACCESS_KEY", "-u", "AWS_SESSION_TOKEN"),
             f"HOME={folder}",  # else ~/.seaweedfs/*.toml would apply
             _program(),
             "-logtostderr=true",

@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import psutil
 import pytest
+from botocore.exceptions import ClientError
 
 from infra import seaweedfs, services, storage
 from infra.errors import ConfigurationError
@@ -76,6 +78,22 @@ def run_python(code: str) -> str:
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     return output
+
+
+def test_keys_of_another_cloud_in_the_environment_open_nothing_here(
+    s3_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAELSEWHERE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-elsewhere")
+    with embedded_services() as running:
+        own = os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
+        assert own != ("AKIAELSEWHERE", "secret-of-elsewhere")
+        storage.ensure_bucket()
+        foreign = boto3.session.Session("AKIAELSEWHERE", "secret-of-elsewhere")
+        client = foreign.client("s3", endpoint_url=running.s3_endpoint, region_name="us-east-1")
+        with pytest.raises(ClientError):
+            client.list_buckets()
+    assert os.environ["AWS_ACCESS_KEY_ID"] == "AKIAELSEWHERE"
 
 
 def test_what_was_put_is_there_after_a_restart(s3_home: Path) -> None:
