@@ -10,6 +10,7 @@ import inspect
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -20,6 +21,8 @@ from infra import services, settings
 from infra.errors import DistilflowError, disk_full, is_disk_full
 
 _INTERRUPTED = 130
+_STOPPED = "stopped; what is finished is kept, the same command continues"
+_UNWIND_S = 20.0
 app = App(
     name="distilflow",
     help="Distil a large teacher into a small student, on your own data.",
@@ -40,7 +43,7 @@ def main() -> None:
     except DistilflowError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail("stopped; what is finished is kept, the same command continues", _INTERRUPTED)
+        _fail(_STOPPED, _INTERRUPTED)
     except OSError as error:
         if not is_disk_full(error):
             raise
@@ -102,6 +105,7 @@ def _run(flow: Any, kwargs: dict[str, Any]) -> None:
     from tasks.report.console import comparison_table
 
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
     with (
         services.embedded_services() as running,
         temporary_settings(updates={PREFECT_API_URL: os.environ["PREFECT_API_URL"]}),
@@ -120,7 +124,18 @@ def _run(flow: Any, kwargs: dict[str, Any]) -> None:
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:
+    """Unwind; and leave for certain, at once on a second signal: guardians end whatever we started."""
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, _leave)
+    watchdog = threading.Timer(_UNWIND_S, _leave)
+    watchdog.daemon = True
+    watchdog.start()
     raise KeyboardInterrupt
+
+
+def _leave(*_: Any) -> None:
+    print(f"distilflow: {_STOPPED}", file=sys.stderr, flush=True)
+    os._exit(_INTERRUPTED)
 
 
 def _quiet_libraries() -> None:

@@ -54,7 +54,8 @@ def run(main: Callable[[dict[str, Any], Reporter], dict[str, Any]], folder: Path
         partial.write_text(json.dumps(result))
         partial.rename(folder / "result.json")
     sys.stdout.flush()
-    sys.exit(0)
+    sys.stderr.flush()
+    os._exit(0)  # the work is done: engines' threads must not turn the interpreter's teardown into an abort
 
 
 def explained(error: Exception, folder: Path) -> DistilflowError:

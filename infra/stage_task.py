@@ -26,7 +26,7 @@ def _can_help(_task: Any, run: Any, state: Any) -> bool:
         state.result()
     except Exception as error:
         if is_retryable(error):
-            say(f"[yellow]! {run.name} failed and is tried again: {escape(str(error))}[/yellow]")
+            say(f"[yellow]! {run.name} failed and is tried again: {escape(str(error).splitlines()[0])}[/yellow]")
             return True
     return False
 
