@@ -74,7 +74,8 @@ def run_supervised(
     with the child's own sentence where it wrote one, and the end of its log where it did not.
     """
     settings.work_dir().mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=settings.work_dir()))
+    _remove_folders_of_the_dead()
+    folder = Path(tempfile.mkdtemp(prefix=f"{name}-{os.getpid()}-", dir=settings.work_dir()))
     (folder / "spec.json").write_text(json.dumps(spec))
     events = folder / "events.jsonl"
     events.touch()
@@ -132,6 +133,14 @@ def _failure(name: str, code: int | None, folder: Path, log: Path, oom_kills_bef
             f"a higher ZeRO stage or fewer processes; log: {kept}"
         )
     return TransientError(f"{name} ended with exit code {code}; log: {kept}\n{tail}")
+
+
+def _remove_folders_of_the_dead() -> None:
+    """Scratch folders whose run was killed (their names end in its process id and a random part)."""
+    for folder in settings.work_dir().glob("*-*-*"):
+        owner = folder.name.split("-")[-2]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end_marked(tree: str) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 from rich.console import Console
@@ -79,12 +80,15 @@ class StageView:
             shown = done, total, note = self._state
             share = 100.0 * done / max(total, 1)
             text = " ".join(filter(None, [self._doing, note]))
-            if artifact is None:
-                key = re.sub("[^a-z0-9-]", "-", f"{self.name}-progress")
-                made: Any = create_progress_artifact(progress=share, key=key, description=text)
-                artifact = made
-            else:
-                update_progress_artifact(artifact, progress=share, description=text)
+            try:
+                if artifact is None:
+                    key = re.sub("[^a-z0-9-]", "-", f"{self.name}-progress")
+                    made: Any = create_progress_artifact(progress=share, key=key, description=text)
+                    artifact = made
+                else:
+                    update_progress_artifact(artifact, progress=share, description=text)
+            except httpx.HTTPError as error:
+                get_run_logger().warning("%s: the Prefect server does not take its progress (%s)", self.name, error)
             if time.monotonic() >= next_log:
                 next_log += _LOG_INTERVAL_S
                 left = (time.monotonic() - self._started) * (total - done) / max(done, 1)

@@ -47,25 +47,25 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     tokenizer = load_tokenizer(teacher_source)
     tasks, skipped = _tasks(seeds, tokenizer, settings)
     databases = open_databases(seeds)
-    teacher = _load(teacher_source)
+    teacher = load_model(teacher_source)
     total = 2 * len(tasks) * len(spec["variants"])
     done = 0
     for variant in spec["variants"]:
         started = time.monotonic()
         work = Workspace.from_description(variant["workspace"])
         source = ModelSource.model_validate(variant["model"])
-        model = teacher if source == teacher_source else _load(source)
+        model = teacher if source == teacher_source else load_model(source)
         nll: list[float] = []
         kl: list[float] = []
         generated: list[str] = []
-        for batch in _batches(tasks, settings.batch_rows):
+        for batch in batches(tasks, settings.batch_rows):
             for row_nll, row_kl in _score(model, teacher, batch, tokenizer.pad_token_id):
                 nll.append(row_nll)
                 kl.append(row_kl)
             done += len(batch)
             reporter.progress(done, total, variant=variant["name"])
-        for batch in _batches(tasks, settings.batch_rows):
-            generated.extend(_generate(model, tokenizer, batch, settings.max_new_tokens))
+        for batch in batches(tasks, settings.batch_rows):
+            generated.extend(generate(model, tokenizer, batch, settings.max_new_tokens))
             done += len(batch)
             reporter.progress(done, total, variant=variant["name"])
         correct = [_is_correct(task.row, text, databases) for task, text in zip(tasks, generated, strict=True)]
@@ -100,7 +100,8 @@ def _tasks(seeds: ArtifactRef, tokenizer: Any, settings: Evaluation) -> tuple[li
     return sorted(tasks, key=lambda task: (len(task.tokens.ids), task.row.id)), skipped
 
 
-def _load(source: ModelSource) -> Any:
+def load_model(source: ModelSource) -> Any:
+    """The model for inference, on the GPU where there is one."""
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if on_gpu else torch.float32
     model: Any = AutoModelForCausalLM.from_pretrained(source.fetch(), dtype=dtype, attn_implementation="sdpa")
@@ -131,7 +132,7 @@ def _score(model: Any, teacher: Any, batch: list[Task], pad_id: int) -> Iterator
 
 
 @torch.inference_mode()
-def _generate(model: Any, tokenizer: Any, batch: list[Task], max_new_tokens: int) -> list[str]:
+def generate(model: Any, tokenizer: Any, batch: list[Task], max_new_tokens: int) -> list[str]:
     """Greedy answers, padded on the left."""
     prompts = [task.tokens.ids[: task.tokens.response_start] for task in batch]
     longest = max(map(len, prompts))
@@ -182,7 +183,8 @@ def _predictions(
     return sink.getvalue().to_pybytes()
 
 
-def _batches(tasks: list[Task], size: int) -> Iterator[list[Task]]:
+def batches(tasks: list[Task], size: int) -> Iterator[list[Task]]:
+    """Tasks in order, `size` at a time."""
     for start in range(0, len(tasks), size):
         yield tasks[start : start + size]
 

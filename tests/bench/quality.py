@@ -59,7 +59,7 @@ def _greedy_label_flags() -> list[str]:
     from infra.models import DEMO, load_tokenizer, resolve
     from infra.services import embedded_services
     from tasks.augment import stage
-    from tasks.evaluate.program import Task, _batches, _generate, _load
+    from tasks.evaluate.program import Task, batches, generate, load_model
     from tasks.rows import KEPT, read_rows
     from tasks.seeds.stage import Sources, load
     from tasks.tokens import TokenisedRow, tokenise
@@ -71,10 +71,10 @@ def _greedy_label_flags() -> list[str]:
         ref = stage.workspace(seeds, preset.augment, "demo").find()
         assert ref is not None, "the ordinary run has left no rows"
         teacher = resolve("demo", "teacher")
-        tokenizer, model = load_tokenizer(teacher), _load(teacher)
+        tokenizer, model = load_tokenizer(teacher), load_model(teacher)
         tokenised = [(row, tokenise(row, tokenizer, 384)) for row in read_rows(ref, KEPT)]
         tasks = [Task(row, tokens) for row, tokens in tokenised if isinstance(tokens, TokenisedRow)]
-        answers = [text for batch in _batches(tasks, 160) for text in _generate(model, tokenizer, batch, 64)]
+        answers = [text for batch in batches(tasks, 160) for text in generate(model, tokenizer, batch, 64)]
     path = Path(os.environ.get("DISTILFLOW_HOME", ".distilflow")) / "greedy_labels.jsonl"
     with path.open("w") as stream:
         for task, text in zip(tasks, answers, strict=True):

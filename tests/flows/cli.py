@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -55,15 +56,15 @@ def results(home: Path) -> dict[str, Any]:
 
 
 def engines() -> list[str]:
-    """Command lines of engine processes below this test session."""
+    """Command lines of this session's runs and engines, orphans included."""
     found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
             words = " ".join(process.cmdline())
-        except psutil.NoSuchProcess:
-            continue
-        if any(name in words for name in ("tasks.", "EngineCore", "llm_server", "deepspeed", "flows.cli")):
-            found.append(words)
+            ours = process.environ().get("DISTILFLOW_HOME") == os.environ["DISTILFLOW_HOME"]
+            names = ("tasks.", "EngineCore", "llm_server", "deepspeed", "flows.cli")
+            if ours and process.pid != os.getpid() and any(name in words for name in names):
+                found.append(words)
     return found
 
 

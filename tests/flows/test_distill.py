@@ -86,7 +86,9 @@ def test_changing_a_kd_hyperparameter_does_not_rescore_the_teacher(home: Path, b
     assert _cached(home) == {"seeds", "augment", "sft", "sft_control", "logits"}
 
 
-def test_ctrl_c_in_each_stage_leaves_no_process_and_the_next_run_continues(home: Path, services: object) -> None:
+def test_ctrl_c_in_each_stage_or_a_kill_leaves_no_process_and_the_next_run_continues(
+    home: Path, services: object
+) -> None:
     env = {"DISTILFLOW_BUCKET": "interrupted"}
     # another temperature of the agents, so that no answer is found in the request cache
     words = ["run", *cli.SMALL, "--augmentation.temperature=0.5"]
@@ -101,6 +103,14 @@ def test_ctrl_c_in_each_stage_leaves_no_process_and_the_next_run_continues(home:
         assert process.returncode == 130, (stage, message)
         assert message == "distilflow: stopped; what is finished is kept, the same command continues\n", stage
         assert cli.engines() == [], stage
+    # and SIGKILL, which nobody can handle
+    process = cli.start(*words, **env)
+    cli.wait_for(lambda: any((home / "work").glob("evaluate-*")))
+    process.kill()
+    process.communicate(timeout=30)
+    cli.wait_for(lambda: cli.engines() == [])
+
     done = cli.run(*words, **env)
     assert done.returncode == 0, done.stderr
     assert {"seeds", "augment", "sft", "logits", "sft_control", "kd"} <= _cached(home)
+    assert list((home / "work").iterdir()) == []

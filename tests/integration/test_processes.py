@@ -118,3 +118,4 @@ def test_sigkill_of_the_task_or_of_the_guardian_leaves_no_process(tmp_path: Path
     os.kill(process.pid if victim == "holder" else guardian, signal.SIGKILL)
     process.wait(timeout=20)
     _wait_for(lambda: _gone([*pids, guardian]))
+    assert _gone([*pids, guardian])

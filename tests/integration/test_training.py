@@ -57,14 +57,15 @@ def _weights(ref: ArtifactRef) -> dict[str, torch.Tensor]:
     return load_file(ArtifactReader(ref).folder("model/") / "model.safetensors")
 
 
-def _assert_same_training(first: ArtifactRef, second: ArtifactRef, tolerance: float) -> None:
-    assert [step for step, _loss in _curve(first)] == [10, 20, 30]
-    for (_, a), (_, b) in zip(_curve(first), _curve(second), strict=True):
-        assert a == pytest.approx(b, abs=tolerance)
+def _difference(first: ArtifactRef, second: ArtifactRef) -> float:
+    """Largest difference of two runs' loss curves in nats; their weights have to be close too."""
+    assert [step for step, _loss in _curve(first)] == [step for step, _loss in _curve(second)] == [10, 20, 30]
+    largest = max(abs(a - b) for (_, a), (_, b) in zip(_curve(first), _curve(second), strict=True))
     ours, theirs = _weights(first), _weights(second)
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
-        torch.testing.assert_close(tensor, theirs[name], atol=50 * tolerance, rtol=0.02, msg=name)
+        torch.testing.assert_close(tensor, theirs[name], atol=max(50 * largest, 5e-4), rtol=0.02, msg=name)
+    return largest
 
 
 @pytest.fixture(scope="module")
@@ -105,29 +106,23 @@ def test_a_killed_rank_is_noticed_and_the_rerun_continues_the_same_curve(
     events: list[Event] = []
     resumed = _train(rows, TRAINING, RUN, tag=1, on_event=events.append)
     assert next(event["step"] for event in events if event["event"] == "resumed") in (10, 20)
-    _assert_same_training(resumed, uninterrupted, tolerance=1e-5)
+    assert _difference(resumed, uninterrupted) <= 1e-5
 
 
 def _is_rank(process: psutil.Process) -> bool:
-    """A training rank of this test session (its launchers have the module in their command line too)."""
+    """A training rank of this session; its launchers, too, have the module and the folder in their command line."""
     command = process.info["cmdline"] or []
-    home = os.environ["DISTILFLOW_HOME"]
-    return (
-        "tasks.train.program" in command
-        and "-m" in command
-        and command[2:4] == ["-m", "tasks.train.program"]
-        and (any(word.startswith(home) for word in command))
-    )
+    return command[2:4] == ["-m", "tasks.train.program"] and command[-1].startswith(os.environ["DISTILFLOW_HOME"])
 
 
 def test_one_rank_with_accumulation_equals_two_without(rows: ArtifactRef, uninterrupted: ArtifactRef) -> None:
     single = _train(rows, TRAINING, TrainingRun(processes=1, micro_batch=5, zero_stage=0), tag=2)
-    _assert_same_training(single, uninterrupted, tolerance=1e-3)
+    assert _difference(single, uninterrupted) <= 1e-3
 
 
 def test_distillation_under_zero_3_equals_zero_2(topk: ArtifactRef) -> None:
     runs = [_train(topk, KD, RUN.model_copy(update={"zero_stage": zero}), tag=zero) for zero in (2, 3)]
-    _assert_same_training(*runs, tolerance=1e-3)
+    assert _difference(*runs) <= 1e-3
 
 
 def test_no_usable_row_is_a_configuration_error(rows: ArtifactRef) -> None:

@@ -1,0 +1,108 @@
+"""How the report's figures look: matplotlib draws them, the page's style sheet colours them.
+
+Figures are drawn with stand-in colours, which become CSS variables in the SVG, so that one drawing suits a
+light screen, a dark screen and paper. Text stays text. Equal data gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 6.2  # inches, at 72 units each: narrow, so that the text stays legible at phone width
+ROW = 0.42  # inches a horizontal bar takes
+
+# Stand-ins that matplotlib writes out and `inline_svg` replaces.
+INK, MUTED, RULE, WARM = "#010101", "#020202", "#030303", "#040404"
+_SERIES = {
+    "base": "#110001",
+    "sft": "#110002",
+    "sft_control": "#110003",
+    "kd": "#110004",
+    "teacher": "#110005",
+}
+_CSS = {INK: "--ink", MUTED: "--muted", RULE: "--rule", WARM: "--warm"} | {
+    colour: f"--{name.replace('_', '-')}" for name, colour in _SERIES.items()
+}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "distilflow",
+    "text.parse_math": False,
+    "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": INK,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 10.5,
+}
+
+
+def colour_of(name: str) -> str:
+    """A variant's stand-in colour."""
+    return _SERIES.get(name, MUTED)
+
+
+def short(label: str, limit: int = 26) -> str:
+    """A label that leaves room for its plot."""
+    line = " ".join(label.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def figure_of(height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure `height` inches high with its panels from left to right."""
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(wspace=0.08), facecolor="none")
+    panels = figure.subplots(1, columns, squeeze=False)[0]
+    for axes in panels:
+        axes.set_facecolor("none")
+    return figure, list(panels)
+
+
+def bars_figure(rows: int) -> tuple[Figure, Axes]:
+    """A figure for that many horizontal bars."""
+    figure, (axes,) = figure_of(0.75 + ROW * rows)
+    return figure, axes
+
+
+def name_bars(axes: Axes, names: list[str]) -> None:
+    """Horizontal bars from the top down, each with its name."""
+    axes.set_yticks(range(len(names)), [short(name) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+
+
+def inline_svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an <svg> element that can stand in a page beside others."""
+    buffer = StringIO()
+    no_metadata: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=no_metadata)
+    drawing = buffer.getvalue()
+    view_box = re.search(r'viewBox="([\d. ]+)"', drawing)
+    assert view_box, "matplotlib wrote an SVG without a viewBox"
+    body = drawing[drawing.index(">", drawing.index("<svg")) + 1 :]
+    for colour, variable in _CSS.items():
+        body = body.replace(colour, f"var({variable})")
+    body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font: \1 var(--sans)", body)
+    # Ids are unique within a figure only.
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'(xlink:href="|url\()#', rf"\1#{name}-", body)
+    return f'<svg viewBox="{view_box[1]}" role="img" aria-label="{description}">{body.strip()}'
