@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import sqlite3
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ class LLMClient:
         except (litellm.RateLimitError, litellm.ServiceUnavailableError, litellm.APIError) as error:
             raise TransientError(
                 f"the LLM {self.endpoint.model!r} answered {type(error).__name__} again and again: "
-                "run again later or lower `augment.concurrency`; answers so far are kept"
+                "run again later or lower `augmentation.concurrency`; answers so far are kept"
             ) from error
         return {
             "text": reply.choices[0].message.content or "",
@@ -206,6 +207,8 @@ def _litellm() -> Any:
     litellm.suppress_debug_info = True
     litellm.drop_params = True
     litellm.telemetry = False
+    # cancelled in mid-call, as on a provider's failure, it drops a coroutine of its own; ours is the error to show
+    warnings.filterwarnings("ignore", message="coroutine '.*acompletion' was never awaited", category=RuntimeWarning)
     return litellm
 
 

@@ -32,6 +32,7 @@ class Batch:
 
     rows: list[Row] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
+    expanded: int = 0
     failed_expansions: int = 0
 
 
@@ -72,6 +73,7 @@ async def write_and_score(
         if expansions:
             try:
                 answer = await client.ask(EXPANSION, seed, n=expansions)
+                batch.expanded += len(answer.instructions[:expansions])
                 for new in answer.instructions[:expansions]:
                     rows.append(_expanded(seed, new.instruction, new.input, database_of.get(new.input, "")))
             except Refused:

@@ -117,6 +117,7 @@ def _publish(work: Workspace, batches: int) -> ArtifactRef:
             told = work.get_json(f"{part}/{index:05}.json")
             for name, value in told["usage"].items():
                 usage[name] = usage.get(name, 0) + value
+            counts["expanded"] += told["expanded"]
             counts["failed_expansions"] += told["failed_expansions"]
             for agent, reason in told["rejected"]:
                 by_reason = rejects.setdefault(agent, {})
@@ -126,11 +127,12 @@ def _publish(work: Workspace, batches: int) -> ArtifactRef:
             work.put(f"{REJECTED}{index:05}-{part}.parquet", data)
         counts["rows"] += len(kept)
         work.put(f"{KEPT}{index:05}.parquet", to_parquet(kept))
-    counts["expanded"] = counts["rows"] + counts["rejected"] - counts["seeds"]
+    if counts["seeds"] + counts["expanded"] != counts["rows"] + counts["rejected"]:
+        raise AssertionError(f"rows were lost or doubled: {counts}")
     if counts["rows"] == 0:
         raise ConfigurationError(
             f"the agents kept none of {counts['rejected']} rows (reasons: {rejects}): "
-            "check the agents' model, or lower `augment.min_score`"
+            "check the agents' model, or lower `augmentation.min_score`"
         )
     return work.publish((KEPT, REJECTED), counts, {"rejected": rejects, "usage": usage})
 
@@ -144,6 +146,7 @@ def _put_batch(work: Workspace, name: str, batch: Batch, client: LLMClient) -> N
     work.put(f"{name}-rejected.parquet", to_parquet([r.row for r in rejected], extra))
     told = {
         "rejected": [[r.agent, r.reason] for r in rejected],
+        "expanded": batch.expanded,
         "failed_expansions": batch.failed_expansions,
         "usage": client.take_usage(),
     }
