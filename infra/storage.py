@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from infra.errors import ConfigurationError, DistilflowError, TransientError
 
 DIGEST_KEY = "sha256"
 _REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "Forbidden", "ExpiredToken"}
+_CREDENTIALS = ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
 
 
@@ -37,7 +39,7 @@ class StoredObject:
 
 
 @functools.cache
-def _client(endpoint: str | None) -> Any:
+def _client(endpoint: str | None, *_credentials: str | None) -> Any:
     config = Config(
         retries={"mode": "adaptive", "max_attempts": 8},
         connect_timeout=10,
@@ -50,8 +52,8 @@ def _client(endpoint: str | None) -> Any:
 
 
 def client() -> Any:
-    """The boto3 client for the storage that the environment names (one a process and endpoint)."""
-    return _client(settings.s3_endpoint())
+    """The boto3 client for the storage that the environment names (one a process, endpoint and key pair)."""
+    return _client(settings.s3_endpoint(), *map(os.environ.get, _CREDENTIALS))
 
 
 def explain(error: Exception) -> DistilflowError:

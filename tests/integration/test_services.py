@@ -162,6 +162,18 @@ def test_ports_that_are_lost_at_the_start_are_replaced(s3_home: Path, monkeypatc
         storage.ensure_bucket()
 
 
+def test_another_home_on_the_same_port_is_served_with_its_own_keys(
+    s3_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports = free_ports(8)
+    monkeypatch.setattr(seaweedfs, "ports", lambda _home: ports)
+    for home in (s3_home / "one", s3_home / "other"):
+        monkeypatch.setenv("DISTILFLOW_HOME", str(home))
+        with embedded_services() as running:
+            assert running.s3_endpoint == f"http://127.0.0.1:{ports[0]}"
+            storage.ensure_bucket()
+
+
 def test_missing_seaweedfs_says_what_to_do(s3_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     monkeypatch.setenv("PATH", "/nowhere")
