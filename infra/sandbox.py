@@ -2,13 +2,15 @@
 
 The database is loaded from a dump into memory, so there is no file to reach; an authorizer allows reading
 and pure functions and nothing else (no ATTACH, PRAGMA, writes, extensions), and the virtual machine is
-interrupted at the time limit.
+interrupted at the time limit. SQLite's memory is capped for the whole process, and it sorts in memory, so that
+no query fills the machine or writes a temporary file.
 """
 
 from __future__ import annotations
 
 import re
 import sqlite3
+import threading
 import time
 from collections import Counter
 
@@ -17,6 +19,7 @@ Rows = tuple[tuple[object, ...], ...]
 _READING = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
 _FORBIDDEN_FUNCTIONS = frozenset({"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer"})
 _MAX_VALUE_BYTES = 1_000_000
+_MAX_HEAP_BYTES = 256 << 20
 _INSTRUCTIONS_BETWEEN_CHECKS = 1_000
 _ORDER_BY = re.compile(r"\border\s+by\b", re.IGNORECASE)
 
@@ -31,14 +34,21 @@ class ReadOnlyDatabase:
     def __init__(self, dump: str, *, timeout_s: float = 2.0, max_rows: int = 10_000):
         self._timeout_s = timeout_s
         self._max_rows = max_rows
+        self._lock = threading.Lock()
         self._connection = sqlite3.connect(":memory:", check_same_thread=False)
+        self._connection.execute(f"PRAGMA hard_heap_limit={_MAX_HEAP_BYTES}")
+        self._connection.execute("PRAGMA temp_store=MEMORY")
         self._connection.executescript(dump)
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         self._connection.set_authorizer(_authorize)
 
     def run(self, sql: str) -> Rows:
-        """The rows that one SELECT returns; QueryError for anything else."""
+        """The rows that one SELECT returns; QueryError for anything else. Callable from any thread."""
+        with self._lock:
+            return self._run(sql)
+
+    def _run(self, sql: str) -> Rows:
         deadline = time.monotonic() + self._timeout_s
         self._connection.set_progress_handler(lambda: time.monotonic() > deadline, _INSTRUCTIONS_BETWEEN_CHECKS)
         try:

@@ -26,6 +26,7 @@ from infra.errors import ConfigurationError, DistilflowError, TransientError
 DIGEST_KEY = "sha256"
 _REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "Forbidden", "ExpiredToken"}
 _CREDENTIALS = ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_CONDITION_FAILED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey"}
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
 
 
@@ -128,16 +129,27 @@ def get(uri: str) -> bytes | None:
         return None
 
 
-def put(uri: str, data: bytes, *, only_if_absent: bool = False) -> bool:
-    """Write an object in one step. With `only_if_absent`, returns False where another writer was first."""
+def get_with_etag(uri: str) -> tuple[bytes, str] | None:
+    """The object's bytes and the tag of this version of it, for `put(only_if_match=…)`."""
     bucket, key = split_uri(uri)
-    extra = {"IfNoneMatch": "*"} if only_if_absent else {}
+    try:
+        with _explained():
+            found = client().get_object(Bucket=bucket, Key=key)
+            return found["Body"].read(), found["ETag"]
+    except FileNotFoundError:
+        return None
+
+
+def put(uri: str, data: bytes, *, only_if_absent: bool = False, only_if_match: str | None = None) -> bool:
+    """Write an object in one step. Under a condition, returns False where another writer was first."""
+    bucket, key = split_uri(uri)
+    extra = {"IfNoneMatch": "*"} if only_if_absent else {"IfMatch": only_if_match} if only_if_match else {}
     metadata = {DIGEST_KEY: hashlib.sha256(data).hexdigest()}
     with _explained():
         try:
             client().put_object(Bucket=bucket, Key=key, Body=data, Metadata=metadata, **extra)
         except ClientError as error:
-            if not only_if_absent or str(error.response["Error"]["Code"]) not in {"PreconditionFailed", "412"}:
+            if not extra or str(error.response["Error"]["Code"]) not in _CONDITION_FAILED:
                 raise
             return False
     return True

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from infra.artifacts import ArtifactReader, ArtifactRef
 
 TRAIN, HELDOUT = "train/", "heldout/"  # where a seeds artifact keeps its rows
-KEPT, REJECTED = "kept/", "rejected/"  # and an augment artifact
+KEPT, REJECTED, FAILED = "kept/", "rejected/", "failed/"  # and an augment artifact
 Role = Literal["system", "user", "assistant"]
 
 
@@ -33,7 +32,10 @@ class Message(BaseModel):
 
 
 class Row(BaseModel):
-    """An instruction with its response, and where both come from."""
+    """An instruction with its response, and where both come from.
+
+    `scores` are Selection's (1 to 10); `verdicts` hold, by agent or check, the reason that it gave.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,7 +48,7 @@ class Row(BaseModel):
     origin_seed: str = ""
     lineage: tuple[str, ...] = ("seed",)
     scores: dict[str, float] = {}
-    verdict: str = ""
+    verdicts: dict[str, str] = {}
     database: str = ""
 
     @property
@@ -79,16 +81,19 @@ SCHEMA = pa.schema(
         ("origin_seed", pa.string()),
         ("lineage", pa.list_(pa.string())),
         ("scores", pa.map_(pa.string(), pa.float64())),
-        ("verdict", pa.string()),
+        ("verdicts", pa.map_(pa.string(), pa.string())),
         ("database", pa.string()),
+        ("messages", pa.list_(_MESSAGE)),  # what other programs train on; derived, not read back
     ]
 )
+_ROWS_AT_ONCE = 200
+_READ = [name for name in SCHEMA.names if name != "messages"]
 
 
 def to_parquet(rows: Iterable[Row], extra: dict[str, list[str]] | None = None) -> bytes:
     """Rows as one Parquet file, with optional text columns beside the schema (reject reasons)."""
     rows = list(rows)
-    table = pa.Table.from_pylist([{"id": row.id, **row.model_dump()} for row in rows], schema=SCHEMA)
+    table = pa.Table.from_pylist([_entry(row) for row in rows], schema=SCHEMA)
     for name, values in (extra or {}).items():
         table = table.append_column(name, pa.array(values, pa.string()))
     sink = pa.BufferOutputStream()
@@ -96,30 +101,24 @@ def to_parquet(rows: Iterable[Row], extra: dict[str, list[str]] | None = None) -
     return sink.getvalue().to_pybytes()
 
 
-def from_parquet(data: bytes) -> list[Row]:
-    """Inverse of `to_parquet` (columns beside the schema are left out)."""
-    table = pq.read_table(pa.BufferReader(data), columns=SCHEMA.names)
-    return [_row(entry) for entry in table.to_pylist()]
+def from_parquet(data: bytes) -> Iterator[Row]:
+    """Inverse of `to_parquet` (columns beside the schema are left out), a few rows in memory at a time."""
+    for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches(_ROWS_AT_ONCE, columns=_READ):
+        yield from map(_row, batch.to_pylist())
 
 
 def read_rows(ref: ArtifactRef, prefix: str) -> Iterator[Row]:
-    """Rows of an artifact, one file in memory at a time, digests checked."""
+    """Rows of an artifact, one file's bytes in memory at a time, digests checked."""
     for _name, data in ArtifactReader(ref).stream(prefix):
         yield from from_parquet(data)
 
 
+def _entry(row: Row) -> dict[str, Any]:
+    return {"id": row.id, **row.model_dump(), "messages": [message.model_dump() for message in row.messages]}
+
+
 def _row(entry: dict[str, Any]) -> Row:
     entry.pop("id")
-    entry["scores"] = dict(entry["scores"] or [])
+    for name in ("scores", "verdicts"):
+        entry[name] = dict(entry[name] or [])
     return Row.model_validate(entry)
-
-
-_CJK = re.compile(r"[㐀-鿿]")
-_KANA = re.compile(r"[぀-ヿ]")
-
-
-def language_of(text: str) -> str:
-    """A coarse guess (zh, ja, en) that decides which agent model a row is routed to."""
-    if _KANA.search(text):
-        return "ja"
-    return "zh" if len(_CJK.findall(text)) > 0.1 * len(text.replace(" ", "")) else "en"

@@ -1,221 +1,268 @@
-"""Requests to an LLM through LiteLLM: concurrent, retried, validated, and never paid twice.
-
-Every answer is kept in a local SQLite file under the hash of what was asked, so a killed run that starts
-again asks only what it had not been told.
-"""
+"""Puts rows before agents: cached, budgeted, rate-limited, validated, asked again where the answer is no good."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
-import os
-import re
+import random
 import socket
-import sqlite3
-import warnings
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlparse
 
-from pydantic import BaseModel, ValidationError
+from aiolimiter import AsyncLimiter
 
 from infra.errors import ConfigurationError, TransientError
-from tasks.augment.agents import Agent, Answer
+from tasks.augment.agents import SELECTION, Agent, Answer, BadAnswer
+from tasks.augment.answers import AnswerCache, key_of
+from tasks.augment.budget import BudgetReached, Ledger, UsageByAgent
+from tasks.augment.providers import ProviderError, Providers, Reply, Request
+from tasks.augment.settings import Augmentation
 from tasks.rows import Row
 
-_FENCE = re.compile(r"^\s*```(?:json)?\s*(.*?)\s*```\s*$", re.DOTALL)
+_MAX_TEXT = 200_000  # characters of an answer that are kept: more than any agent may say
+_ATTEMPTS = 2
+_RETRIES = 5
+_PAUSE_S = 5.0
+_FAILURES_IN_A_ROW = 20
+_FAILURES_AT_FIRST = 5
 
-
-class Refused(Exception):
-    """The model gave no usable answer to an agent's request, also when asked again."""
-
-    def __init__(self, agent: str, why: str):
-        super().__init__(f"no valid answer ({why})")
-        self.agent = agent
+_ROW_REASONS = {
+    "content_policy": "declined by the provider",
+    "context_window": "too long for the model",
+    "bad_request": "refused by the provider",
+    "rate_limit": "no answer (rate limit)",
+    "timeout": "no answer (timeout)",
+    "unreachable": "no answer (connection)",
+    "server": "no answer (server error)",
+}
+_TRANSIENT = {"rate_limit", "timeout", "unreachable", "server"}
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A LiteLLM model name and, for self-hosted ones, its address. The key comes from the environment."""
+    """A LiteLLM model name and, for self-hosted ones, its address. Provider's keys come from the environment."""
 
     model: str
     api_base: str | None = None
     api_key: str | None = field(default=None, repr=False)
 
 
-@dataclass
-class Usage:
-    """What a stage asked and was billed for."""
+class Unanswered(Exception):
+    """An agent got no usable answer on a row. `transient`: another time it might."""
 
-    requests: int = 0
-    from_cache: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost_usd: float = 0.0
-
-
-class AnswerCache:
-    """Paid-for answers by request hash, safe against a kill at any time."""
-
-    def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._database.execute("PRAGMA journal_mode=WAL")
-        self._database.execute("PRAGMA synchronous=NORMAL")
-        self._database.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)")
-
-    def get(self, key: str) -> dict[str, Any] | None:
-        found = self._database.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
-        return json.loads(found[0]) if found else None
-
-    def put(self, key: str, answer: dict[str, Any]) -> None:
-        self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
+    def __init__(self, agent: str, reason: str, detail: str = "", *, transient: bool = False):
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.agent = agent
+        self.reason = reason
+        self.transient = transient
 
 
 class LLMClient:
-    """Puts rows before agents. One instance a stage; `usage` adds up over its life."""
+    """One for a stage and its event loop; use it in an `async with`. LiteLLM starts with the first request."""
 
-    def __init__(self, endpoint: Endpoint, cache: AnswerCache, *, concurrency: int, temperature: float):
+    def __init__(self, endpoint: Endpoint, cache: AnswerCache, options: Augmentation):
         self.endpoint = endpoint
-        self.usage = Usage()
+        self.ledger = Ledger(options.budget_usd, options.max_rows)
+        self._options = options
         self._cache = cache
-        self._free = asyncio.Semaphore(concurrency)
-        self._temperature = temperature
+        self._free = asyncio.Semaphore(options.concurrency)
+        self._pending: dict[str, asyncio.Task[dict[str, Any]]] = {}
+        self._stack = AsyncExitStack()
+        self._starting = asyncio.Lock()
+        self._providers: Providers | None = None
+        self._failures = 0
+        self._answers = 0
+        requests, tokens = options.requests_per_minute, options.tokens_per_minute
+        self._request_limit = AsyncLimiter(max(requests / 60, 1), 60 / min(requests, 60)) if requests else None
+        self._token_limit = AsyncLimiter(tokens, 60) if tokens else None
 
-    def take_usage(self) -> dict[str, float]:
-        """What was used since the last call."""
-        used, self.usage = self.usage, Usage()
-        return asdict(used)
+    async def __aenter__(self) -> LLMClient:
+        return self
 
-    async def ask(self, agent: Agent[Answer], row: Row, **settings: Any) -> Answer:
-        """The agent's validated answer on a row.
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
 
-        Raises Refused where the model gives none that fits the schema (asked twice), ConfigurationError
-        where the provider refuses us, TransientError where it cannot be reached.
+    async def ask(self, usage: UsageByAgent, agent: Agent[Answer], row: Row, **settings: Any) -> Answer:
+        """The agent's validated answer on a row, booked on `usage`.
+
+        Raises Unanswered where there is none, ConfigurationError where the provider refuses us, and
+        TransientError where it fails again and again.
         """
+        model = self._options.route(agent.name, row.task_category, row.language) or self.endpoint.model
         messages = agent.messages(row, **settings)
-        for attempt in range(2):
-            text = await self._complete(agent, messages, attempt)
+        for attempt in range(1, _ATTEMPTS + 1):
+            answer = await self._patiently(usage, agent, model, messages)
             try:
-                return agent.answer.model_validate_json(_bare_json(text))
-            except ValidationError as error:
-                wrong = f"{error.error_count()} errors, first: {error.errors()[0]['msg']}"
-                correction = f"That was not the JSON object asked for ({wrong}). Answer with that object alone."
+                return agent.read(answer["text"])
+            except BadAnswer as bad:
+                why = str(bad) if answer["finish_reason"] != "length" else "cut off at max_output_tokens"
+            if attempt < _ATTEMPTS:
+                correction = f"That was not the JSON object asked for ({why}). Answer with that object alone."
                 messages = [
                     *messages,
-                    {"role": "assistant", "content": text[:2_000]},
+                    {"role": "assistant", "content": answer["text"][:2_000]},
                     {"role": "user", "content": correction},
                 ]
-        raise Refused(agent.name, wrong)
+        raise Unanswered(agent.name, "no valid answer", why)
 
-    async def _complete(self, agent: Agent[Any], messages: list[dict[str, str]], attempt: int) -> str:
-        request = {
-            "model": self.endpoint.model,
-            "messages": messages,
-            "temperature": self._temperature,
-            "schema": agent.answer.model_json_schema(),
-        }
-        key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-        answer = self._cache.get(key)
-        if answer is None:
-            async with self._free:
-                answer = await self._request(agent.answer, messages)
-            self._cache.put(key, answer)
-            self.usage.requests += 1
-        else:
-            self.usage.from_cache += 1
-        self.usage.prompt_tokens += answer["prompt_tokens"]
-        self.usage.completion_tokens += answer["completion_tokens"]
-        self.usage.cost_usd += answer["cost_usd"]
-        return str(answer["text"])
-
-    async def _request(self, schema: type[BaseModel], messages: list[dict[str, str]]) -> dict[str, Any]:
-        litellm = _litellm()
+    async def _patiently(
+        self, usage: UsageByAgent, agent: Agent[Any], model: str, messages: list[dict[str, str]]
+    ) -> dict[str, Any]:
+        """A provider's passing failure, its own retries being used up, gets one more chance a little later."""
         try:
-            reply = await litellm.acompletion(
-                model=self.endpoint.model,
-                api_base=self.endpoint.api_base,
-                api_key=self.endpoint.api_key,
-                messages=messages,
-                temperature=self._temperature,
-                response_format=schema,
-                num_retries=4,
-                timeout=120,
+            return await self._complete(usage, agent, model, messages)
+        except Unanswered as nothing:
+            if not nothing.transient:
+                raise
+        await asyncio.sleep(random.uniform(0.5, 1.0) * _PAUSE_S)
+        return await self._complete(usage, agent, model, messages)
+
+    async def _complete(
+        self, usage: UsageByAgent, agent: Agent[Any], model: str, messages: list[dict[str, str]]
+    ) -> dict[str, Any]:
+        parameters = {"temperature": self._options.temperature, "max_tokens": self._options.max_output_tokens}
+        key = key_of({"model": model, "messages": messages, "schema": agent.schema, **parameters})
+        answer = self._cache.get(key)
+        cached = answer is not None
+        if answer is not None:
+            self.ledger.settle(0.0, answer["cost_usd"])
+        elif key in self._pending:  # asked for another row at this moment
+            cached = True
+            answer = await asyncio.shield(self._pending[key])
+        else:
+            request = Request(
+                route=model, messages=messages, schema=agent.schema, schema_name=agent.answer.__name__, **parameters
             )
-        except (litellm.AuthenticationError, litellm.PermissionDeniedError) as error:
-            raise ConfigurationError(
-                f"the provider of {self.endpoint.model!r} refused the key: set its key in the environment "
-                "(OPENAI_API_KEY, ANTHROPIC_API_KEY …)"
-            ) from error
-        except (litellm.NotFoundError, litellm.BadRequestError) as error:
-            raise ConfigurationError(
-                f"{self.endpoint.model!r} does not take the request: {_first_line(error)}"
-            ) from error
-        except (litellm.APIConnectionError, litellm.Timeout, litellm.InternalServerError) as error:
-            where = self.endpoint.api_base or "its provider"
-            raise TransientError(
-                f"the LLM {self.endpoint.model!r} at {where} cannot be reached ({type(error).__name__}): "
-                "check the address and the server; answers so far are kept"
-            ) from error
-        except (litellm.RateLimitError, litellm.ServiceUnavailableError, litellm.APIError) as error:
-            raise TransientError(
-                f"the LLM {self.endpoint.model!r} answered {type(error).__name__} again and again: "
-                "run again later or lower `augmentation.concurrency`; answers so far are kept"
-            ) from error
+            self._pending[key] = asyncio.ensure_future(self._paid(agent, key, request))
+            try:
+                answer = await self._pending[key]
+            finally:
+                self._pending.pop(key).cancel()
+        usage.add(agent.name, answer, cached=cached)
+        if agent is SELECTION:
+            self.ledger.scored(answer["cost_usd"])
+        return answer
+
+    async def _paid(self, agent: Agent[Any], key: str, request: Request) -> dict[str, Any]:
+        """Send a request; its slot is free again when the answer is kept."""
+        async with self._free:
+            providers = await self._started()
+            most = self._most(providers, request)
+            try:
+                await self.ledger.reserve(most)
+            except BudgetReached:
+                raise Unanswered(agent.name, "budget reached") from None
+            cost = 0.0
+            try:
+                await self._limited(request)
+                reply = await providers.complete(request)
+                answer = self._kept(reply, providers.price(request.route))
+                cost = answer["cost_usd"]
+                self._cache.put(key, answer)
+            except ProviderError as error:
+                raise self._failure(agent, request.route, error) from None
+            finally:
+                self.ledger.settle(most, cost)
+            self._failures, self._answers = 0, self._answers + 1
+            return answer
+
+    def _kept(self, reply: Reply, price: tuple[float, float] | None) -> dict[str, Any]:
+        cost = reply.cost_usd
+        if not cost and price:
+            cost = reply.prompt_tokens * price[0] + reply.completion_tokens * price[1]
         return {
-            "text": reply.choices[0].message.content or "",
-            "prompt_tokens": reply.usage.prompt_tokens,
-            "completion_tokens": reply.usage.completion_tokens,
-            "cost_usd": reply._hidden_params.get("response_cost") or 0.0,
+            "text": reply.text[:_MAX_TEXT],
+            "prompt_tokens": reply.prompt_tokens,
+            "completion_tokens": reply.completion_tokens,
+            "cost_usd": cost,
+            "model": reply.model,
+            "finish_reason": reply.finish_reason,
         }
 
+    def _most(self, providers: Providers, request: Request) -> float:
+        """The most that a request can cost: a token is at least one byte."""
+        price = providers.price(request.route)
+        if self._options.budget_usd is None or price is None:
+            return 0.0
+        prompt_bytes = sum(len(message["content"].encode()) for message in request.messages)
+        return prompt_bytes * price[0] + self._options.max_output_tokens * price[1]
 
-def check_endpoint(endpoint: Endpoint) -> None:
-    """Refuse, before the first request, a provider without its key or an address where nobody answers."""
-    litellm = _litellm()
-    try:
-        needed = litellm.validate_environment(endpoint.model, api_base=endpoint.api_base)
-        litellm.get_llm_provider(endpoint.model)
-    except litellm.BadRequestError as error:
-        raise ConfigurationError(
-            f"agent_model {endpoint.model!r} is no LiteLLM model name: use PROVIDER/MODEL, such as openai/gpt-4o"
-        ) from error
-    if not needed["keys_in_environment"] and endpoint.api_base is None:
-        keys = ", ".join(needed["missing_keys"])
-        raise ConfigurationError(f"agent_model {endpoint.model!r} needs its provider's key: set {keys}")
-    if endpoint.api_base is None:
+    async def _limited(self, request: Request) -> None:
+        if self._request_limit:
+            await self._request_limit.acquire()
+        if self._token_limit:
+            expected = sum(len(message["content"]) for message in request.messages) // 4 + 256
+            await self._token_limit.acquire(min(expected, self._token_limit.max_rate))
+
+    def _failure(self, agent: Agent[Any], model: str, error: ProviderError) -> Exception:
+        """What a provider's error means: for this row, or for the whole stage."""
+        where = f"the LLM {model!r}" + (f" at {self.endpoint.api_base}" if self.endpoint.api_base else "")
+        if error.kind == "refused_key":
+            return ConfigurationError(
+                f"the provider of {model!r} refused the key: set its key in the environment "
+                "(OPENAI_API_KEY, ANTHROPIC_API_KEY …)"
+            )
+        if error.kind == "unknown_model":
+            return ConfigurationError(f"{where} does not exist for its provider: {error.message}")
+        if error.kind not in ("content_policy", "context_window"):
+            self._failures += 1
+            if self._failures >= (_FAILURES_IN_A_ROW if self._answers else _FAILURES_AT_FIRST):
+                if error.kind == "bad_request":
+                    return ConfigurationError(
+                        f"{where} does not take our requests: {error.message} "
+                        "(augmentation.structured_outputs=prompt asks for less)"
+                    )
+                why = _ROW_REASONS[error.kind].removeprefix("no answer ").strip("()")
+                return TransientError(
+                    f"{where} cannot be reached or fails again and again ({why}): check the address and the server, "
+                    "or lower `augmentation.concurrency`; answers so far are kept, run again"
+                )
+        return Unanswered(agent.name, _ROW_REASONS[error.kind], error.message, transient=error.kind in _TRANSIENT)
+
+    async def _started(self) -> Providers:
+        async with self._starting:
+            if self._providers is None:
+                _check_address(self.endpoint.api_base)
+                providers = Providers(self._configuration(), processes=self._options.processes)
+                self._providers = await self._stack.enter_async_context(providers)
+                self._check_prices(self._providers)
+            return self._providers
+
+    def _configuration(self) -> dict[str, Any]:
+        options = self._options
+        own = {"model": self.endpoint.model, "api_base": self.endpoint.api_base, "api_key": self.endpoint.api_key}
+        others = [{"model": model} for model in options.fallbacks]
+        routes = {self.endpoint.model: [own, *others]}
+        routes |= {model: [{"model": model}, *others] for model in options.routes.values() if model not in routes}
+        return {
+            "routes": routes,
+            "retries": _RETRIES,
+            "timeout_s": options.timeout_s,
+            "concurrency": options.concurrency,
+            "structured_outputs": options.structured_outputs,
+            "usd_per_million_tokens": options.usd_per_million_tokens,
+        }
+
+    def _check_prices(self, providers: Providers) -> None:
+        unknown = [route for route in self._configuration()["routes"] if providers.price(route) is None]
+        if self._options.budget_usd is not None and unknown:
+            raise ConfigurationError(
+                f"augmentation.budget_usd needs the price of {unknown[0]!r}, which LiteLLM does not know: "
+                "set augmentation.usd_per_million_tokens"
+            )
+
+
+def _check_address(api_base: str | None) -> None:
+    """Refuse an address where nobody answers before anything is sent there."""
+    if api_base is None:
         return
-    address = urlparse(endpoint.api_base)
+    address = urlparse(api_base)
     port = address.port or (443 if address.scheme == "https" else 80)
     try:
         socket.create_connection((address.hostname or "", port), timeout=10).close()
     except OSError as error:
-        raise ConfigurationError(
-            f"no LLM answers at {endpoint.api_base} ({error.strerror or error}): check augmentation.api_base "
+        raise TransientError(
+            f"the LLM at {api_base} cannot be reached ({error.strerror or error}): check augmentation.api_base "
             "and that the server runs"
         ) from error
-
-
-def _litellm() -> Any:
-    """LiteLLM, quiet, and without its fetch of a price map at import."""
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    os.environ.setdefault("LITELLM_LOG", "ERROR")
-    import litellm
-
-    litellm.suppress_debug_info = True
-    litellm.drop_params = True
-    litellm.telemetry = False
-    # cancelled in mid-call, as on a provider's failure, it drops a coroutine of its own; ours is the error to show
-    warnings.filterwarnings("ignore", message="coroutine '.*acompletion' was never awaited", category=RuntimeWarning)
-    return litellm
-
-
-def _bare_json(text: str) -> str:
-    fenced = _FENCE.match(text)
-    return fenced.group(1) if fenced else text
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:300]

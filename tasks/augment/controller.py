@@ -1,183 +1,232 @@
-"""The controller: seeds in, augmented rows out, every row accounted for.
+"""The controller: puts rows before the agents in the paper's order (section 3.1) and accounts for every one.
 
-Expansion and Rewriting write rows, Selection scores them, the controller keeps a task-balanced subset, and
-Verification checks that subset (paper, section 3.1). Work is done in batches that are kept as they finish.
+Expansion writes rows and its category check drops those that drifted; Rewriting improves them and its check
+undoes or drops those that lost their meaning; Selection scores them; Verification, where a response can be run
+after running it, has the last word. How requests are made is not known here: `ask` puts a row before an agent.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from infra.sandbox import QueryError, ReadOnlyDatabase
-from tasks.augment.agents import EXPANSION, REWRITING, SELECTION, VERIFICATION, wants_chain_of_thought
-from tasks.augment.client import LLMClient, Refused
-from tasks.rows import Row, language_of
+from infra.python_sandbox import PythonSandbox
+from infra.sandbox import ReadOnlyDatabase
+from tasks.augment.agents import (
+    CATEGORY,
+    EXPANSION,
+    PRESERVATION,
+    REWRITING,
+    SELECTION,
+    VERIFICATION,
+    NewRow,
+    wants_chain_of_thought,
+)
+from tasks.augment.checks import python_of, run_checks
+from tasks.augment.client import Unanswered
+from tasks.augment.settings import Augmentation
+from tasks.language import detect
+from tasks.rows import Row
+
+Ask = Callable[..., Awaitable[Any]]  # ask(agent, row, **settings) -> the agent's answer, or Unanswered
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """A row that was not kept, by whom and why."""
+class Dropped:
+    """A row that was not kept: by whom, why, and in what words."""
 
     row: Row
     agent: str
     reason: str
+    detail: str = ""
 
 
 @dataclass
 class Batch:
-    """What a batch became: every row that went in or was written is in `rows` or in `rejected`."""
+    """What a batch became: every row that went in or was written is in exactly one of `rows`, `rejected`, `failed`.
+
+    `rejected` rows were judged and found wanting; `failed` rows got no usable answer.
+    """
 
     rows: list[Row] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)
-    expanded: int = 0
-    failed_expansions: int = 0
+    rejected: list[Dropped] = field(default_factory=list)
+    failed: list[Dropped] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def count(self, name: str, by: int = 1) -> None:
+        self.counts[name] = self.counts.get(name, 0) + by
+
+    async def settle(self, row: Row, work: Awaitable[Row | Dropped]) -> None:
+        """File what becomes of a row."""
+        try:
+            outcome = await work
+        except Unanswered as nothing:
+            self.failed.append(Dropped(row, nothing.agent, nothing.reason, str(nothing)))
+        else:
+            if isinstance(outcome, Row):
+                self.rows.append(outcome)
+            else:
+                self.rejected.append(outcome)
 
 
 async def write_and_score(
-    client: LLMClient,
-    seeds: list[Row],
-    expansions: int,
-    database_of: Mapping[str, str],
-    tick: Callable[[], None],
+    ask: Ask, seeds: list[Row], options: Augmentation, database_of: Mapping[str, str], tick: Callable[[], None]
 ) -> Batch:
-    """Expansion, then Rewriting and Selection's scores, for a batch of seeds side by side.
+    """Expansion, Rewriting and Selection's scores, for a batch of seeds side by side.
 
     `database_of` names the database that an `input` (a schema) belongs to, for rows that can be run.
     """
     batch = Batch()
 
-    async def one(row: Row) -> None:
-        try:
-            rewritten = await client.ask(REWRITING, row, chain_of_thought=wants_chain_of_thought(row.task_category))
-            row = row.model_copy(
-                update={
-                    "instruction": rewritten.instruction,
-                    "response": rewritten.response,
-                    "language": language_of(rewritten.instruction),
-                    "lineage": (*row.lineage, "rewriting"),
-                }
-            )
-            scores = await client.ask(SELECTION, row)
-        except Refused as refused:
-            batch.rejected.append(
-                Rejected(row.model_copy(update={"verdict": str(refused)}), refused.agent, "no valid answer")
-            )
-            return
-        batch.rows.append(row.model_copy(update={"scores": _numbers(scores.model_dump())}))
-
     async def family(seed: Row) -> None:
         rows = [seed]
-        if expansions:
-            try:
-                answer = await client.ask(EXPANSION, seed, n=expansions)
-                batch.expanded += len(answer.instructions[:expansions])
-                for new in answer.instructions[:expansions]:
-                    rows.append(_expanded(seed, new.instruction, new.input, database_of.get(new.input, "")))
-            except Refused:
-                batch.failed_expansions += 1
-        await _all(one(row) for row in rows)
+        if options.expansions_per_seed:
+            rows += await _expand(ask, batch, seed, options.expansions_per_seed, database_of)
+        await _all(batch.settle(row, _improve(ask, batch, row, options)) for row in rows)
         tick()
 
     await _all(family(seed) for seed in seeds)
     return batch
 
 
-async def verify(client: LLMClient, rows: list[Row], databases: Mapping[str, ReadOnlyDatabase]) -> Batch:
-    """Verification; where a response can be run (SQL with its database), running it outranks the opinion."""
+async def verify(
+    ask: Ask, rows: list[Row], options: Augmentation, databases: Mapping[str, ReadOnlyDatabase], sandbox: PythonSandbox
+) -> Batch:
+    """Verification of the rows that Selection keeps."""
     batch = Batch()
-
-    async def one(row: Row) -> None:
-        try:
-            if row.database in databases:
-                databases[row.database].run(row.response)
-            verdict = await client.ask(VERIFICATION, row)
-        except QueryError as error:
-            row = row.model_copy(update={"verdict": f"does not run: {error}"})
-            batch.rejected.append(Rejected(row, "verification", "does not run"))
-        except Refused as refused:
-            batch.rejected.append(
-                Rejected(row.model_copy(update={"verdict": str(refused)}), refused.agent, "no valid answer")
-            )
-        else:
-            row = row.model_copy(update={"verdict": verdict.evidence, "lineage": (*row.lineage, "verification")})
-            if verdict.correct:
-                batch.rows.append(row)
-            else:
-                batch.rejected.append(Rejected(row, "verification", "judged incorrect"))
-
-    await _all(one(row) for row in rows)
+    if options.verification:
+        await _all(batch.settle(row, _verify(ask, row, databases, sandbox)) for row in rows)
+    else:
+        batch.rows = rows
     return batch
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """What selection needs to know of a row; all that is held in memory of a large dataset."""
-
-    place: tuple[int, int]  # batch, position in the batch
-    text_digest: bytes
-    task_category: str
-    score: float
-
-
-def candidate(place: tuple[int, int], row: Row) -> Candidate:
-    text = " ".join(f"{row.instruction} {row.input}".lower().split())
-    scores = list(row.scores.values())
-    digest = hashlib.blake2b(text.encode(), digest_size=12).digest()
-    return Candidate(place, digest, row.task_category, sum(scores) / max(len(scores), 1))
-
-
-def select(candidates: Iterable[Candidate], min_score: float, max_rows: int | None) -> dict[tuple[int, int], str]:
-    """Reason of rejection by place, for the rows that Selection does not keep.
-
-    Rejects low scores and repeated instructions, then fills `max_rows` evenly over task categories (a
-    category with too few rows leaves its places to the others), best scores first.
-    """
-    reasons: dict[tuple[int, int], str] = {}
-    seen: set[bytes] = set()
-    by_category: dict[str, list[Candidate]] = {}
-    for one in sorted(candidates, key=lambda c: (-c.score, c.text_digest, c.place)):
-        if one.score < min_score:
-            reasons[one.place] = f"score below {min_score:g}"
-        elif one.text_digest in seen:
-            reasons[one.place] = "duplicate instruction"
+async def _expand(ask: Ask, batch: Batch, seed: Row, n: int, database_of: Mapping[str, str]) -> list[Row]:
+    """New rows from a seed that stay in its category and language; the others are filed in the batch."""
+    try:
+        answer = await ask(EXPANSION, seed, n=n)
+    except Unanswered:
+        batch.count("failed_expansions")
+        return []
+    written = [_expansion(seed, new, database_of) for new in answer.instructions[:n]]
+    batch.count("expanded", len(written))
+    same_language = []
+    for row in written:
+        if changed := _language_change(seed.instruction, row.instruction):
+            batch.rejected.append(Dropped(row, "category", "changed the language", changed))
         else:
-            seen.add(one.text_digest)
-            by_category.setdefault(one.task_category, []).append(one)
-    kept = sum(map(len, by_category.values()))
-    if max_rows is not None and kept > max_rows:
-        for category, quota in balanced_quotas({c: len(v) for c, v in by_category.items()}, max_rows).items():
-            for one in by_category[category][quota:]:
-                reasons[one.place] = "over the balanced share of its task category"
-    return reasons
+            same_language.append(row)
+    return await _in_category(ask, batch, seed, same_language)
 
 
-def balanced_quotas(available: Mapping[str, int], total: int) -> dict[str, int]:
-    """Places per category, as even as supply allows; sums to min(total, supply)."""
-    quotas: dict[str, int] = {}
-    left = total
-    for position, (category, supply) in enumerate(sorted(available.items(), key=lambda item: (item[1], item[0]))):
-        quotas[category] = min(supply, left // (len(available) - position))
-        left -= quotas[category]
-    return quotas
+async def _in_category(ask: Ask, batch: Batch, seed: Row, candidates: list[Row]) -> list[Row]:
+    if not candidates:
+        return []
+    shown = [{"instruction": row.instruction, "input": row.input} for row in candidates]
+    try:
+        verdicts = (await ask(CATEGORY, seed, candidates=shown)).verdicts
+        if len(verdicts) != len(candidates):
+            raise Unanswered("category", "no valid answer", f"{len(verdicts)} verdicts on {len(candidates)} rows")
+    except Unanswered as nothing:
+        batch.failed += [Dropped(row, "category", nothing.reason, str(nothing)) for row in candidates]
+        return []
+    batch.count("category_checked", len(candidates))
+    kept = []
+    for row, verdict in zip(candidates, verdicts, strict=True):
+        if verdict.same_category:
+            kept.append(row)
+        else:
+            batch.count("drifted")
+            batch.rejected.append(Dropped(row, "category", "drifted to another task category", verdict.category))
+    return kept
 
 
-def _expanded(seed: Row, instruction: str, context: str, database: str) -> Row:
+async def _improve(ask: Ask, batch: Batch, row: Row, options: Augmentation) -> Row | Dropped:
+    """Rewriting with its check, then Selection's scores."""
+    if options.rewriting:
+        improved = await _rewrite(ask, batch, row)
+        if isinstance(improved, Dropped):
+            return improved
+        row = improved
+    elif not row.response:
+        return Dropped(row, "rewriting", "has no response and rewriting is off")
+    if options.selection:
+        scores = await ask(SELECTION, row)
+        numbers = {name: float(value) for name, value in scores.model_dump(exclude={"reason"}).items()}
+        verdicts = {**row.verdicts, "selection": scores.reason}
+        row = row.model_copy(update={"scores": numbers, "verdicts": verdicts})
+    return row
+
+
+async def _rewrite(ask: Ask, batch: Batch, row: Row) -> Row | Dropped:
+    answer = await ask(REWRITING, row, chain_of_thought=wants_chain_of_thought(row.task_category))
+    if (answer.instruction, answer.response) == (row.instruction, row.response):
+        return row.model_copy(update={"lineage": (*row.lineage, "rewriting")})
+    if changed := _language_change(row.instruction, answer.instruction):
+        return _undone(batch, row, "changed the language", changed)
+    rewritten = {"instruction": answer.instruction, "response": answer.response}
+    judged = await ask(PRESERVATION, row, rewritten=rewritten)
+    if "changed" in (judged.instruction, judged.answer):
+        return _undone(batch, row, "changed the meaning", judged.reason)
+    verdicts = {**row.verdicts, "preservation": judged.reason}
+    return row.model_copy(update={**rewritten, "lineage": (*row.lineage, "rewriting"), "verdicts": verdicts})
+
+
+def _undone(batch: Batch, row: Row, reason: str, detail: str) -> Row | Dropped:
+    """Back to the row before Rewriting, where it can stand by itself."""
+    if not row.response:
+        return Dropped(row, "rewriting", reason, detail)
+    batch.count("rewritings_undone")
+    return row.model_copy(update={"verdicts": {**row.verdicts, "preservation": f"undone, it {reason}: {detail}"}})
+
+
+async def _verify(
+    ask: Ask, row: Row, databases: Mapping[str, ReadOnlyDatabase], sandbox: PythonSandbox
+) -> Row | Dropped:
+    """Running outranks the agent: what fails is rejected unasked, what passes the agent's tests is kept."""
+    verdicts = dict(row.verdicts)
+    outcome = await run_checks(row, databases, sandbox)
+    if outcome is not None:
+        verdicts["check"] = f"{outcome.result}: {outcome.detail}" if outcome.detail else outcome.result
+        if outcome.result == "failed":
+            return Dropped(_with(row, verdicts), "verification", "fails when it is run or computed", outcome.detail)
+    verdict = await ask(VERIFICATION, row)
+    correct, evidence = verdict.correct, verdict.evidence
+    code = python_of(row)
+    if code and verdict.tests:
+        tested = await sandbox.run(code, verdict.tests)
+        verdicts["tests"] = f"{tested.result}: {tested.detail}" if tested.detail else tested.result
+        if tested.result != "unknown":
+            correct = tested.result == "passed"
+            evidence = tested.detail or evidence
+    verdicts["verification"] = verdict.evidence
+    row = _with(row, verdicts)
+    return row if correct else Dropped(row, "verification", "judged incorrect", evidence)
+
+
+def _with(row: Row, verdicts: dict[str, str]) -> Row:
+    return row.model_copy(update={"verdicts": verdicts, "lineage": (*row.lineage, "verification")})
+
+
+def _expansion(seed: Row, new: NewRow, database_of: Mapping[str, str]) -> Row:
     return Row(
-        instruction=instruction,
-        input=context,
+        instruction=new.instruction,
+        input=new.input,
+        response=new.response.strip(),
         task_category=seed.task_category,
-        language=language_of(instruction),
+        language=seed.language,
         origin_seed=seed.origin_seed,
         lineage=(*seed.lineage, "expansion"),
-        database=database,
+        database=database_of.get(new.input, ""),
     )
 
 
-def _numbers(scores: Mapping[str, object]) -> dict[str, float]:
-    return {name: float(value) for name, value in scores.items() if isinstance(value, int)}
+def _language_change(before: str, after: str) -> str | None:
+    """In words, where both texts are long enough to be sure."""
+    one, other = detect(before), detect(after)
+    return f"from {one} to {other}" if one and other and one != other else None
 
 
 async def _all(work: Iterable[Awaitable[None]]) -> None:

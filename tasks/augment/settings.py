@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any, Literal
+
 from pydantic import BaseModel, ConfigDict, Field
+
+Price = Annotated[float, Field(ge=0)]
+_NEVER_CHANGES_ROWS = {"enabled", "concurrency", "processes", "requests_per_minute", "tokens_per_minute", "timeout_s"}
 
 
 class Augmentation(BaseModel):
@@ -12,12 +17,42 @@ class Augmentation(BaseModel):
 
     enabled: bool = Field(True, description="off: the seeds' own responses are the training rows")
     expansions_per_seed: int = Field(5, ge=0, le=50, description="new instructions that Expansion writes per seed")
+    rewriting: bool = Field(True, description="Rewriting improves instructions and responses, and its check runs")
+    selection: bool = Field(True, description="Selection scores rows, and near-duplicates are dropped")
+    verification: bool = Field(True, description="Verification judges rows, and SQL, Python and arithmetic are run")
     min_score: float = Field(4.0, ge=0, le=10, description="lowest mean of Selection's three scores that is kept")
+    near_duplicate: float = Field(
+        0.9, gt=0, le=1, description="similarity (Jaccard, 5-character shingles) of instruction and input that is too much"
+    )
     max_rows: int | None = Field(None, ge=1, description="keep at most this many rows, balanced over task categories")
+    routes: dict[str, str] = Field(
+        {},
+        description="other models than agent_model, by agent, task category or language: {zh: dashscope/qwen-max}; "
+        "an agent's route comes before a category's, a category's before a language's",
+    )
+    fallbacks: tuple[str, ...] = Field((), description="models to ask, in order, where the first one fails")
     temperature: float = Field(0.7, ge=0, le=2, description="sampling temperature of the agents")
-    concurrency: int = Field(32, ge=1, le=1024, description="requests in flight")
+    max_output_tokens: int = Field(4096, ge=64, description="longest answer of an agent, in tokens")
+    structured_outputs: Literal["auto", "schema", "json", "prompt"] = Field(
+        "auto", description="how a model is held to JSON: by schema, by JSON mode, or by the prompt alone"
+    )
+    budget_usd: float | None = Field(
+        None, gt=0, description="the dataset may cost this much; what is not reached by then is left out"
+    )
+    usd_per_million_tokens: tuple[Price, Price] | None = Field(
+        None, description="price of input and output where LiteLLM does not know the model's"
+    )
+    concurrency: int = Field(64, ge=1, le=1024, description="requests in flight")
+    processes: int = Field(1, ge=1, le=16, description="processes that talk to providers (LiteLLM needs CPU)")
+    requests_per_minute: int | None = Field(None, ge=1, description="limit over all models")
+    tokens_per_minute: int | None = Field(None, ge=1, description="limit over all models, prompt and answer")
+    timeout_s: float = Field(120.0, gt=0, description="longest wait for one answer")
     api_base: str | None = Field(None, description="address of a self-hosted OpenAI-compatible endpoint")
 
-    def identity(self) -> dict[str, float | int | None]:
-        """What changes the rows."""
-        return self.model_dump(exclude={"enabled", "concurrency", "api_base"})
+    def identity(self) -> dict[str, Any]:
+        """What changes the rows. The budget is in it: a larger one reaches more seeds."""
+        return self.model_dump(mode="json", exclude=_NEVER_CHANGES_ROWS | {"api_base"})
+
+    def route(self, agent: str, task_category: str, language: str) -> str | None:
+        """The model for a request, where it is not the default one."""
+        return next((self.routes[key] for key in (agent, task_category, language) if key in self.routes), None)

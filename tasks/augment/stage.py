@@ -1,27 +1,41 @@
-"""The stage around the controller: batches in and out of storage, so that a kill costs at most one batch."""
+"""The stage around the controller: batches of rows in and out of storage, any number of workers side by side.
+
+A batch is claimed, done, and written with its JSON last: that it is there means that it is finished. What a
+killed worker had been told by the agents is in the answer cache, so no batch is paid twice.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
 from infra import settings
 from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
+from infra.claims import Claims
 from infra.errors import ConfigurationError, DistilflowError
+from infra.python_sandbox import PythonSandbox
+from tasks.augment import card, selection
 from tasks.augment.agents import agents_digest
-from tasks.augment.client import AnswerCache, Endpoint, LLMClient
-from tasks.augment.controller import Batch, Rejected, candidate, select, verify, write_and_score
+from tasks.augment.answers import AnswerCache
+from tasks.augment.budget import UsageByAgent
+from tasks.augment.client import Endpoint, LLMClient
+from tasks.augment.controller import Batch, Dropped, verify, write_and_score
 from tasks.augment.settings import Augmentation
-from tasks.rows import KEPT, REJECTED, TRAIN, Row, from_parquet, read_rows, to_parquet
+from tasks.rows import FAILED, KEPT, REJECTED, TRAIN, Row, from_parquet, read_rows, to_parquet
 from tasks.seeds.stage import open_databases
 
 KIND = "augment"
-STAGE_VERSION = 1
-_SEEDS_PER_BATCH = 50
+STAGE_VERSION = 2
+_SEEDS_PER_BATCH = 100
+_BATCHES_AT_ONCE = 2  # so that requests are in flight while the last rows of a batch are waited for
+_POLL_S = 1.0
 Result = TypeVar("Result")
 Tick = Callable[[int, int], None]
+AsTask = Callable[[str, Callable[[], Awaitable[None]]], Awaitable[None]]
 
 
 def workspace(seeds: ArtifactRef, options: Augmentation, model: str) -> Workspace:
@@ -36,135 +50,225 @@ def copy_seeds(work: Workspace, seeds: ArtifactRef) -> ArtifactRef:
     """Augmentation is off: the seeds as they are."""
     count = 0
     for index, (_name, data) in enumerate(ArtifactReader(seeds).stream(TRAIN)):
-        rows = from_parquet(data)
+        rows = list(from_parquet(data))
         count += len(rows)
         work.put(f"{KEPT}{index:05}.parquet", to_parquet(rows))
-    return work.publish((KEPT,), {"seeds": count, "expanded": 0, "rows": count, "rejected": 0}, {})
+    return work.publish((KEPT,), {"seeds": count, "expanded": 0, "rows": count, "rejected": 0, "failed": 0}, {})
 
 
-def augment(work: Workspace, seeds: ArtifactRef, options: Augmentation, endpoint: Endpoint, tick: Tick) -> ArtifactRef:
-    """Run the agents over all seeds and publish kept and rejected rows.
+async def _directly(_name: str, do: Callable[[], Awaitable[None]]) -> None:
+    await do()
 
-    Written rows = kept + rejected, where written is every seed and every expansion.
+
+def augment(
+    work: Workspace,
+    seeds: ArtifactRef,
+    options: Augmentation,
+    endpoint: Endpoint,
+    tick: Tick,
+    as_task: AsTask = _directly,
+) -> ArtifactRef:
+    """Run the agents over all seeds and publish kept, rejected and failed rows.
+
+    Seeds + expansions = kept + rejected + failed. `as_task` runs a named batch. Several workers may be here
+    with the same workspace at a time; with a budget they take turns, so that it is kept.
     """
-    return _run(_augment(work, seeds, options, endpoint, tick))
+    return _run(_augment(work, seeds, options, endpoint, tick, as_task))
+
+
+@dataclass
+class _Batches:
+    """Gets every batch of a part done, by us or by another worker."""
+
+    work: Workspace
+    claims: Claims
+    as_task: AsTask
+    whole: bool  # one claim on all batches
+
+    async def each(self, part: str, batches: Callable[[], Iterator[tuple[int, Any]]], do: Callable[..., Any]) -> None:
+        """`do(index, batch)` for each batch that is not done yet; returns when all are, whoever did them."""
+        done: set[int] = set()
+        while True:
+            async with asyncio.TaskGroup() as group:
+                free = asyncio.Semaphore(_BATCHES_AT_ONCE)
+                waiting = False
+                for index, batch in batches():
+                    if index in done:
+                        continue
+                    await free.acquire()
+                    if await asyncio.to_thread(self.work.has, _done(part, index)):
+                        done.add(index)
+                        free.release()
+                    elif await asyncio.to_thread(self.claims.take, self._claim(part, index)):
+                        group.create_task(self._one(part, index, functools.partial(do, index, batch), free))
+                        done.add(index)
+                    else:
+                        waiting = True
+                        free.release()
+            if not waiting:
+                return
+            await asyncio.sleep(_POLL_S)
+
+    async def _one(self, part: str, index: int, do: Callable[[], Awaitable[None]], free: asyncio.Semaphore) -> None:
+        try:
+            if not await asyncio.to_thread(self.work.has, _done(part, index)):  # done before we could claim it
+                await self.as_task(f"{part}-{index:05}", do)
+            if not self.whole:
+                await asyncio.to_thread(self.claims.release, self._claim(part, index))
+        finally:
+            free.release()
+
+    def _claim(self, part: str, index: int) -> str:
+        return "all" if self.whole else f"{part}-{index:05}"
 
 
 async def _augment(
-    work: Workspace, seeds: ArtifactRef, options: Augmentation, endpoint: Endpoint, tick: Tick
+    work: Workspace, seeds: ArtifactRef, options: Augmentation, endpoint: Endpoint, tick: Tick, as_task: AsTask
 ) -> ArtifactRef:
-    cache = AnswerCache(settings.cache_dir() / "answers.sqlite")
-    client = LLMClient(endpoint, cache, concurrency=options.concurrency, temperature=options.temperature)
-    total = seeds.counts["seeds"]
-    batches = await _write(work, seeds, options, client, lambda done: tick(done, 2 * total))
-    reasons = select(
-        (
-            candidate((index, position), row)
-            for index in range(batches)
-            for position, row in enumerate(_written(work, index))
-        ),
-        options.min_score,
-        options.max_rows,
-    )
-    databases = open_databases(seeds)
-    for index in range(batches):
-        tick(total + total * index // batches, 2 * total)
-        if work.has(f"verified/{index:05}.json"):
-            continue
-        rows = [(row, reasons.get((index, position))) for position, row in enumerate(_written(work, index))]
-        batch = await verify(client, [row for row, reason in rows if reason is None], databases)
-        batch.rejected += [Rejected(row, "selection", reason) for row, reason in rows if reason is not None]
-        _put_batch(work, f"verified/{index:05}", batch, client)
-    return _publish(work, batches)
-
-
-async def _write(
-    work: Workspace, seeds: ArtifactRef, options: Augmentation, client: LLMClient, tick: Callable[[int], None]
-) -> int:
-    """Write and score rows for every batch of seeds that is not done yet; the number of batches."""
+    count = (seeds.counts["seeds"] + _SEEDS_PER_BATCH - 1) // _SEEDS_PER_BATCH
+    progress = _progress(seeds.counts["seeds"], tick)
     database_of = {row.input: row.database for row in read_rows(seeds, TRAIN) if row.database and row.input}
-    done = batches = 0
+    databases = open_databases(seeds)
+    with PythonSandbox() as sandbox, Claims(work.uri + "claims/") as claims:
+        async with _client(endpoint, options) as client:
+            batches = _Batches(work, claims, as_task, whole=options.budget_usd is not None)
 
-    def one_seed() -> None:
+            async def write(index: int, rows: list[Row]) -> None:
+                usage = UsageByAgent()
+                ask = functools.partial(client.ask, usage)
+                batch = await write_and_score(ask, rows, options, database_of, progress)
+                await asyncio.to_thread(_put_batch, work, "written", index, batch, usage)
+
+            async def check(index: int, chosen: selection.Selection) -> None:
+                usage = UsageByAgent()
+                rows, dropped = _selected(work, index, chosen)
+                batch = await verify(functools.partial(client.ask, usage), rows, options, databases, sandbox)
+                batch.rejected += dropped
+                await asyncio.to_thread(_put_batch, work, "verified", index, batch, usage)
+                progress(min(_SEEDS_PER_BATCH, seeds.counts["seeds"] - index * _SEEDS_PER_BATCH))
+
+            await batches.each("written", lambda: _batches(seeds), write)
+            with selection.opened(settings.work_dir()) as chosen:
+                for index in range(count):
+                    chosen.add(index, _written(work, index))
+                chosen.decide(
+                    min_score=options.min_score if options.selection else 0.0,
+                    near_duplicate=options.near_duplicate if options.selection else None,
+                    max_rows=options.max_rows,
+                )
+                client.ledger.verify()
+                await batches.each("verified", lambda: ((index, chosen) for index in range(count)), check)
+    return _publish(work, count)
+
+
+def _progress(seeds: int, tick: Tick) -> Callable[..., None]:
+    """A counter that ticks: each seed counts once when it is written and once when it is verified."""
+    done = 0
+
+    def one(by: int = 1) -> None:
         nonlocal done
-        done += 1
-        tick(done)
+        done += by
+        tick(min(done, 2 * seeds), 2 * seeds)
 
-    for index, batch_seeds in enumerate(_batches(seeds)):
-        batches += 1
-        if work.has(f"written/{index:05}.json"):
-            done += len(batch_seeds)
-            continue
-        batch = await write_and_score(client, batch_seeds, options.expansions_per_seed, database_of, one_seed)
-        _put_batch(work, f"written/{index:05}", batch, client)
-    return batches
+    return one
+
+
+class _client:
+    """The client with its cache, whose answers are shared when the stage ends, however it ends."""
+
+    def __init__(self, endpoint: Endpoint, options: Augmentation):
+        self._cache = AnswerCache(settings.cache_dir() / "llm_answers.sqlite")
+        self._client = LLMClient(endpoint, self._cache, options)
+
+    async def __aenter__(self) -> LLMClient:
+        await asyncio.to_thread(self._cache.pull)
+        self._sharing = asyncio.create_task(self._share())
+        return self._client
+
+    async def __aexit__(self, *error: object) -> None:
+        self._sharing.cancel()
+        await self._client.close()
+        await asyncio.to_thread(self._cache.push)
+        self._cache.close()
+
+    async def _share(self) -> None:
+        while True:
+            await asyncio.sleep(_SHARE_S)
+            await asyncio.to_thread(self._cache.push)
+
+
+def _selected(work: Workspace, index: int, chosen: selection.Selection) -> tuple[list[Row], list[Dropped]]:
+    reasons = chosen.reasons(index)
+    rows, dropped = [], []
+    for position, row in enumerate(_written(work, index)):
+        if position in reasons:
+            dropped.append(Dropped(row, "selection", reasons[position]))
+        else:
+            rows.append(row)
+    return rows, dropped
 
 
 def _publish(work: Workspace, batches: int) -> ArtifactRef:
-    """Kept rows, and rejected rows with agent and reason; the counts add up."""
-    counts = {
-        "seeds": work.inputs["seeds"].counts["seeds"],
-        "expanded": 0,
-        "rows": 0,
-        "rejected": 0,
-        "failed_expansions": 0,
-    }
-    rejects: dict[str, dict[str, int]] = {}
-    usage: dict[str, float] = {}
+    """The record over kept, rejected and failed rows, and the dataset card; the counts add up."""
+    counts = {"seeds": work.inputs["seeds"].counts["seeds"], "expanded": 0, "rows": 0, "rejected": 0, "failed": 0}
+    facts: dict[str, Any] = {"rejected": {}, "failed": {}}
+    usage = UsageByAgent()
     for index in range(batches):
-        kept = _rows(work, f"verified/{index:05}-rows.parquet")
         for part in ("written", "verified"):
-            told = work.get_json(f"{part}/{index:05}.json")
-            for name, value in told["usage"].items():
-                usage[name] = usage.get(name, 0) + value
-            counts["expanded"] += told["expanded"]
-            counts["failed_expansions"] += told["failed_expansions"]
-            for agent, reason in told["rejected"]:
-                by_reason = rejects.setdefault(agent, {})
-                by_reason[reason] = by_reason.get(reason, 0) + 1
-                counts["rejected"] += 1
-            data = work.read(f"{part}/{index:05}-rejected.parquet")
-            work.put(f"{REJECTED}{index:05}-{part}.parquet", data)
-        counts["rows"] += len(kept)
-        work.put(f"{KEPT}{index:05}.parquet", to_parquet(kept))
-    if counts["seeds"] + counts["expanded"] != counts["rows"] + counts["rejected"]:
+            told = work.get_json(_done(part, index))
+            usage.merge(told["usage"])
+            for name, value in told["counts"].items():
+                counts[name] = counts.get(name, 0) + value
+            for outcome in ("rejected", "failed"):
+                for agent, reason, number in told[outcome]:
+                    by_reason = facts[outcome].setdefault(agent, {})
+                    by_reason[reason] = by_reason.get(reason, 0) + number
+                    counts[outcome] += number
+        counts["rows"] += told["rows"]
+    if counts["seeds"] + counts["expanded"] != counts["rows"] + counts["rejected"] + counts["failed"]:
         raise AssertionError(f"rows were lost or doubled: {counts}")
     if counts["rows"] == 0:
         raise ConfigurationError(
-            f"the agents kept none of {counts['rejected']} rows (reasons: {rejects}): "
-            "check the agents' model, or lower `augmentation.min_score`"
+            f"the agents kept none of {counts['rejected'] + counts['failed']} rows "
+            f"(rejected: {facts['rejected']}, failed: {facts['failed']}): check the agents' model, "
+            "or lower `augmentation.min_score`"
         )
-    return work.publish((KEPT, REJECTED), counts, {"rejected": rejects, "usage": usage})
+    facts["usage"] = usage.plain()
+    facts["rows"] = card.describe(work, batches)
+    work.put(card.NAME, card.render(work, counts, facts).encode())
+    return work.publish((KEPT, REJECTED, FAILED, card.NAME), counts, facts)
 
 
-def _put_batch(work: Workspace, name: str, batch: Batch, client: LLMClient) -> None:
-    """A batch's files, its JSON last: being there means being finished. Sorted, so that timing leaves no trace."""
+def _put_batch(work: Workspace, part: str, index: int, batch: Batch, usage: UsageByAgent) -> None:
+    """A batch's files, its JSON last. Sorted, so that timing leaves no trace."""
     rows = sorted(batch.rows, key=lambda row: row.id)
-    rejected = sorted(batch.rejected, key=lambda r: (r.row.id, r.agent, r.reason))
-    work.put(f"{name}-rows.parquet", to_parquet(rows))
-    extra = {"agent": [r.agent for r in rejected], "reason": [r.reason for r in rejected]}
-    work.put(f"{name}-rejected.parquet", to_parquet([r.row for r in rejected], extra))
-    told = {
-        "rejected": [[r.agent, r.reason] for r in rejected],
-        "expanded": batch.expanded,
-        "failed_expansions": batch.failed_expansions,
-        "usage": client.take_usage(),
-    }
-    work.put_json(f"{name}.json", told)
+    place = f"{KEPT}{index:05}" if part == "verified" else f"written/{index:05}-rows"
+    work.put(f"{place}.parquet", to_parquet(rows))
+    told: dict[str, Any] = {"rows": len(rows), "counts": batch.counts, "usage": usage.plain()}
+    for outcome, prefix, dropped in (("rejected", REJECTED, batch.rejected), ("failed", FAILED, batch.failed)):
+        dropped = sorted(dropped, key=lambda d: (d.row.id, d.agent, d.reason, d.detail))
+        extra = {name: [getattr(d, name) for d in dropped] for name in ("agent", "reason", "detail")}
+        if dropped:
+            work.put(f"{prefix}{index:05}-{part}.parquet", to_parquet([d.row for d in dropped], extra))
+        reasons = sorted({(d.agent, d.reason) for d in dropped})
+        told[outcome] = [[*reason, sum((d.agent, d.reason) == reason for d in dropped)] for reason in reasons]
+    work.put_json(_done(part, index), told)
 
 
-def _written(work: Workspace, index: int) -> list[Row]:
-    return _rows(work, f"written/{index:05}-rows.parquet")
+def _done(part: str, index: int) -> str:
+    return f"{part}/{index:05}.json"
 
 
-def _rows(work: Workspace, name: str) -> list[Row]:
-    return from_parquet(work.read(name))
+def _written(work: Workspace, index: int) -> Iterator[Row]:
+    return from_parquet(work.read(f"written/{index:05}-rows.parquet"))
 
 
-def _batches(seeds: ArtifactRef) -> Any:
+def _batches(seeds: ArtifactRef) -> Iterator[tuple[int, list[Row]]]:
     rows = read_rows(seeds, TRAIN)
-    while batch := list(islice(rows, _SEEDS_PER_BATCH)):
-        yield batch
+    for index in range(seeds.counts["seeds"]):
+        if not (batch := list(islice(rows, _SEEDS_PER_BATCH))):
+            return
+        yield index, batch
 
 
 def _run(work: Coroutine[Any, Any, Result]) -> Result:

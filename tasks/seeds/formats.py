@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 
 from infra import storage
 from infra.errors import ConfigurationError
-from tasks.rows import Message, Row, language_of
+from tasks.language import language_of
+from tasks.rows import Message, Row
 
 _ACCEPTED = (
     "Alpaca ('instruction', 'input', 'output'), Self-Instruct ('instruction', 'instances') or chat rows ('messages')"

@@ -15,7 +15,7 @@ from tasks.rows import HELDOUT, TRAIN, Row, to_parquet
 from tasks.seeds.formats import parse, read_bytes
 
 KIND = "seeds"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 DATABASES = "databases/"
 _ROWS_PER_FILE = 10_000
 

@@ -1,0 +1,106 @@
+"""Who works on which piece: leases in storage, so that any number of workers share a stage with no coordinator.
+
+A claim is an object beside the pieces, written only where there is none, and renewed while its owner lives. It
+is taken over where its owner is a dead process of this machine, or was seen not to renew for a while; the
+watcher's own clock decides, never a comparison of two machines' clocks. Pieces are idempotent, so a claim saves
+work and is not what keeps results right.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from typing import Any
+
+import psutil
+
+from infra import storage
+from infra.errors import TransientError
+
+_RENEW_S = 10.0
+_STALE_S = 45.0
+
+
+class Claims:
+    """The claims of one worker under an s3:// prefix; use it in a `with`, which gives back what is still held."""
+
+    def __init__(self, prefix: str, *, stale_s: float = _STALE_S):
+        self._prefix = prefix
+        self._stale_s = stale_s
+        self._me = {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid()), "id": uuid.uuid4().hex}
+        self._held: set[str] = set()
+        self._lock = threading.Lock()
+        self._seen: dict[str, tuple[str, float]] = {}
+        self._over = threading.Event()
+        self._renewer = threading.Thread(target=self._renew, daemon=True)
+
+    def __enter__(self) -> Claims:
+        self._renewer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._renewer.join(timeout=5)
+        for name in list(self._held):
+            self.release(name)
+
+    def take(self, name: str) -> bool:
+        """Whether the piece is ours to do now."""
+        uri = self._prefix + name
+        if storage.put(uri, self._beat(), only_if_absent=True):
+            return self._hold(name)
+        found = storage.get_with_etag(uri)
+        if found is None:
+            return False  # released at this moment: the next round takes it
+        data, etag = found
+        if self._is_stale(name, data, etag) and storage.put(uri, self._beat(), only_if_match=etag):
+            return self._hold(name)
+        return False
+
+    def release(self, name: str) -> None:
+        """Give a piece back; finished pieces are known by their results, not by claims."""
+        with self._lock:
+            self._held.discard(name)
+        storage.delete(self._prefix + name)
+
+    def _hold(self, name: str) -> bool:
+        with self._lock:
+            self._held.add(name)
+        return True
+
+    def _beat(self) -> bytes:
+        return json.dumps({**self._me, "beat": uuid.uuid4().hex}).encode()
+
+    def _is_stale(self, name: str, data: bytes, etag: str) -> bool:
+        owner: dict[str, Any] = json.loads(data)
+        if owner["host"] == self._me["host"] and _born(owner["pid"]) != owner["born"]:
+            return True
+        now = time.monotonic()
+        seen, since = self._seen.get(name, ("", now))
+        if seen != etag:
+            self._seen[name] = (etag, now)
+            return False
+        return now - since > self._stale_s
+
+    def _renew(self) -> None:
+        while not self._over.wait(min(_RENEW_S, self._stale_s / 4)):
+            with self._lock:
+                held = list(self._held)
+            for name in held:
+                try:
+                    if name in self._held:
+                        storage.put(self._prefix + name, self._beat())
+                except TransientError:  # storage is away for a while: the claim goes stale or does not
+                    break
+
+
+def _born(pid: int) -> float | None:
+    """When a process of this machine started; None where there is none."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return None

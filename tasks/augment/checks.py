@@ -1,0 +1,95 @@
+"""Checks by running: SQL on its database, Python in a sandbox, and the equations in worked arithmetic."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+
+from infra.python_sandbox import Outcome, PythonSandbox
+from infra.sandbox import QueryError, ReadOnlyDatabase
+from tasks.rows import Row
+
+_CODE_BLOCK = re.compile(r"```([\w+-]*)[ \t]*\n(.*?)```", re.DOTALL)
+_PYTHON = ("python", "py", "python3")
+_DEFINES = re.compile(r"^(?:async )?(?:def|class) \w+", re.MULTILINE)
+_NUMBER = r"-?\d{1,15}(?:\.\d{1,10})?"
+_EQUATION = re.compile(
+    r"(?<![\w.,)$%/*×÷^+=-])(?<![-+*/×÷^%=(] )(?<!of )"  # not the tail of a longer formula
+    rf"({_NUMBER}(?:\s*[-+*/×÷]\s*\(?{_NUMBER}\)?){{1,10}})\s*=\s*({_NUMBER})"
+    r"(?![\w.,%/*×÷^(]*\d)(?!\s*[-+*/×÷^%])"  # nor the head of one
+)
+_MAX_EQUATIONS = 50
+
+
+async def run_checks(row: Row, databases: Mapping[str, ReadOnlyDatabase], sandbox: PythonSandbox) -> Outcome | None:
+    """The outcome of running a row's response; None where there is nothing to run.
+
+    A failure is final. That SQL or Python runs does not yet make it right, so a pass leaves the word to the
+    agent (which may bring tests).
+    """
+    if row.database in databases:
+        return await asyncio.to_thread(_run_sql, databases[row.database], _bare_sql(row.response))
+    if code := python_of(row):
+        return await sandbox.run(code)
+    if is_arithmetic(row.task_category):
+        return await _check_equations(row.response, sandbox)
+    return None
+
+
+def python_of(row: Row) -> str | None:
+    """The Python program of a response whose task is to write one."""
+    category = row.task_category.lower()
+    if not any(word in category for word in ("python", "code", "coding", "program")):
+        return None
+    blocks = [code for language, code in _CODE_BLOCK.findall(row.response) if language.lower() in _PYTHON]
+    if blocks:
+        return "\n\n".join(blocks)
+    whole = row.response.strip()
+    return whole if "python" in category and "```" not in whole and _DEFINES.match(whole) else None
+
+
+def is_arithmetic(task_category: str) -> bool:
+    return any(word in task_category.lower() for word in ("math", "arithmetic", "calculation", "word problem"))
+
+
+def equations_of(text: str) -> list[tuple[str, str]]:
+    """`3 * 4 = 12` in a text as (expression, stated result); chains and formulas with letters are left alone."""
+    plain = _CODE_BLOCK.sub(" ", text)[:50_000].replace("−", "-")
+    found = _EQUATION.findall(plain)[:_MAX_EQUATIONS]
+    return [(left.replace("×", "*").replace("÷", "/"), right) for left, right in found]
+
+
+async def _check_equations(text: str, sandbox: PythonSandbox) -> Outcome | None:
+    equations = equations_of(text)
+    if not equations:
+        return None
+    tests = []
+    for left, right in equations:
+        decimals = len(right.partition(".")[2])
+        slack = 0.5000001 * 10**-decimals  # a stated result may be rounded to the digits that it shows
+        tests.append(f"assert abs(({left}) - ({right})) <= {slack if '/' in left or '.' in left else 0}")
+    outcome = await sandbox.run("", tests)
+    if outcome.result == "failed":
+        return Outcome(result="failed", detail=await _first_wrong(equations, tests, sandbox))
+    return outcome
+
+
+async def _first_wrong(equations: list[tuple[str, str]], tests: list[str], sandbox: PythonSandbox) -> str:
+    for (left, right), test in zip(equations, tests, strict=True):
+        if (await sandbox.run("", [test])).result == "failed":
+            return f"{left} is not {right}"
+    return "an equation is wrong"
+
+
+def _run_sql(database: ReadOnlyDatabase, sql: str) -> Outcome:
+    try:
+        database.run(sql)
+    except QueryError as error:
+        return Outcome(result="failed", detail=str(error))
+    return Outcome(result="passed")
+
+
+def _bare_sql(response: str) -> str:
+    blocks = _CODE_BLOCK.findall(response)
+    return blocks[0][1] if len(blocks) == 1 else response
