@@ -128,6 +128,22 @@ def get(uri: str) -> bytes | None:
         return None
 
 
+def get_range(uri: str, start: int, length: int) -> bytes | None:
+    """At most `length` bytes of the object from `start` on (fewer where it ends), or None where there is none."""
+    bucket, key = split_uri(uri)
+    try:
+        with _explained():
+            try:
+                found = client().get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")
+            except ClientError as error:
+                if str(error.response["Error"]["Code"]) not in {"InvalidRange", "416"}:
+                    raise
+                return b""
+            return found["Body"].read()
+    except FileNotFoundError:
+        return None
+
+
 def put(uri: str, data: bytes, *, only_if_absent: bool = False) -> bool:
     """Write an object in one step. With `only_if_absent`, returns False where another writer was first."""
     bucket, key = split_uri(uri)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class ScoredRow:
     """
 
     row_id: str
-    ids: Sequence[int] | np.ndarray
+    ids: Sequence[int]
     response_start: int
     actual_logprobs_R: np.ndarray
     topk_ids_RK: np.ndarray
@@ -88,7 +89,7 @@ class Block:
         """Row `number` of the block out of what was expanded from row `first` on."""
         prompt = slice(*(self._prompt_ends[number : number + 2] - self._prompt_ends[first]))
         response = slice(*(self._response_ends[number : number + 2] - self._response_ends[first]))
-        ids = np.concatenate([prompt_P[prompt], ids_R[response]])
+        ids: Any = np.concatenate([prompt_P[prompt], ids_R[response]])
         start, actual, topk_ids = int(prompt.stop - prompt.start), actual_R[response], topk_ids_RK[response]
         return ScoredRow(self._row_ids[number], ids, start, actual, topk_ids, logprobs_RK[response])
 

@@ -42,7 +42,7 @@ class Head:
     """What a shard says of itself, before any block is read."""
 
     name: str
-    store: str
+    belongs_to: str
     coding: Coding
     row_ids: list[str]
     prompt_tokens: np.ndarray
@@ -85,11 +85,12 @@ class Head:
 
 
 def encode_shard(
-    rows: Sequence[ScoredRow], *, max_error: float = MAX_ERROR, store: str = "", block_tokens: int = BLOCK_TOKENS
+    rows: Sequence[ScoredRow], *, max_error: float = MAX_ERROR, belongs_to: str = "", block_tokens: int = BLOCK_TOKENS
 ) -> bytes:
     """Rows as one shard whose log-probs are off by at most `max_error` nats.
 
-    `store` names the store that the shard belongs to. Raises ValueError on a row that is not as `ScoredRow` says.
+    `belongs_to` says which store the shard is part of, and as what. Raises ValueError on a row that is not as
+    `ScoredRow` says.
     """
     k = _checked_k(rows)
     exponent = math.floor(math.log2(2 * max_error))  # a power of two: then scaling is exact in float32
@@ -101,7 +102,7 @@ def encode_shard(
         "k": k,
         "step_log2": exponent,
         "max_abs_error_nats": 2.0**exponent / 2,
-        "store": store,
+        "belongs_to": belongs_to,
         "rows": len(rows),
         "blocks": len(blocks),
         "dictionary": len(dictionary),
@@ -144,7 +145,7 @@ def decode_head(data: bytes, name: str) -> Head:
     dictionary = planes.unpack(parts[2], meta["dictionary"]).astype(np.int32)
     return Head(
         name=name,
-        store=meta["store"],
+        belongs_to=meta["belongs_to"],
         coding=Coding(meta["k"], 2.0 ** meta["step_log2"], dictionary),
         row_ids=planes.unpack_bytes(ids, ids_bytes).decode().split("\n")[:-1],
         prompt_tokens=planes.unpack(prompts, rows),

@@ -14,7 +14,7 @@ from tasks.logits.store import SHARDS
 from tasks.tokens import tokenizer_digests
 
 KIND = "logits"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 _STALL_TIMEOUT_S = 1800.0  # a large teacher takes long to load
 
 
@@ -24,7 +24,8 @@ def workspace(rows: ArtifactRef, teacher: ModelSource, k: int, scoring: Scoring)
         "teacher": teacher.identity(),
         "k": k,
         "max_length": scoring.max_length,
-        "rows_per_shard": scoring.rows_per_shard,
+        "max_error": scoring.max_error,
+        "tokens_per_shard": scoring.tokens_per_shard,
         "tokenizer": tokenizer_digests(teacher),
     }
     return Workspace(KIND, STAGE_VERSION, spec, {"rows": rows})

@@ -17,6 +17,8 @@ def score_logits(rows: ArtifactRef, teacher: ModelSource, k: int, scoring: Scori
     with stage_view("logits", f"scoring with the teacher, top {k}") as view:
         ref = work.find() or stage.score(work, rows, teacher, k, scoring, view.follow(stage.describe))
         facts = facts_of(ref)
+        for repaired in [] if ref.cached else facts["shards_repaired"]:
+            view.warn(f"{repaired}; its rows were scored again")
         coverage = facts["coverage"]
         if coverage["warning"]:
             view.warn(coverage["warning"])

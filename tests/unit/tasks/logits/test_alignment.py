@@ -1,42 +1,13 @@
-"""The top-K store, token alignment and coverage."""
+"""Token alignment and coverage."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from infra.errors import ConfigurationError
 from infra.models import resolve
 from tasks.logits.alignment import check_same_tokens, within_vocabulary
 from tasks.logits.coverage import Coverage
-from tasks.logits.store import ScoredRow, decode_shard, encode_shard
 from tasks.tokens import tokenizer_digests
-
-
-def _row(index: int, prompt: int, response: int, k: int, vocabulary: int) -> ScoredRow:
-    rng = np.random.default_rng(index)
-    logprobs = -np.sort(rng.exponential(3, (response, k)).astype(np.float32), axis=1)
-    logprobs[:, -1] = -np.inf if index % 2 else logprobs[:, -1]
-    return ScoredRow(
-        f"row{index}",
-        rng.integers(0, vocabulary, prompt + response).astype(np.int32),
-        prompt,
-        -rng.exponential(3, response).astype(np.float32),
-        rng.integers(0, vocabulary, (response, k)).astype(np.int32),
-        logprobs,
-    )
-
-
-@settings(max_examples=30)
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=5), st.integers(1, 64))
-def test_what_is_written_is_read(shapes: list[tuple[int, int]], k: int) -> None:
-    rows = [_row(index, prompt, response, k, 262_144) for index, (prompt, response) in enumerate(shapes)]
-    back = list(decode_shard(encode_shard(rows)))
-    assert len(back) == len(rows)
-    for ours, theirs in zip(rows, back, strict=True):
-        assert (ours.row_id, ours.response_start) == (theirs.row_id, theirs.response_start)
-        for name in ("ids", "actual_logprobs_R", "topk_ids_RK", "logprobs_RK"):
-            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
 
 
 def test_teacher_ids_beyond_the_students_vocabulary_are_dropped() -> None:
