@@ -35,7 +35,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     scoring = Scoring.model_validate(spec["scoring"])
     teacher = ModelSource.model_validate(spec["teacher"])
     k: int = spec["k"]
-    rows, _categories, skipped = _tokenised(ArtifactRef.model_validate(spec["rows"]), teacher, scoring.max_length)
+    rows, categories, skipped = _tokenised(ArtifactRef.model_validate(spec["rows"]), teacher, scoring.max_length)
     if not rows:
         raise ConfigurationError(f"no row is usable for the teacher: {dict(skipped)}")
     shards = plan(rows, scoring.tokens_per_shard)
@@ -56,15 +56,15 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         with child.abort_if_a_child_dies(reporter.folder, "the teacher's engine"):
             scored_tokens = score_shards(engine, missing, work, k, scoring.max_error, on_progress)
         seconds = time.monotonic() - started
-    coverage, stored_bytes = Coverage(), 0
+    coverage, stored_bytes = Coverage(k), 0
     for shard in shards:
         size, scored = read_shard(work, shard.name)
         stored_bytes += size
         for row in scored:
-            coverage.add(row.logprobs_RK)
+            coverage.add(row.logprobs_RK, categories[row.row_id])
     counts = {"rows": len(rows), "tokens": total, "shards": len(shards), "skipped": sum(skipped.values())}
     facts = {
-        "coverage": coverage.summary(k),
+        "coverage": coverage.summary(),
         "bytes_per_token": round(stored_bytes / total, 1),
         "tokens_s": round(scored_tokens / seconds) if scored_tokens else None,
         "shards_found": len(shards) - len(missing),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from infra.artifacts import ArtifactRef, facts_of
 from infra.models import ModelSource
 from infra.stage_task import stage_task
-from infra.ui import skipped_note, stage_view
+from infra.ui import publish_table, skipped_note, stage_view
 from tasks.logits import stage
 from tasks.logits.settings import Scoring
 
@@ -22,5 +22,8 @@ def score_logits(rows: ArtifactRef, teacher: ModelSource, k: int, scoring: Scori
         coverage = facts["coverage"]
         if coverage["warning"]:
             view.warn(coverage["warning"])
+        tables = {"task category": coverage["by_category"], "position in the response": coverage["by_position"]}
+        rows_shown = [{"by": by, "of": name, **mass} for by, table in tables.items() for name, mass in table.items()]
+        publish_table("top-k-mass", rows_shown, f"Mean probability that the teacher's top {k} hold")
         text = f"{ref.counts['tokens']:,} tokens, top {k} hold {coverage['mean']:.1%} of the probability"
         return view.done(ref, f"{text}, {facts['bytes_per_token']:g} bytes a token{skipped_note(facts['skipped'])}")

@@ -1,4 +1,4 @@
-"""Token alignment and coverage."""
+"""Token alignment."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import pytest
 from infra.errors import ConfigurationError
 from infra.models import resolve
 from tasks.logits.alignment import check_same_tokens, within_vocabulary
-from tasks.logits.coverage import Coverage
 from tasks.tokens import tokenizer_digests
 
 
@@ -27,18 +26,3 @@ def test_students_with_another_token_map_or_template_are_refused_by_name() -> No
         check_same_tokens({**digests, "vocabulary": "other"}, student)
     with pytest.raises(ConfigurationError, match="different chat templates"):
         check_same_tokens({**digests, "template": "other"}, student)
-
-
-def test_coverage_measures_the_mass_and_warns_where_it_is_not_almost_one() -> None:
-    coverage = Coverage()
-    coverage.add(np.log(np.array([[0.5, 0.4], [0.6, 0.3]], dtype=np.float32)))
-    coverage.add(np.log(np.array([[0.25, 0.25]], dtype=np.float32)))
-    summary = coverage.summary(2)
-    assert summary["tokens"] == 3
-    assert summary["mean"] == pytest.approx((0.9 + 0.9 + 0.5) / 3, abs=1e-4)
-    assert sum(summary["histogram"]) == 3
-    assert summary["percentiles"]["p1"] == pytest.approx(0.5, abs=1e-2)
-    assert "76.7%" in summary["warning"]
-    sure = Coverage()
-    sure.add(np.log(np.array([[0.99, 0.009]], dtype=np.float32)))
-    assert sure.summary(2)["warning"] is None
