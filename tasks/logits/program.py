@@ -22,7 +22,7 @@ from tasks.logits.coverage import Coverage
 from tasks.logits.engines import Engine, TransformersEngine, VLLMEngine, vllm_options
 from tasks.logits.settings import Scoring
 from tasks.logits.shards import Shard, plan
-from tasks.logits.store import ShardError, read_shard, write_shard
+from tasks.logits.store import ShardError, read_shard, write_shard, write_tokenizer
 from tasks.rows import KEPT, read_rows
 from tasks.tokens import Skipped, TokenisedRow, tokenise
 
@@ -56,6 +56,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         with child.abort_if_a_child_dies(reporter.folder, "the teacher's engine"):
             scored_tokens = score_shards(engine, missing, work, k, scoring.max_error, on_progress)
         seconds = time.monotonic() - started
+    write_tokenizer(work, teacher)
     coverage, stored_bytes = Coverage(k), 0
     for shard in shards:
         size, scored = read_shard(work, shard.name)

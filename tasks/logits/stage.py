@@ -10,7 +10,7 @@ from infra.artifacts import ArtifactRef, Workspace
 from infra.models import ModelSource
 from infra.processes import Event, run_supervised
 from tasks.logits.settings import Scoring
-from tasks.logits.store import SHARDS
+from tasks.logits.store import SHARDS, TOKENIZER
 from tasks.tokens import tokenizer_digests
 
 KIND = "logits"
@@ -55,7 +55,7 @@ def score(
         },
         stall_timeout_s=_STALL_TIMEOUT_S,
     )
-    return work.publish((SHARDS,), result["counts"], result["facts"])
+    return work.publish((SHARDS, TOKENIZER), result["counts"], result["facts"])
 
 
 def describe(event: Event) -> str:

@@ -14,6 +14,7 @@ from typing import TypeVar
 from infra import settings, storage
 from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.errors import ConfigurationError
+from infra.models import ModelSource
 from infra.range_cache import RangeCache
 from tasks.logits.blocks import Block, ScoredRow
 from tasks.logits.format import (
@@ -25,10 +26,22 @@ from tasks.logits.format import (
     encode_shard,
     head_bytes,
 )
+from tasks.logits.vocabulary import Vocabulary
+from tasks.tokens import end_token
 
-__all__ = ["SHARDS", "ScoredRow", "ShardError", "TopKReader", "read_shard", "write_shard"]
+__all__ = [
+    "SHARDS",
+    "TOKENIZER",
+    "ScoredRow",
+    "ShardError",
+    "TopKReader",
+    "read_shard",
+    "write_shard",
+    "write_tokenizer",
+]
 
 SHARDS = "shards/"
+TOKENIZER = "tokenizer.json"  # beside the shards: with it the store can be read without the teacher
 T = TypeVar("T")
 _HEAD_GUESS = 1 << 15  # bytes that usually hold a head, so that one request is enough
 _BLOCKS_KEPT = 4
@@ -44,6 +57,12 @@ def read_shard(work: Workspace, name: str) -> tuple[int, Iterator[ScoredRow]]:
     data = work.read(name)
     _checked(decode_head(data, work.uri + name), f"{work.fingerprint}/{name}")
     return len(data), decode_shard(data, work.uri + name)
+
+
+def write_tokenizer(work: Workspace, teacher: ModelSource) -> None:
+    """Keep the teacher's tokens with the store that is being made."""
+    told = {"tokenizer_json": teacher.text_file("tokenizer.json"), "end_token": end_token(teacher)}
+    work.put_json(TOKENIZER, told)
 
 
 class TopKReader:
@@ -66,6 +85,16 @@ class TopKReader:
         """All rows, one shard in memory at a time."""
         for name in self._entries:
             yield from decode_shard(self._shard(name), self._uri(name))
+
+    @property
+    def rows(self) -> ArtifactRef:
+        """The rows that were scored."""
+        return self._reader.record.inputs["rows"]
+
+    def vocabulary(self) -> Vocabulary:
+        """The teacher's tokens."""
+        told = self._reader.read_json(TOKENIZER)
+        return Vocabulary.of(told["tokenizer_json"], told["end_token"])
 
     def row_ids(self) -> list[str]:
         """The ids of all rows, from the heads of the shards alone."""
