@@ -201,15 +201,20 @@ class ArtifactReader:
         self.record = record
         self._files = {entry.name: entry for entry in record.files}
 
+    @property
+    def repair(self) -> str:
+        """What a person does where a file of the artifact is missing or damaged."""
+        return f"delete {self.ref.uri}{RECORD} and run again, the {self.ref.kind} stage makes it anew"
+
     def names(self, prefix: str = "") -> list[str]:
         return [name for name in self._files if name.startswith(prefix)]
 
     def read(self, name: str) -> bytes:
         data = storage.get(self.ref.uri + name)
         if data is None:
-            raise ConfigurationError(f"{self.ref.uri}{name} is missing from storage: {_repair(self.ref)}")
+            raise ConfigurationError(f"{self.ref.uri}{name} is missing from storage: {self.repair}")
         if hashlib.sha256(data).hexdigest() != self._files[name].sha256:
-            raise ConfigurationError(f"{self.ref.uri}{name} is corrupt (wrong digest): {_repair(self.ref)}")
+            raise ConfigurationError(f"{self.ref.uri}{name} is corrupt (wrong digest): {self.repair}")
         return data
 
     def read_json(self, name: str) -> Any:
@@ -231,7 +236,7 @@ class ArtifactReader:
             storage.download(self.ref.uri + name, path)
             if storage.file_digest(path) != entry.sha256:
                 path.unlink()
-                raise ConfigurationError(f"{self.ref.uri}{name} is corrupt (wrong digest): {_repair(self.ref)}")
+                raise ConfigurationError(f"{self.ref.uri}{name} is corrupt (wrong digest): {self.repair}")
         return target / prefix.rstrip("/")
 
 
@@ -245,10 +250,6 @@ def read_record(uri: str) -> Record | None:
     """The record of the artifact at `uri`, or None where the artifact is not finished."""
     data = storage.get(uri + RECORD)
     return Record.model_validate_json(data) if data is not None else None
-
-
-def _repair(ref: ArtifactRef) -> str:
-    return f"delete {ref.uri}{RECORD} and run again, the {ref.kind} stage makes it anew"
 
 
 def _ref(uri: str, record: Record, *, cached: bool = False, seconds: float = 0.0) -> ArtifactRef:

@@ -31,7 +31,12 @@ class Claims:
     def __init__(self, prefix: str, *, stale_s: float = _STALE_S):
         self._prefix = prefix
         self._stale_s = stale_s
-        self._me = {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid()), "id": uuid.uuid4().hex}
+        self._me = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "born": _born(os.getpid()),
+            "id": uuid.uuid4().hex,
+        }
         self._held: set[str] = set()
         self._lock = threading.Lock()
         self._seen: dict[str, tuple[str, float]] = {}

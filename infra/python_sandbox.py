@@ -51,7 +51,9 @@ class PythonSandbox:
     def __enter__(self) -> PythonSandbox:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stack.close()
 
     async def run(self, code: str, tests: list[str] | None = None) -> Outcome:

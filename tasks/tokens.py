@@ -72,7 +72,7 @@ def prompt_and_text(row: Row, tokenizer: Any) -> tuple[str, str]:
 
 
 def tokenizer_digests(source: ModelSource) -> dict[str, str]:
-    """Identities of a model's token→id map (with how text is cut) and of its chat template.
+    """Identities of a model's token→id map (with how text is cut), of its chat template and of its end of turn.
 
     Read from the tokenizer's files, so that comparing two models loads neither.
     """
@@ -85,4 +85,13 @@ def tokenizer_digests(source: ModelSource) -> dict[str, str]:
         template = json.loads(source.text_file("tokenizer_config.json") or "{}").get("chat_template")
     if not template:
         raise ConfigurationError(f"model {source.name!r} has no chat template: add one to its tokenizer_config.json")
-    return {"vocabulary": digest_of(cut)[:32], "template": digest_of(template)[:32]}
+    parts = {"vocabulary": cut, "template": template, "end": end_token(source)}
+    return {name: digest_of(part)[:32] for name, part in parts.items()}
+
+
+def end_token(source: ModelSource) -> str:
+    """The token that ends a turn: what closes every response."""
+    token = json.loads(source.text_file("tokenizer_config.json") or "{}").get("eos_token")
+    if not token:
+        raise ConfigurationError(f"model {source.name!r} names no eos_token in its tokenizer_config.json")
+    return str(token["content"] if isinstance(token, dict) else token)

@@ -1,4 +1,4 @@
-"""What the demo LLM answers: the four agents' requests, played by rule for the SQL demo domain.
+"""What the demo LLM answers: the agents' requests, played by rule for the SQL demo domain.
 
 This is not a language model. It parses the few hundred phrasings of the demo domain and writes SQL from
 templates, with the mistakes of `noise`, judged by equally fallible rules. An instruction from outside the
@@ -30,7 +30,11 @@ from infra.sandbox import QueryError
 
 BROKEN_RATE = 0.06
 WRONG_RATE = 0.2
+EXPANSION_WRONG_RATE = 0.3  # what Expansion answers in passing is worse than what Rewriting writes
+DRIFT_RATE = 0.05
 # How often each agent is right about an answer, by what the answer is.
+DRIFT_SEEN_BY_CATEGORY = 0.9
+CHANGE_SEEN_BY_PRESERVATION = 0.15
 BROKEN_SEEN_BY_SELECTION = 0.8
 WRONG_SEEN_BY_SELECTION = 0.15
 BROKEN_SEEN_BY_VERIFICATION = 0.95
@@ -73,12 +77,42 @@ def expand(body: Body, rng: random.Random) -> Answer:
     n = body.get("n", 1)
     if not isinstance(n, int) or not 1 <= n <= 100:
         raise BadAgentRequestError("field 'n' must be an integer from 1 to 100")
-    if database_of_schema(_text(body, "input")) is None and body.get("task_category") not in TASK_CATEGORIES:
-        same = {"instruction": _text(body, "instruction"), "input": _text(body, "input")}
+    category = _text(body, "task_category")
+    if database_of_schema(_text(body, "input")) is None and category not in TASK_CATEGORIES:
+        same = {name: _text(body, name) for name in ("instruction", "input", "response")}
         return {"instructions": [same] * n}
-    chosen = rng.choices(_training_combinations(_text(body, "task_category")), k=n)
-    written = [(phrase(sample_request(d, t, family, rng), d, rng), d) for d, t, family in chosen]
-    return {"instructions": [{"instruction": text, "input": schema_text(d)} for text, d in written]}
+    others = [name for name in TASK_CATEGORIES if name != category]
+    written = []
+    for _ in range(n):
+        of = rng.choice(others) if rng.random() < DRIFT_RATE else category
+        database, table, family = rng.choice(_training_combinations(of))
+        request = sample_request(database, table, family, rng)
+        response = _written(request, database, EXPANSION_WRONG_RATE, rng)
+        instruction = phrase(request, database, rng)
+        written.append({"instruction": instruction, "input": schema_text(database), "response": response})
+    return {"instructions": written}
+
+
+def check_categories(body: Body, rng: random.Random) -> Answer:
+    """Whether each candidate is a request of the category; a request of another one is mostly noticed."""
+    category, candidates = _text(body, "task_category"), body.get("candidates")
+    if not isinstance(candidates, list) or not all(isinstance(one, dict) for one in candidates):
+        raise BadAgentRequestError("field 'candidates' must be a list of objects")
+    verdicts = []
+    for candidate in candidates:
+        understood = _understood(candidate)
+        is_of = CATEGORY_OF_FAMILY[understood[0].family] if understood else category
+        seen = category in TASK_CATEGORIES and is_of != category and rng.random() < DRIFT_SEEN_BY_CATEGORY
+        verdicts.append({"same_category": not seen, "category": is_of if seen else category})
+    return {"verdicts": verdicts}
+
+
+def _written(request: Request, database: Database, wrong_rate: float, rng: random.Random) -> str:
+    """SQL in a style of its own, sometimes with a mistake."""
+    mistake = rng.random()
+    answered = request if mistake >= wrong_rate else wrong_request(request, database, rng)
+    sql = render_sql(answered, database, sample_style(rng))
+    return break_sql(sql, rng) if wrong_rate <= mistake < wrong_rate + BROKEN_RATE else sql
 
 
 def rewrite(body: Body, rng: random.Random) -> Answer:
@@ -91,12 +125,28 @@ def rewrite(body: Body, rng: random.Random) -> Answer:
         return {"instruction": _text(body, "instruction"), "response": _text(body, "response")}
     request, database = understood
     instruction = phrase(request, database, rng) if rng.random() < 0.3 else _text(body, "instruction")
-    mistake = rng.random()
-    answered = request if mistake >= WRONG_RATE else wrong_request(request, database, rng)
-    sql = render_sql(answered, database, sample_style(rng))
-    if WRONG_RATE <= mistake < WRONG_RATE + BROKEN_RATE:
-        sql = break_sql(sql, rng)
-    return {"instruction": instruction, "response": sql}
+    return {"instruction": instruction, "response": _written(request, database, WRONG_RATE, rng)}
+
+
+def check_preservation(body: Body, rng: random.Random) -> Answer:
+    """Compares what both queries return; a new answer that is wrong is noticed now and then."""
+    after = body.get("rewritten")
+    if not isinstance(after, dict):
+        raise BadAgentRequestError("field 'rewritten' must be an object")
+    understood = _understood(body)
+    if understood is None:
+        return {"instruction": "same", "answer": "same", "reason": "nothing speaks against it"}
+    request, database = understood
+    before, response = _text(body, "response"), _text(after, "response")
+    if not _runs(database, response):
+        changed = rng.random() < BROKEN_SEEN_BY_SELECTION
+        return {"instruction": "same", "answer": "changed" if changed else "corrected", "reason": "another answer"}
+    if _runs(database, before) and opened(database).same_result(before, response):
+        return {"instruction": "same", "answer": "same", "reason": "both return the same rows"}
+    wrong = not opened(database).same_result(render_sql(request, database), response)
+    changed = wrong and rng.random() < CHANGE_SEEN_BY_PRESERVATION
+    reason = "the new SQL misses the request" if changed else "the new SQL fits the request better"
+    return {"instruction": "same", "answer": "changed" if changed else "corrected", "reason": reason}
 
 
 def _runs(database: Database, sql: str) -> bool:
@@ -135,22 +185,24 @@ def verify(body: Body, rng: random.Random) -> Answer:
     """Both queries run on the database; an LLM would not see every mistake, so this one does not either."""
     understood = _understood(body)
     if understood is None:
-        return {"correct": True, "evidence": "not checked"}
+        return {"correct": True, "evidence": "not checked", "tests": []}
     request, database = understood
     response = _text(body, "response")
     if not _runs(database, response):
         if rng.random() < BROKEN_SEEN_BY_VERIFICATION:
-            return {"correct": False, "evidence": "the SQL does not run on this schema"}
+            return {"correct": False, "evidence": "the SQL does not run on this schema", "tests": []}
     elif not opened(database).same_result(render_sql(request, database), response):
         if rng.random() < WRONG_SEEN_BY_VERIFICATION:
-            return {"correct": False, "evidence": "the SQL returns other rows than the request asks for"}
+            return {"correct": False, "evidence": "the SQL returns other rows than the request asks for", "tests": []}
     elif rng.random() < RIGHT_DOUBTED_BY_VERIFICATION:
-        return {"correct": False, "evidence": "the SQL may not answer the request"}
-    return {"correct": True, "evidence": "the SQL answers the request"}
+        return {"correct": False, "evidence": "the SQL may not answer the request", "tests": []}
+    return {"correct": True, "evidence": "the SQL answers the request", "tests": []}
 
 
 _AGENTS: dict[str, Callable[[Body, random.Random], Answer]] = {
     "expansion": expand,
+    "category": check_categories,
+    "preservation": check_preservation,
     "rewriting": rewrite,
     "selection": select,
     "verification": verify,

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import socket
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlparse
-
-from aiolimiter import AsyncLimiter
 
 from infra.errors import ConfigurationError, TransientError
 from tasks.augment.agents import SELECTION, Agent, Answer, BadAnswer
 from tasks.augment.answers import AnswerCache, key_of
 from tasks.augment.budget import BudgetReached, Ledger, UsageByAgent
-from tasks.augment.providers import ProviderError, Providers, Reply, Request
+from tasks.augment.providers import Configuration, Deployment, ProviderError, Providers, Reply, Request
 from tasks.augment.settings import Augmentation
 from tasks.rows import Row
 
@@ -39,15 +36,6 @@ _ROW_REASONS = {
 _TRANSIENT = {"rate_limit", "timeout", "unreachable", "server"}
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """A LiteLLM model name and, for self-hosted ones, its address. Provider's keys come from the environment."""
-
-    model: str
-    api_base: str | None = None
-    api_key: str | None = field(default=None, repr=False)
-
-
 class Unanswered(Exception):
     """An agent got no usable answer on a row. `transient`: another time it might."""
 
@@ -59,29 +47,24 @@ class Unanswered(Exception):
 
 
 class LLMClient:
-    """One for a stage and its event loop; use it in an `async with`. LiteLLM starts with the first request."""
+    """One for a stage and its event loop; `close` it. LiteLLM starts with the first request that is not cached."""
 
-    def __init__(self, endpoint: Endpoint, cache: AnswerCache, options: Augmentation):
+    def __init__(self, endpoint: Deployment, cache: AnswerCache, options: Augmentation):
         self.endpoint = endpoint
         self.ledger = Ledger(options.budget_usd, options.max_rows)
         self._options = options
         self._cache = cache
         self._free = asyncio.Semaphore(options.concurrency)
         self._pending: dict[str, asyncio.Task[dict[str, Any]]] = {}
-        self._stack = AsyncExitStack()
         self._starting = asyncio.Lock()
         self._providers: Providers | None = None
+        self._prices: dict[str, tuple[float, float]] = {}
         self._failures = 0
         self._answers = 0
-        requests, tokens = options.requests_per_minute, options.tokens_per_minute
-        self._request_limit = AsyncLimiter(max(requests / 60, 1), 60 / min(requests, 60)) if requests else None
-        self._token_limit = AsyncLimiter(tokens, 60) if tokens else None
 
-    async def __aenter__(self) -> LLMClient:
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._stack.aclose()
+    async def close(self) -> None:
+        if self._providers is not None:
+            await self._providers.__aexit__(None, None, None)
 
     async def ask(self, usage: UsageByAgent, agent: Agent[Answer], row: Row, **settings: Any) -> Answer:
         """The agent's validated answer on a row, booked on `usage`.
@@ -148,16 +131,15 @@ class LLMClient:
         """Send a request; its slot is free again when the answer is kept."""
         async with self._free:
             providers = await self._started()
-            most = self._most(providers, request)
+            most = self._most(request)
             try:
                 await self.ledger.reserve(most)
             except BudgetReached:
                 raise Unanswered(agent.name, "budget reached") from None
             cost = 0.0
             try:
-                await self._limited(request)
                 reply = await providers.complete(request)
-                answer = self._kept(reply, providers.price(request.route))
+                answer = self._kept(reply, self._prices[request.route])
                 cost = answer["cost_usd"]
                 self._cache.put(key, answer)
             except ProviderError as error:
@@ -167,10 +149,8 @@ class LLMClient:
             self._failures, self._answers = 0, self._answers + 1
             return answer
 
-    def _kept(self, reply: Reply, price: tuple[float, float] | None) -> dict[str, Any]:
-        cost = reply.cost_usd
-        if not cost and price:
-            cost = reply.prompt_tokens * price[0] + reply.completion_tokens * price[1]
+    def _kept(self, reply: Reply, price: tuple[float, float]) -> dict[str, Any]:
+        cost = reply.cost_usd or reply.prompt_tokens * price[0] + reply.completion_tokens * price[1]
         return {
             "text": reply.text[:_MAX_TEXT],
             "prompt_tokens": reply.prompt_tokens,
@@ -180,20 +160,11 @@ class LLMClient:
             "finish_reason": reply.finish_reason,
         }
 
-    def _most(self, providers: Providers, request: Request) -> float:
+    def _most(self, request: Request) -> float:
         """The most that a request can cost: a token is at least one byte."""
-        price = providers.price(request.route)
-        if self._options.budget_usd is None or price is None:
-            return 0.0
+        price = self._prices[request.route]
         prompt_bytes = sum(len(message["content"].encode()) for message in request.messages)
         return prompt_bytes * price[0] + self._options.max_output_tokens * price[1]
-
-    async def _limited(self, request: Request) -> None:
-        if self._request_limit:
-            await self._request_limit.acquire()
-        if self._token_limit:
-            expected = sum(len(message["content"]) for message in request.messages) // 4 + 256
-            await self._token_limit.acquire(min(expected, self._token_limit.max_rate))
 
     def _failure(self, agent: Agent[Any], model: str, error: ProviderError) -> Exception:
         """What a provider's error means: for this row, or for the whole stage."""
@@ -209,10 +180,7 @@ class LLMClient:
             self._failures += 1
             if self._failures >= (_FAILURES_IN_A_ROW if self._answers else _FAILURES_AT_FIRST):
                 if error.kind == "bad_request":
-                    return ConfigurationError(
-                        f"{where} does not take our requests: {error.message} "
-                        "(augmentation.structured_outputs=prompt asks for less)"
-                    )
+                    return ConfigurationError(f"{where} does not take our requests: {error.message}")
                 why = _ROW_REASONS[error.kind].removeprefix("no answer ").strip("()")
                 return TransientError(
                     f"{where} cannot be reached or fails again and again ({why}): check the address and the server, "
@@ -225,32 +193,37 @@ class LLMClient:
             if self._providers is None:
                 _check_address(self.endpoint.api_base)
                 providers = Providers(self._configuration(), processes=self._options.processes)
-                self._providers = await self._stack.enter_async_context(providers)
-                self._check_prices(self._providers)
+                try:
+                    await providers.__aenter__()
+                except ProviderError as error:
+                    raise ConfigurationError(f"agent_model: {error}") from error
+                self._providers = providers
+                self._prices = {route: self._price(route, models) for route, models in providers.routes.items()}
             return self._providers
 
-    def _configuration(self) -> dict[str, Any]:
+    def _configuration(self) -> Configuration:
         options = self._options
-        own = {"model": self.endpoint.model, "api_base": self.endpoint.api_base, "api_key": self.endpoint.api_key}
-        others = [{"model": model} for model in options.fallbacks]
-        routes = {self.endpoint.model: [own, *others]}
-        routes |= {model: [{"model": model}, *others] for model in options.routes.values() if model not in routes}
-        return {
-            "routes": routes,
-            "retries": _RETRIES,
-            "timeout_s": options.timeout_s,
-            "concurrency": options.concurrency,
-            "structured_outputs": options.structured_outputs,
-            "usd_per_million_tokens": options.usd_per_million_tokens,
-        }
+        limits = {"rpm": options.requests_per_minute, "tpm": options.tokens_per_minute}
+        fallbacks = [Deployment(model) for model in options.fallbacks]
+        routes = {model: [Deployment(model, **limits), *fallbacks] for model in options.routes.values()}
+        routes[self.endpoint.model] = [dataclasses.replace(self.endpoint, **limits), *fallbacks]
+        return Configuration(routes, _RETRIES, options.timeout_s, options.concurrency)
 
-    def _check_prices(self, providers: Providers) -> None:
-        unknown = [route for route in self._configuration()["routes"] if providers.price(route) is None]
+    def _price(self, route: str, models: list[dict[str, Any]]) -> tuple[float, float]:
+        """The dearest of a route's models, in $ a token of prompt and of answer."""
+        own = self._options.usd_per_million_tokens
+        if own is not None and not models[0]["priced"]:
+            return own[0] / 1e6, own[1] / 1e6
+        unknown = [model["model"] for model in models if not model["priced"]]
         if self._options.budget_usd is not None and unknown:
             raise ConfigurationError(
                 f"augmentation.budget_usd needs the price of {unknown[0]!r}, which LiteLLM does not know: "
                 "set augmentation.usd_per_million_tokens"
             )
+        return (
+            max(model["usd_per_input_token"] for model in models),
+            max(model["usd_per_output_token"] for model in models),
+        )
 
 
 def _check_address(api_base: str | None) -> None:

@@ -59,7 +59,15 @@ class Selection:
     def add(self, batch: int, rows: Iterable[Row]) -> None:
         """The rows of a batch, in their order."""
         entries = [
-            (batch, position, row.task_category, score_of(row), row.id, signature(row.instruction), signature(row.input))
+            (
+                batch,
+                position,
+                row.task_category,
+                score_of(row),
+                row.id,
+                signature(row.instruction),
+                signature(row.input),
+            )
             for position, row in enumerate(rows)
         ]
         self._database.execute("BEGIN")
@@ -99,9 +107,7 @@ class Selection:
 
     def _like(self, bands: list[bytes], instruction: bytes, context: bytes, threshold: float) -> bool:
         marks = ",".join("?" * len(bands))
-        query = (
-            f"SELECT instruction, input FROM candidates WHERE rowid IN (SELECT candidate FROM bands WHERE band IN ({marks}))"
-        )
+        query = f"SELECT instruction, input FROM candidates WHERE rowid IN (SELECT candidate FROM bands WHERE band IN ({marks}))"
         return any(
             similarity(instruction, other) >= threshold and similarity(context, other_context) >= threshold
             for other, other_context in self._database.execute(query, bands)
@@ -136,7 +142,9 @@ def balanced_quotas(available: Mapping[str, int], total: int) -> dict[str, int]:
 def signature(text: str) -> bytes:
     """MinHash of a text's character shingles, case and spacing apart: `_SIGNATURE` little-endian uint32."""
     plain = " ".join(text.lower().split())
-    shingles = {plain[start : start + _SHINGLE] for start in range(max(len(plain) - _SHINGLE + 1, 1))} if plain else set()
+    shingles = (
+        {plain[start : start + _SHINGLE] for start in range(max(len(plain) - _SHINGLE + 1, 1))} if plain else set()
+    )
     minhash = rensa.RMinHash(num_perm=_SIGNATURE, seed=1)
     minhash.update(sorted(shingles))
     return np.array(minhash.digest(), dtype="<u4").tobytes()

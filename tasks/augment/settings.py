@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,7 +22,10 @@ class Augmentation(BaseModel):
     verification: bool = Field(True, description="Verification judges rows, and SQL, Python and arithmetic are run")
     min_score: float = Field(4.0, ge=0, le=10, description="lowest mean of Selection's three scores that is kept")
     near_duplicate: float = Field(
-        0.9, gt=0, le=1, description="similarity (Jaccard, 5-character shingles) of instruction and input that is too much"
+        0.9,
+        gt=0,
+        le=1,
+        description="similarity (Jaccard, 5-character shingles) of instruction and input that is too much",
     )
     max_rows: int | None = Field(None, ge=1, description="keep at most this many rows, balanced over task categories")
     routes: dict[str, str] = Field(
@@ -33,9 +36,6 @@ class Augmentation(BaseModel):
     fallbacks: tuple[str, ...] = Field((), description="models to ask, in order, where the first one fails")
     temperature: float = Field(0.7, ge=0, le=2, description="sampling temperature of the agents")
     max_output_tokens: int = Field(4096, ge=64, description="longest answer of an agent, in tokens")
-    structured_outputs: Literal["auto", "schema", "json", "prompt"] = Field(
-        "auto", description="how a model is held to JSON: by schema, by JSON mode, or by the prompt alone"
-    )
     budget_usd: float | None = Field(
         None, gt=0, description="the dataset may cost this much; what is not reached by then is left out"
     )
@@ -44,8 +44,8 @@ class Augmentation(BaseModel):
     )
     concurrency: int = Field(64, ge=1, le=1024, description="requests in flight")
     processes: int = Field(1, ge=1, le=16, description="processes that talk to providers (LiteLLM needs CPU)")
-    requests_per_minute: int | None = Field(None, ge=1, description="limit over all models")
-    tokens_per_minute: int | None = Field(None, ge=1, description="limit over all models, prompt and answer")
+    requests_per_minute: int | None = Field(None, ge=1, description="limit a model")
+    tokens_per_minute: int | None = Field(None, ge=1, description="limit a model, prompt and answer")
     timeout_s: float = Field(120.0, gt=0, description="longest wait for one answer")
     api_base: str | None = Field(None, description="address of a self-hosted OpenAI-compatible endpoint")
 

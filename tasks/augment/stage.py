@@ -7,6 +7,7 @@ killed worker had been told by the agents is in the answer cache, so no batch is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ from tasks.augment import card, selection
 from tasks.augment.agents import agents_digest
 from tasks.augment.answers import AnswerCache
 from tasks.augment.budget import UsageByAgent
-from tasks.augment.client import Endpoint, LLMClient
+from tasks.augment.client import LLMClient
 from tasks.augment.controller import Batch, Dropped, verify, write_and_score
+from tasks.augment.providers import Deployment
 from tasks.augment.settings import Augmentation
 from tasks.rows import FAILED, KEPT, REJECTED, TRAIN, Row, from_parquet, read_rows, to_parquet
 from tasks.seeds.stage import open_databases
@@ -33,6 +35,7 @@ STAGE_VERSION = 2
 _SEEDS_PER_BATCH = 100
 _BATCHES_AT_ONCE = 2  # so that requests are in flight while the last rows of a batch are waited for
 _POLL_S = 1.0
+_SHARE_S = 60.0
 Result = TypeVar("Result")
 Tick = Callable[[int, int], None]
 AsTask = Callable[[str, Callable[[], Awaitable[None]]], Awaitable[None]]
@@ -64,7 +67,7 @@ def augment(
     work: Workspace,
     seeds: ArtifactRef,
     options: Augmentation,
-    endpoint: Endpoint,
+    endpoint: Deployment,
     tick: Tick,
     as_task: AsTask = _directly,
 ) -> ArtifactRef:
@@ -123,7 +126,7 @@ class _Batches:
 
 
 async def _augment(
-    work: Workspace, seeds: ArtifactRef, options: Augmentation, endpoint: Endpoint, tick: Tick, as_task: AsTask
+    work: Workspace, seeds: ArtifactRef, options: Augmentation, endpoint: Deployment, tick: Tick, as_task: AsTask
 ) -> ArtifactRef:
     count = (seeds.counts["seeds"] + _SEEDS_PER_BATCH - 1) // _SEEDS_PER_BATCH
     progress = _progress(seeds.counts["seeds"], tick)
@@ -173,28 +176,26 @@ def _progress(seeds: int, tick: Tick) -> Callable[..., None]:
     return one
 
 
-class _client:
-    """The client with its cache, whose answers are shared when the stage ends, however it ends."""
+@contextlib.asynccontextmanager
+async def _client(endpoint: Deployment, options: Augmentation) -> AsyncIterator[LLMClient]:
+    """The client with its cache, whose answers are shared now and then and at the end, however that comes."""
+    cache = AnswerCache(settings.cache_dir() / "llm_answers.sqlite")
+    client = LLMClient(endpoint, cache, options)
 
-    def __init__(self, endpoint: Endpoint, options: Augmentation):
-        self._cache = AnswerCache(settings.cache_dir() / "llm_answers.sqlite")
-        self._client = LLMClient(endpoint, self._cache, options)
-
-    async def __aenter__(self) -> LLMClient:
-        await asyncio.to_thread(self._cache.pull)
-        self._sharing = asyncio.create_task(self._share())
-        return self._client
-
-    async def __aexit__(self, *error: object) -> None:
-        self._sharing.cancel()
-        await self._client.close()
-        await asyncio.to_thread(self._cache.push)
-        self._cache.close()
-
-    async def _share(self) -> None:
+    async def share() -> None:
         while True:
             await asyncio.sleep(_SHARE_S)
-            await asyncio.to_thread(self._cache.push)
+            cache.push()
+
+    await asyncio.to_thread(cache.pull)
+    sharing = asyncio.create_task(share())
+    try:
+        yield client
+    finally:
+        sharing.cancel()
+        await client.close()
+        cache.push()
+        cache.close()
 
 
 def _selected(work: Workspace, index: int, chosen: selection.Selection) -> tuple[list[Row], list[Dropped]]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
-from infra.artifacts import ArtifactRef, facts_of
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from infra.artifacts import ArtifactReader, ArtifactRef, facts_of
 from infra.demo import endpoint as demo
 from infra.stage_task import stage_task
 from infra.ui import StageView, publish_table, stage_view
-from tasks.augment import stage
-from tasks.augment.client import Endpoint, check_endpoint
+from tasks.augment import card, stage
+from tasks.augment.providers import Deployment
 from tasks.augment.settings import Augmentation
 
 
@@ -24,33 +28,53 @@ def augment(seeds: ArtifactRef, agent_model: str, options: Augmentation) -> Arti
             ref = stage.copy_seeds(work, seeds)
         elif ref is None:
             with _endpoint(agent_model, options, view) as endpoint:
-                ref = stage.augment(work, seeds, options, endpoint, view.tick)
-        _publish_rejects(ref)
+                ref = stage.augment(work, seeds, options, endpoint, view.tick, _as_task)
         counts = ref.counts
         if not options.enabled:
             return view.done(ref, f"{counts['rows']:,} rows, the seeds' own responses (augmentation is off)")
-        text = f"{counts['rows']:,} rows kept of {counts['rows'] + counts['rejected']:,} written"
+        _publish(ref)
+        if counts["failed"]:
+            view.warn(f"{counts['failed']:,} rows got no usable answer: {_reasons(facts_of(ref)['failed'])}")
+        text = f"{counts['rows']:,} rows kept of {counts['seeds'] + counts['expanded']:,} written"
         return view.done(ref, f"{text} from {counts['seeds']:,} seeds")
 
 
+async def _as_task(name: str, do: Callable[[], Awaitable[None]]) -> None:
+    """A batch as a Prefect task of its own; its retries are the stage's."""
+
+    @task(name="augment-batch", task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
+    async def batch() -> None:
+        await do()
+
+    await batch()
+
+
 @contextlib.contextmanager
-def _endpoint(agent_model: str, options: Augmentation, view: StageView) -> Iterator[Endpoint]:
+def _endpoint(agent_model: str, options: Augmentation, view: StageView) -> Iterator[Deployment]:
     if agent_model != "demo":
-        endpoint = Endpoint(agent_model, options.api_base)
-        check_endpoint(endpoint)
-        yield endpoint
+        yield Deployment(agent_model, options.api_base)
         return
     view.note(demo.LABEL)
     with demo.demo_llm() as address:
-        yield Endpoint(demo.MODEL, address, "demo")
+        yield Deployment(demo.MODEL, address, "demo")
 
 
-def _publish_rejects(ref: ArtifactRef) -> None:
-    rejected = facts_of(ref).get("rejected", {})
+def _publish(ref: ArtifactRef) -> None:
+    """The dataset card, and what was left out, among the run's artifacts."""
+    text = ArtifactReader(ref).read(card.NAME).decode()
+    create_markdown_artifact(text, key="augment-card", description="the augmented dataset")
     rows = [
-        {"agent": agent, "reason": reason, "rows": count}
-        for agent, reasons in sorted(rejected.items())
+        {"outcome": outcome, "agent": agent, "reason": reason, "rows": count}
+        for outcome in ("rejected", "failed")
+        for agent, reasons in sorted(facts_of(ref)[outcome].items())
         for reason, count in sorted(reasons.items(), key=lambda item: -item[1])
     ]
     if rows:
-        publish_table("augment-rejected", rows, f"{ref.counts['rejected']:,} rows rejected, by agent and reason")
+        publish_table("augment-left-out", rows, "rows left out, by agent and reason")
+
+
+def _reasons(by_agent: dict[str, dict[str, int]]) -> str:
+    found = [
+        f"{agent}, {reason}: {count:,}" for agent, reasons in by_agent.items() for reason, count in reasons.items()
+    ]
+    return "; ".join(found)

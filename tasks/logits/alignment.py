@@ -1,38 +1,124 @@
-"""Teacher and student token ids: the same, or a clear refusal.
+"""The teacher's scores on the student's tokens.
 
-Qwen2.5 pads its embedding to 151,936 (0.5B–3B) or 152,064 (7B and up) for one tokenizer of 151,665 tokens,
-so token→id maps are compared, never sizes.
+With one tokenizer, a student trains on the very ids that were scored. Qwen2.5 pads its embedding to 151,936
+(0.5B–3B) or 152,064 (7B and up) for one tokenizer of 151,665 tokens, so token→id maps are compared, never sizes.
+
+With two tokenizers, each cuts the same response into tokens of its own. A teacher's distribution moves to the
+student's position where both have a token with the same bytes at the same place: there both have read the same
+text. Within it, a token moves to the student's token of the same bytes. All else carries no weight, how much
+moved is measured, and too little is refused.
+
+R response tokens (of teacher or student), K kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from infra.errors import ConfigurationError
 from infra.models import ModelSource
-from tasks.tokens import tokenizer_digests
+from tasks.logits.blocks import ScoredRow
+from tasks.logits.vocabulary import Vocabulary, token_map
+from tasks.tokens import TokenisedRow, tokenizer_digests
 
 
 def check_same_tokens(teacher: Mapping[str, str], student: ModelSource) -> None:
-    """Refuse a student whose token→id map or chat template is not the one that was scored."""
+    """Refuse a student whose token→id map, chat template or end of turn is not the one that was scored."""
     mine = tokenizer_digests(student)
     if mine["vocabulary"] != teacher["vocabulary"]:
         raise ConfigurationError(
             f"student {student.name!r} and its teacher map tokens to different ids: choose two models with "
-            "one tokenizer (aligning different tokenizers is not supported yet)"
+            "one tokenizer (this flow does not align different tokenizers)"
         )
-    if mine["template"] != teacher["template"]:
-        raise ConfigurationError(
-            f"student {student.name!r} and its teacher have different chat templates: copy the teacher's "
-            "chat template into the student's tokenizer_config.json, or choose models that share one"
-        )
+    for part, words in (("template", "chat template"), ("end", "end-of-turn token (eos_token)")):
+        if mine[part] != teacher[part]:
+            raise ConfigurationError(
+                f"student {student.name!r} and its teacher have different {words}s: copy the teacher's "
+                f"{words} into the student's tokenizer_config.json, or choose models that share one"
+            )
 
 
-def within_vocabulary(ids_RK: np.ndarray, logprobs_RK: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Drop teacher ids that the student's output does not have: log-probability −inf, id 0."""
-    known = ids_RK < size
-    if known.all():
+def remap(ids_RK: np.ndarray, logprobs_RK: np.ndarray, map_V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Teacher ids as student ids; those that the student does not have: log-probability −inf, id 0."""
+    mapped_RK = map_V.take(ids_RK, mode="clip")
+    known_RK = (ids_RK < len(map_V)) & (mapped_RK >= 0)
+    logprobs_RK = np.where(known_RK, logprobs_RK, -np.inf).astype(np.float32)
+    return np.where(known_RK, mapped_RK, 0).astype(np.int32), logprobs_RK
+
+
+def known_tokens(vocabulary: Vocabulary, size: int) -> np.ndarray:
+    """The map of one tokenizer to itself: tokens that exist and that the student's output (`size` ids) has."""
+    ids = np.arange(len(vocabulary.text))
+    exists = np.array([text is not None for text in vocabulary.text])
+    exists[[*vocabulary.control.values(), vocabulary.end]] = True
+    return np.where(exists & (ids < size), ids, -1)
+
+
+@dataclass
+class Alignment:
+    """Moves scored rows from the teacher's tokens to the student's, and measures what did not move."""
+
+    teacher: Vocabulary
+    student: Vocabulary
+    positions: int = 0
+    aligned: int = 0
+    teacher_mass: float = 0.0
+    moved_mass: float = 0.0
+    rows_with_other_text: int = 0
+    _map: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._map = token_map(self.teacher, self.student)
+
+    def move(self, scored: ScoredRow, student: TokenisedRow) -> tuple[np.ndarray, np.ndarray]:
+        """Top-K ids and log-probs for each response token of `student`; −inf where nothing was moved."""
+        teacher_at_R, student_at_R = self._same_spans(scored, student)
+        shape = (student.response_tokens, scored.topk_ids_RK.shape[1])
+        ids_RK, logprobs_RK = np.zeros(shape, np.int32), np.full(shape, -np.inf, np.float32)
+        moved = remap(scored.topk_ids_RK[teacher_at_R], scored.logprobs_RK[teacher_at_R], self._map)
+        ids_RK[student_at_R], logprobs_RK[student_at_R] = moved
+        self.positions += student.response_tokens
+        self.aligned += len(student_at_R)
+        self.teacher_mass += float(np.exp(scored.logprobs_RK.astype(np.float64)).sum())
+        self.moved_mass += float(np.exp(moved[1].astype(np.float64)).sum())
         return ids_RK, logprobs_RK
-    return np.where(known, ids_RK, 0), np.where(known, logprobs_RK, -np.inf).astype(np.float32)
+
+    def summary(self) -> dict[str, Any]:
+        """Shares of the student's positions that have a teacher, and of the teacher's stored mass that moved."""
+        return {
+            "positions": round(self.aligned / max(self.positions, 1), 4),
+            "mass": round(self.moved_mass / self.teacher_mass, 4) if self.teacher_mass else 0.0,
+            "rows_with_other_text": self.rows_with_other_text,
+        }
+
+    def check(self, wanted: float) -> None:
+        """Refuse to train where less than the share `wanted` of positions or of mass moved."""
+        summary = self.summary()
+        positions, mass = summary["positions"], summary["mass"]
+        if min(positions, mass) < wanted:
+            other = f" ({self.rows_with_other_text} rows have another text)" if self.rows_with_other_text else ""
+            raise ConfigurationError(
+                f"the tokenizers of teacher and student cut these rows too differently: {positions:.0%} of the "
+                f"student's positions get a distribution of the teacher, and {mass:.0%} of its mass moves{other}; "
+                f"`kd.min_alignment` asks for {wanted:.0%}: choose models with closer tokenizers, or lower it"
+            )
+
+    def _same_spans(self, scored: ScoredRow, student: TokenisedRow) -> tuple[np.ndarray, np.ndarray]:
+        """Response positions of teacher and student that have a token at the same bytes of the same text."""
+        ours, text = self.teacher.spans(np.asarray(scored.ids)[scored.response_start :])
+        theirs, student_text = self.student.spans(np.asarray(student.ids)[student.response_start :])
+        if student_text == b" " + text:  # SentencePiece puts a space before the first word
+            theirs = np.maximum(theirs - 1, 0)
+        elif text == b" " + student_text:
+            ours = np.maximum(ours - 1, 0)
+        elif text != student_text:
+            self.rows_with_other_text += 1
+            none = np.empty(0, dtype=np.intp)
+            return none, none
+        keys = [spans[:, 0] * (len(text) + 2) + spans[:, 1] for spans in (ours, theirs)]
+        _same, teacher_at, student_at = np.intersect1d(*keys, return_indices=True)
+        return teacher_at, student_at

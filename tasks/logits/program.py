@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from infra.models import ModelSource, load_tokenizer
 from tasks.logits.coverage import Coverage
 from tasks.logits.engines import Engine, TransformersEngine, VLLMEngine, vllm_options
 from tasks.logits.settings import Scoring
-from tasks.logits.store import SHARDS, decode_shard, encode_shard
+from tasks.logits.shards import Shard, plan
+from tasks.logits.store import ShardError, read_shard, write_shard, write_tokenizer
 from tasks.rows import KEPT, read_rows
 from tasks.tokens import Skipped, TokenisedRow, tokenise
 
@@ -34,65 +35,100 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     scoring = Scoring.model_validate(spec["scoring"])
     teacher = ModelSource.model_validate(spec["teacher"])
     k: int = spec["k"]
-    rows, skipped = _tokenised(ArtifactRef.model_validate(spec["rows"]), teacher, scoring.max_length)
+    rows, categories, skipped = _tokenised(ArtifactRef.model_validate(spec["rows"]), teacher, scoring.max_length)
     if not rows:
         raise ConfigurationError(f"no row is usable for the teacher: {dict(skipped)}")
-    size = scoring.rows_per_shard
-    shards = [rows[start : start + size] for start in range(0, len(rows), size)]
-    names = [f"{SHARDS}{index:05}.parquet" for index in range(len(shards))]
-    missing = [index for index, name in enumerate(names) if not work.has(name)]
-    total = sum(row.response_tokens for row in rows)
-    done = total - sum(row.response_tokens for index in missing for row in shards[index])
+    shards = plan(rows, scoring.tokens_per_shard)
+    damaged: list[str] = []
+    missing = [shard for shard in shards if not _is_whole(work, shard, damaged)]
+    total = sum(shard.response_tokens for shard in shards)
+    found = total - sum(shard.response_tokens for shard in missing)
     scored_tokens, seconds = 0, 0.0
     if missing:
         reporter.event("starting", engine=scoring.engine)
         engine = _engine(scoring, teacher, k, max(len(row.ids) for row in rows))
         started = time.monotonic()
+
+        def on_progress(tokens: int, responses: int) -> None:
+            speed = tokens / (time.monotonic() - started)
+            reporter.progress(found + responses, total, tokens_s=speed)
+
         with child.abort_if_a_child_dies(reporter.folder, "the teacher's engine"):
-            for index in missing:
-                scored = []
-                for batch in _batches(shards[index]):
-                    scored.extend(engine.score(batch, k))
-                    done += sum(row.response_tokens for row in batch)
-                    scored_tokens += sum(len(row.ids) for row in batch)
-                    reporter.progress(done, total, tokens_s=scored_tokens / (time.monotonic() - started))
-                work.put(names[index], encode_shard(scored))
+            scored_tokens = score_shards(engine, missing, work, k, scoring.max_error, on_progress)
         seconds = time.monotonic() - started
-    coverage = Coverage()
-    stored_bytes = 0
-    for name in names:
-        data = work.read(name)
-        stored_bytes += len(data)
-        for row in decode_shard(data):
-            coverage.add(row.logprobs_RK)
-    counts = {"rows": len(rows), "tokens": total, "shards": len(names), "skipped": sum(skipped.values())}
+    write_tokenizer(work, teacher)
+    coverage, stored_bytes = Coverage(k), 0
+    for shard in shards:
+        size, scored = read_shard(work, shard.name)
+        stored_bytes += size
+        for row in scored:
+            coverage.add(row.logprobs_RK, categories[row.row_id])
+    counts = {"rows": len(rows), "tokens": total, "shards": len(shards), "skipped": sum(skipped.values())}
     facts = {
-        "coverage": coverage.summary(k),
+        "coverage": coverage.summary(),
         "bytes_per_token": round(stored_bytes / total, 1),
         "tokens_s": round(scored_tokens / seconds) if scored_tokens else None,
-        "shards_found": len(names) - len(missing),
+        "shards_found": len(shards) - len(missing),
+        "shards_repaired": damaged,
         "skipped": dict(skipped),
         "engine": scoring.engine,
     }
     return {"counts": counts, "facts": facts}
 
 
-def _tokenised(rows: ArtifactRef, teacher: ModelSource, max_length: int) -> tuple[list[TokenisedRow], Counter[str]]:
-    """All rows, by length (little padding, and the same shards whatever the order of the input)."""
+def score_shards(
+    engine: Engine,
+    shards: Sequence[Shard],
+    work: Workspace,
+    k: int,
+    max_error: float,
+    on_progress: Callable[[int, int], None],
+) -> int:
+    """Score these shards and put each into the store as it is done; returns the tokens that were scored.
+
+    `on_progress` hears, after each batch, the tokens scored and the response tokens among them so far.
+    """
+    tokens = responses = 0
+    for shard in shards:
+        scored = []
+        for start in range(0, len(shard.rows), _ROWS_PER_CALL):
+            batch = shard.rows[start : start + _ROWS_PER_CALL]
+            scored.extend(engine.score(batch, k))
+            tokens += sum(len(row.ids) for row in batch)
+            responses += sum(row.response_tokens for row in batch)
+            on_progress(tokens, responses)
+        write_shard(work, shard.name, scored, max_error)
+    return tokens
+
+
+def _is_whole(work: Workspace, shard: Shard, damaged: list[str]) -> bool:
+    """Whether the shard was stored before; one that cannot be read is noted in `damaged`, and scored again."""
+    if not work.has(shard.name):
+        return False
+    try:
+        _size, scored = read_shard(work, shard.name)
+        if [row.row_id for row in scored] == [row.row_id for row in shard.rows]:
+            return True
+        damaged.append(f"shard {work.uri}{shard.name} holds other rows than it should")
+    except ShardError as error:
+        damaged.append(str(error))
+    return False
+
+
+def _tokenised(
+    rows: ArtifactRef, teacher: ModelSource, max_length: int
+) -> tuple[list[TokenisedRow], dict[str, str], Counter[str]]:
+    """The usable rows, the task category of each row id, and how many rows were skipped for what."""
     tokenizer = load_tokenizer(teacher)
-    tokenised, skipped = [], Counter[str]()
+    tokenised, categories, skipped = [], {}, Counter[str]()
     for row in read_rows(rows, KEPT):
         one = tokenise(row, tokenizer, max_length)
         if isinstance(one, Skipped):
             skipped[one.reason] += 1
         else:
             tokenised.append(one)
-    return sorted(tokenised, key=lambda row: (len(row.ids), row.row_id)), skipped
-
-
-def _batches(rows: list[TokenisedRow]) -> Iterator[list[TokenisedRow]]:
-    for start in range(0, len(rows), _ROWS_PER_CALL):
-        yield rows[start : start + _ROWS_PER_CALL]
+            categories[one.row_id] = row.task_category
+    return tokenised, categories, skipped
 
 
 def _engine(scoring: Scoring, teacher: ModelSource, k: int, longest: int) -> Engine:

@@ -10,11 +10,11 @@ from infra.artifacts import ArtifactRef, Workspace
 from infra.models import ModelSource
 from infra.processes import Event, run_supervised
 from tasks.logits.settings import Scoring
-from tasks.logits.store import SHARDS
+from tasks.logits.store import SHARDS, TOKENIZER
 from tasks.tokens import tokenizer_digests
 
 KIND = "logits"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 _STALL_TIMEOUT_S = 1800.0  # a large teacher takes long to load
 
 
@@ -24,7 +24,8 @@ def workspace(rows: ArtifactRef, teacher: ModelSource, k: int, scoring: Scoring)
         "teacher": teacher.identity(),
         "k": k,
         "max_length": scoring.max_length,
-        "rows_per_shard": scoring.rows_per_shard,
+        "max_error": scoring.max_error,
+        "tokens_per_shard": scoring.tokens_per_shard,
         "tokenizer": tokenizer_digests(teacher),
     }
     return Workspace(KIND, STAGE_VERSION, spec, {"rows": rows})
@@ -54,7 +55,7 @@ def score(
         },
         stall_timeout_s=_STALL_TIMEOUT_S,
     )
-    return work.publish((SHARDS,), result["counts"], result["facts"])
+    return work.publish((SHARDS, TOKENIZER), result["counts"], result["facts"])
 
 
 def describe(event: Event) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from infra.artifacts import ArtifactRef, facts_of
 from infra.models import ModelSource
 from infra.stage_task import stage_task
-from infra.ui import skipped_note, stage_view
+from infra.ui import publish_table, skipped_note, stage_view
 from tasks.logits import stage
 from tasks.logits.settings import Scoring
 
@@ -17,8 +17,13 @@ def score_logits(rows: ArtifactRef, teacher: ModelSource, k: int, scoring: Scori
     with stage_view("logits", f"scoring with the teacher, top {k}") as view:
         ref = work.find() or stage.score(work, rows, teacher, k, scoring, view.follow(stage.describe))
         facts = facts_of(ref)
+        for repaired in [] if ref.cached else facts["shards_repaired"]:
+            view.warn(f"{repaired}; its rows were scored again")
         coverage = facts["coverage"]
         if coverage["warning"]:
             view.warn(coverage["warning"])
+        tables = {"task category": coverage["by_category"], "position in the response": coverage["by_position"]}
+        rows_shown = [{"by": by, "of": name, **mass} for by, table in tables.items() for name, mass in table.items()]
+        publish_table("top-k-mass", rows_shown, f"Mean probability that the teacher's top {k} hold")
         text = f"{ref.counts['tokens']:,} tokens, top {k} hold {coverage['mean']:.1%} of the probability"
         return view.done(ref, f"{text}, {facts['bytes_per_token']:g} bytes a token{skipped_note(facts['skipped'])}")

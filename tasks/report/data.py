@@ -58,6 +58,13 @@ class Stage(_Frozen):
     facts: dict[str, Any] = {}
 
 
+class Mass(_Frozen):
+    """Mean probability held by the top K, over some of the tokens."""
+
+    tokens: int
+    mean: float
+
+
 class Coverage(_Frozen):
     """How much of the teacher's probability its top K tokens hold, over supervised tokens."""
 
@@ -68,6 +75,9 @@ class Coverage(_Frozen):
         min_length=MASS_BINS, max_length=MASS_BINS, description="tokens in 20 equal bins of [0, 1]"
     )
     tokens: int
+    k_for: dict[str, int | None] = Field({}, description="mean mass → smallest K that holds it (None: more than K)")
+    by_category: dict[str, Mass] = Field({}, description="by task category")
+    by_position: dict[str, Mass] = Field({}, description="by position in the response, such as '4–15'")
     warning: str | None = None
 
 

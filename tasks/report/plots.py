@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tasks.report.comparison import compare, percent
-from tasks.report.data import ReportData
+from tasks.report.data import Coverage, ReportData
 from tasks.report.figure_style import (
     INK,
     MUTED,
@@ -184,9 +184,17 @@ def _mass(data: ReportData) -> Plot | None:
     return Plot(
         f"Top-{coverage.k} mass",
         f"How much of the teacher’s probability its top {coverage.k} tokens hold, over {coverage.tokens:,} supervised "
-        "tokens. The method rests on this being almost 1." + (f" Percentiles: {percentiles}." if percentiles else ""),
+        "tokens. The method rests on this being almost 1."
+        + (f" Percentiles: {percentiles}." if percentiles else "")
+        + _needed(coverage),
         inline_svg(figure, "mass", f"Histogram of the probability held by the top {coverage.k} tokens"),
     )
+
+
+def _needed(coverage: Coverage) -> str:
+    """Which K holds how much, in words."""
+    needed = [f"{wanted} needs K = {k or f'more than {coverage.k}'}" for wanted, k in coverage.k_for.items()]
+    return f" On average {', '.join(needed)}." if needed else ""
 
 
 def _data_flow(data: ReportData) -> Plot | None:

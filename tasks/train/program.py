@@ -75,9 +75,9 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     torch.manual_seed(spec["seed"])
 
     folder = _one_rank_first(source.fetch)
-    examples, tokenizer, skipped = _one_rank_first(lambda: load_examples(data, source, training.max_length, kd))
+    examples, tokenizer, data_facts = _one_rank_first(lambda: load_examples(data, source, training.max_length, kd))
     if not examples:
-        raise ConfigurationError(f"no row is usable for training: {skipped}")
+        raise ConfigurationError(f"no row is usable for training: {dict(data_facts['skipped'])}")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     plan = Plan(
         steps=total_steps(len(examples), training.epochs, training.global_batch, training.max_steps),
@@ -108,8 +108,8 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     tokens_s = run_steps(engine, examples, plan, done, curve, on_log, save)
     _export(engine, work, folder, run.zero_stage, is_first, torch.bfloat16 if on_gpu else torch.float32)
     counts = {"steps": plan.steps, "rows": len(examples), "supervised_tokens": _supervised(examples)}
-    facts = {"curve": curve, "tokens_s": round(tokens_s), "skipped": skipped, "resumed_at": done, "ranks": ranks}
-    return {"counts": counts, "facts": {**facts, "parameters": _parameters(model)}}
+    facts = {"curve": curve, "tokens_s": round(tokens_s), "resumed_at": done, "ranks": ranks}
+    return {"counts": counts, "facts": {**facts, **data_facts, "parameters": _parameters(model)}}
 
 
 def _engine(

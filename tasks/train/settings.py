@@ -34,6 +34,12 @@ class Distillation(Training):
         "renormalise",
         description="probability outside the top K: renormalised away (the paper) or kept as one bucket (K+1)",
     )
+    min_alignment: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="with another tokenizer than the teacher's: least share of positions and of mass that must align",
+    )
 
     def training(self) -> Training:
         """The part that a control run without a teacher shares."""

@@ -9,9 +9,9 @@ from infra.artifacts import ArtifactReader, ArtifactRef
 from infra.demo import endpoint as demo
 from infra.errors import TransientError
 from tasks.augment import stage
-from tasks.augment.client import Endpoint
+from tasks.augment.providers import Deployment
 from tasks.augment.settings import Augmentation
-from tasks.rows import KEPT, REJECTED, read_rows
+from tasks.rows import FAILED, KEPT, REJECTED, read_rows
 from tasks.seeds.stage import Sources, load
 
 OPTIONS = Augmentation(expansions_per_seed=2, max_rows=300)
@@ -24,7 +24,7 @@ def seeds(bucket: str) -> ArtifactRef:
 
 def _augment(seeds: ArtifactRef, address: str) -> ArtifactRef:
     work = stage.workspace(seeds, OPTIONS, "demo")
-    return stage.augment(work, seeds, OPTIONS, Endpoint(demo.MODEL, address, "demo"), lambda done, total: None)
+    return stage.augment(work, seeds, OPTIONS, Deployment(demo.MODEL, address, "demo"), lambda done, total: None)
 
 
 def test_every_row_is_kept_or_rejected_with_a_reason(seeds: ArtifactRef) -> None:
@@ -34,11 +34,12 @@ def test_every_row_is_kept_or_rejected_with_a_reason(seeds: ArtifactRef) -> None
     rejected = list(read_rows(ref, REJECTED))
     assert len(kept) == ref.counts["rows"]
     assert len(rejected) == ref.counts["rejected"]
+    assert list(read_rows(ref, FAILED)) == []
     assert len(kept) + len(rejected) == 200 + ref.counts["expanded"] == 600
     assert len({row.id for row in kept}) == len(kept)
     seeds_in = {row.id for row in read_rows(seeds, "train/")}
     assert {row.origin_seed for row in [*kept, *rejected]} == seeds_in
-    assert all(row.lineage[-1] == "verification" and row.scores and row.verdict for row in kept)
+    assert all(row.lineage[-1] == "verification" and row.scores and row.verdicts for row in kept)
 
 
 def test_a_provider_that_goes_away_is_reported_and_the_rerun_gives_the_same_rows(

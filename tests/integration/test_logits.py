@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 
 from infra import storage
 from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
-from infra.errors import TransientError
+from infra.errors import ConfigurationError, TransientError
 from infra.models import resolve
 from infra.processes import Event
+from infra.range_cache import RangeCache
 from tasks.logits import stage
 from tasks.logits.settings import Scoring
 from tasks.logits.store import ScoredRow, TopKReader
@@ -31,8 +33,10 @@ def _rows(ref: ArtifactRef) -> dict[str, ScoredRow]:
     return {row.row_id: row for row in TopKReader(ref)}
 
 
-def test_vllm_killed_in_mid_run_resumes_without_rescoring_and_agrees_with_transformers(rows: ArtifactRef) -> None:
-    scoring = Scoring(engine="vllm", max_length=256, rows_per_shard=64)
+def test_vllm_killed_in_mid_run_resumes_without_rescoring_and_agrees_with_transformers(
+    rows: ArtifactRef, tmp_path: Path
+) -> None:
+    scoring = Scoring(engine="vllm", max_length=256, tokens_per_shard=6000, max_error=2**-14)
     victims: list[str] = []
 
     def kill_the_engine(event: Event) -> None:
@@ -53,8 +57,21 @@ def test_vllm_killed_in_mid_run_resumes_without_rescoring_and_agrees_with_transf
     assert finished == {name: _written_at(uri + name) for name in finished}
     assert ArtifactReader(ref).record.facts["shards_found"] == len(finished)
 
+    # a shard damaged before the store is published is found, named and scored again; a damaged store says what to do
+    damaged = f"{uri}shards/00001.topk"
+    storage.put(damaged, (storage.get(damaged) or b"")[:-1])
+    storage.delete(f"{uri}shards/00000.topk")
+    with pytest.raises(ConfigurationError, match="shards/00000.topk is missing.*delete .*record.json and run again"):
+        list(TopKReader(ref, RangeCache(tmp_path, 2**30)))
+    storage.delete(uri + "record.json")
+    again = _score(rows, scoring, 0)
+    facts = ArtifactReader(again).record.facts
+    assert facts["shards_found"] == again.counts["shards"] - 2
+    assert [message.split(" ")[1] for message in facts["shards_repaired"]] == [damaged]
+    assert again.counts == ref.counts
+
     reference = _rows(_score(rows, scoring.model_copy(update={"engine": "transformers"}), 1))
-    scored = _rows(ref)
+    scored = _rows(again)
     assert scored.keys() == reference.keys()
     for row_id, row in scored.items():
         other = reference[row_id]

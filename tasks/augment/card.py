@@ -1,0 +1,73 @@
+"""The dataset card: what an augmented dataset holds, what was left out and why, and what it cost. Markdown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from infra.artifacts import Workspace
+from tasks.rows import KEPT
+
+NAME = "card.md"
+_SAMPLES = 3
+_SAMPLE_CHARS = 600
+_TEMPLATES = Environment(
+    loader=PackageLoader("tasks.augment"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+
+
+def describe(work: Workspace, batches: int) -> dict[str, Any]:
+    """Categories, languages, writers and lengths of the kept rows, and a few of them; one file in memory at a time."""
+    categories, languages, writers = Counter[str](), Counter[str](), Counter[str]()
+    lengths: dict[str, Counter[int]] = {"instruction": Counter(), "input": Counter(), "response": Counter()}
+    samples: list[dict[str, Any]] = []
+    for index in range(batches):
+        table = pq.read_table(pa.BufferReader(work.read(f"{KEPT}{index:05}.parquet")))
+        categories.update(table["task_category"].to_pylist())
+        languages.update(table["language"].to_pylist())
+        writers.update("expansion" if "expansion" in steps else "seed" for steps in table["lineage"].to_pylist())
+        for name, counter in lengths.items():
+            counter.update(pc.utf8_length(table[name]).to_pylist())
+        if len(samples) < _SAMPLES:
+            shown = table.slice(0, _SAMPLES - len(samples)).select(["task_category", *lengths]).to_pylist()
+            samples += [{key: value[:_SAMPLE_CHARS] for key, value in row.items()} for row in shown]
+    return {
+        "by_category": dict(categories.most_common()),
+        "by_language": dict(languages.most_common()),
+        "by_origin": dict(writers.most_common()),
+        "characters": {name: _summary(counter) for name, counter in lengths.items()},
+        "samples": samples,
+    }
+
+
+def render(work: Workspace, counts: Mapping[str, int], facts: Mapping[str, Any]) -> str:
+    """The card as Markdown."""
+    usage = facts["usage"]
+    total = {
+        name: sum(numbers[name] for numbers in usage.values())
+        for name in ("requests", "from_cache", "prompt_tokens", "completion_tokens", "cost_usd")
+    }
+    drift = counts.get("drifted", 0) / max(counts.get("category_checked", 0), 1)
+    return _TEMPLATES.get_template("card.md.jinja").render(
+        work=work, counts=counts, facts=facts, rows=facts["rows"], usage=usage, total=total, drift=drift
+    )
+
+
+def _summary(lengths: Counter[int]) -> dict[str, float]:
+    """Mean and percentiles of a histogram."""
+    total = sum(lengths.values())
+    found = {"mean": round(sum(length * count for length, count in lengths.items()) / max(total, 1), 1)}
+    for percent in (50, 95, 100):
+        seen = 0
+        for length in sorted(lengths):
+            seen += lengths[length]
+            if seen >= total * percent / 100:
+                found[f"p{percent}"] = length
+                break
+    return found

@@ -1,0 +1,261 @@
+"""A local OpenAI-compatible chat endpoint with latency and faults, for tests. It is NOT a language model.
+
+    python -m tests.endpoint --port 0 --latency 0.2 --faults 0.2 --seed 0
+
+prints its base URL when it is ready. It answers agent requests by rule (`tests.endpoint_answers`): the same
+payload always gets the same answer. Which requests meet a fault is decided by a hash of the body and of how
+often that body came before, so that a repeated request passes in the end. A bare asyncio protocol, because it
+shares the machine with what it measures. `GET /stats` and `GET /seen` tell what came in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.endpoint_answers import BIG_TEXT, REFUSAL, TEXT_FAULTS, answer
+
+HANG_S = 60.0
+FAULTS = ("429", "500", "hang", "cut", *TEXT_FAULTS)
+_HEAD = "HTTP/1.1 {} x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{}\r\n"
+
+
+class Book:
+    """What came in, and what each body was answered with."""
+
+    def __init__(self) -> None:
+        self.seen: Counter[str] = Counter()
+        self.by_fault: Counter[str] = Counter()
+        self.by_agent: Counter[str] = Counter()
+        self.in_flight: Counter[str] = Counter()
+        self.answered: set[str] = set()
+        self.repeated = 0
+        self.max_in_flight = 0
+
+    def arrived(self, key: str, agent: str) -> int:
+        """Count a request in; how often its body came before."""
+        before = self.seen[key]
+        self.repeated += key in self.answered or self.in_flight[key] > 0
+        self.seen[key] += 1
+        self.by_agent[agent] += 1
+        self.in_flight[key] += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight.total())
+        return before
+
+    def left(self, key: str, answered: bool) -> None:
+        self.in_flight[key] -= 1
+        if not self.in_flight[key]:
+            del self.in_flight[key]
+        if answered:
+            self.answered.add(key)
+
+    def stats(self) -> dict[str, Any]:
+        return {
+            "requests": self.seen.total(),
+            "distinct": len(self.seen),
+            "repeated": self.repeated,
+            "max_in_flight": self.max_in_flight,
+            "by_fault": dict(self.by_fault),
+            "by_agent": dict(self.by_agent),
+        }
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection, one request at a time."""
+
+    def __init__(self, options: argparse.Namespace, book: Book):
+        self._options = options
+        self._book = book
+        self._received = b""
+        self._pending: str | None = None  # the body hash of the request that waits for its answer
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._done(answered=False)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, end, body = self._received.partition(b"\r\n\r\n")
+        if not end:
+            return
+        first_line, *lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        if len(body) >= (length := int(headers.get("content-length", 0))):
+            self._received = body[length:]
+            method, path, _ = first_line.split(" ")
+            self._take(method, path, headers, body[:length])
+
+    def _take(self, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
+        if (method, path) == ("GET", "/stats"):
+            self._write(200, self._book.stats())
+        elif (method, path) == ("GET", "/seen"):
+            self._write(200, dict(self._book.seen))
+        elif (method, path) != ("POST", "/v1/chat/completions"):
+            self._write(404, _error(f"nothing at {method} {path}", "not_found_error", "not_found"))
+        elif (given := headers.get("authorization", "").removeprefix("Bearer ")) != self._options.require_key != "":
+            self._write(
+                401, _error(f"Incorrect API key provided: {given}.", "invalid_request_error", "invalid_api_key")
+            )
+        else:
+            self._chat(body)
+
+    def _chat(self, body: bytes) -> None:
+        try:
+            request = json.loads(body)
+            prompt = next(m["content"] for m in request["messages"] if m["role"] == "user")
+            payload = json.loads(prompt)
+            agent = payload["agent"]
+            content = answer(payload, self._options.seed)
+        except (ValueError, KeyError, TypeError, StopIteration) as problem:
+            self._write(400, _error(f"no agent request: {problem!r}", "invalid_request_error", "bad_request"))
+            return
+        self._pending = hashlib.sha256(body).hexdigest()
+        fault = self._fault(self._pending, self._book.arrived(self._pending, agent))
+        if fault:
+            self._book.by_fault[fault] += 1
+        if fault == "hang":
+            self._later(HANG_S, self._transport.abort)
+        elif fault == "429":
+            refused = _error("Rate limit reached for requests", "requests", "rate_limit_exceeded")
+            self._later(0.0, self._answer, 429, refused, "Retry-After: 1\r\n")
+        elif fault == "500":
+            self._later(0.0, self._answer, 500, _error("The server had an error", "server_error", None))
+        else:
+            completion = _completion(request, prompt, _with_fault(content, fault))
+            self._later(self._options.latency, self._cut if fault == "cut" else self._answer, 200, completion)
+
+    def _fault(self, key: str, times_before: int) -> str | None:
+        digest = hashlib.sha256(f"{self._options.seed}:{key}:{times_before}".encode()).digest()
+        share = int.from_bytes(digest[:8]) / 2**64 / (self._options.faults or 1e-9)
+        if share >= 1.0 or times_before >= self._options.faults_of_a_body:
+            return None
+        return self._options.kinds[int(share * len(self._options.kinds))]
+
+    def _later(self, delay_s: float, call: Any, *arguments: Any) -> None:
+        self._timer = asyncio.get_running_loop().call_later(delay_s, call, *arguments)
+
+    def _answer(self, status: int, document: dict[str, Any], headers: str = "") -> None:
+        self._done(answered=status == 200)
+        self._write(status, document, headers)
+
+    def _cut(self, status: int, document: dict[str, Any]) -> None:
+        whole = _response(status, document, "")
+        self._transport.write(whole[: len(whole) - 40])
+        self._transport.close()
+
+    def _write(self, status: int, document: dict[str, Any], headers: str = "") -> None:
+        self._transport.write(_response(status, document, headers))
+
+    def _done(self, answered: bool) -> None:
+        if self._pending:
+            self._book.left(self._pending, answered)
+            self._pending = None
+
+
+def _response(status: int, document: dict[str, Any], headers: str) -> bytes:
+    body = json.dumps(document).encode()
+    return _HEAD.format(status, len(body), headers).encode() + body
+
+
+def _error(message: str, kind: str, code: str | None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def _with_fault(content: dict[str, Any], fault: str | None) -> str:
+    text = json.dumps(content)
+    return {
+        "truncated": text[: len(text) // 2],
+        "wrong_schema": '{"unexpected": [1, 2, 3]}',
+        "refusal": REFUSAL,
+        "empty": "",
+        "big": BIG_TEXT,
+    }.get(fault or "", text)
+
+
+def _completion(request: dict[str, Any], prompt: str, content: str) -> dict[str, Any]:
+    asked, told = len(prompt) // 4 + 1, len(content) // 4 + 1  # four characters a token, the usual estimate
+    message = {"role": "assistant", "content": content}
+    return {
+        "id": "chatcmpl-" + hashlib.sha256(prompt.encode()).hexdigest()[:24],
+        "object": "chat.completion",
+        "created": 1_700_000_000,
+        "model": request.get("model", "test"),
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told},
+    }
+
+
+def tell(base_url: str, what: str) -> dict[str, Any]:
+    """`stats` or `seen` of a running endpoint."""
+    with urllib.request.urlopen(f"{base_url.removesuffix('/v1')}/{what}", timeout=10) as answered:
+        return json.load(answered)
+
+
+@contextlib.contextmanager
+def endpoint(**options: Any) -> Iterator[str]:
+    """Its base URL while it runs in a process of its own, which ends with this one, however this one ends.
+
+    Options as on the command line: `endpoint(latency=0.2, faults=0.1, kinds=["429"], require_key="sk-x")`.
+    """
+    words: list[str] = []
+    for name, value in options.items():
+        words += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [str(value)])]
+    command = [sys.executable, "-m", "tests.endpoint", *words, "--until-stdin-closes"]
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    loop = asyncio.get_running_loop()
+    book = Book()
+    server = await loop.create_server(lambda: Connection(options, book), "127.0.0.1", options.port, backlog=1024)
+    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", flush=True)
+    if options.until_stdin_closes:
+        gone = asyncio.Event()
+        watch = threading.Thread(
+            target=lambda: (sys.stdin.buffer.read(), loop.call_soon_threadsafe(gone.set)), daemon=True
+        )
+        watch.start()
+        await gone.wait()
+    else:
+        await asyncio.Event().wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A local OpenAI-compatible chat endpoint that answers by rule.")
+    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes a free one")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds until an answer")
+    parser.add_argument("--faults", type=float, default=0.0, help="share of the requests that meet a fault")
+    parser.add_argument("--kinds", nargs="+", choices=FAULTS, default=FAULTS, help="the faults, evenly")
+    parser.add_argument("--faults-of-a-body", type=int, default=10**9, help="how often one body meets faults")
+    parser.add_argument("--seed", type=int, default=0, help="of the answers and of the faults")
+    parser.add_argument("--require-key", default="", help="answer 401 to any other bearer")
+    parser.add_argument("--until-stdin-closes", action="store_true")
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_serve(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

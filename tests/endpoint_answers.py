@@ -1,0 +1,99 @@
+"""What the test endpoint answers to each agent: by rule, from a hash of the agent's payload."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from typing import Any
+
+TEXT_FAULTS = ("truncated", "wrong_schema", "refusal", "empty", "big")
+REFUSAL = "I'm sorry, but I can't help with that."
+BIG_TEXT = "word " * 200_000
+
+
+def _listed(words: str) -> list[str]:
+    return words.split()
+
+
+_WORDS = _listed("""
+account adapter airport amount anchor answer apple archive arrow artist autumn balance barrel basket battery beacon
+benefit bicycle blanket border bottle branch bridge budget builder button cabinet camera canal candle captain carbon
+carpet castle ceiling century chamber channel chapter charter circle climate clock cluster coffee column comet compass
+concert copper corner cotton courier cradle crystal culture current curtain cushion decade delivery desert dialect
+diamond district doctor dragon drawer dynamo eagle editor elbow engine envelope episode escape estate fabric factory
+falcon farmer feather ferry fiction filter flavour flight flower forest fortune fossil fountain frame freight garden
+gesture glacier glove granite gravel guitar hammer harbour harvest hazard helmet heron hollow horizon hotel hunter
+island jacket journal jungle kettle kitchen ladder language lantern laundry leather lecture ledger lemon letter
+library lizard locket lumber machine magnet mango marble market meadow medal melody mirror mixture molecule monsoon
+morning mountain museum mustard napkin needle nephew notebook nozzle number oasis object ocean office olive orbit
+orchard organ oyster packet paddle palace paper parcel parrot passage pattern pebble pencil pepper picture pigeon
+pillow planet plaster pocket poem pottery powder prairie prism profit puzzle quarry rabbit radio railway raven recipe
+reef ribbon river rocket saddle salmon sample satellite scarf season sentence shadow shelter signal silver sketch
+socket spiral sponge squirrel stadium statue summit surface tablet tailor teapot temple theatre thunder ticket timber
+tractor treaty tunnel turbine umbrella valley vessel village violin volcano wagon walnut window winter zebra
+""")
+_LINKS = _listed("the a of with for and near beside under before after between without inside toward")
+_STARTS = _listed("Explain Describe Compare Summarize List Classify Estimate Rewrite Translate Outline")
+
+
+def answer(payload: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The agent's JSON object for a payload. Raises KeyError for an agent that it does not know."""
+    canonical = json.dumps(payload, sort_keys=True)
+    dice = random.Random(hashlib.sha256(f"{seed}:{canonical}".encode()).digest())
+    return _ANSWERS[payload["agent"]](payload, dice)
+
+
+def _expansion(payload: dict[str, Any], dice: random.Random) -> dict[str, Any]:
+    new = [
+        {
+            "instruction": f"{dice.choice(_STARTS)} {_text(dice, 16)}.",
+            "input": "",
+            "response": f"It is {_text(dice, 40)}.",
+        }
+        for _ in range(payload["n"])
+    ]
+    return {"instructions": new}
+
+
+def _category(payload: dict[str, Any], dice: random.Random) -> dict[str, Any]:
+    same = [dice.random() >= 0.05 for _ in payload["candidates"]]
+    return {
+        "verdicts": [{"same_category": is_same, "category": "Reasoning" if is_same else "Other"} for is_same in same]
+    }
+
+
+def _rewriting(payload: dict[str, Any], dice: random.Random) -> dict[str, Any]:
+    return {"instruction": f"{payload['instruction']} {dice.choice(_WORDS)}", "response": f"It is {_text(dice, 50)}."}
+
+
+def _preservation(_payload: dict[str, Any], dice: random.Random) -> dict[str, Any]:
+    kept = "same" if dice.random() >= 0.03 else "changed"
+    return {"instruction": kept, "answer": kept, "reason": f"Because of {_text(dice, 5)}."}
+
+
+def _selection(_payload: dict[str, Any], dice: random.Random) -> dict[str, Any]:
+    scores = {name: dice.randint(1, 10) for name in ("informativeness", "helpfulness", "generality")}
+    return {**scores, "reason": f"Because of {_text(dice, 5)}."}
+
+
+def _verification(_payload: dict[str, Any], dice: random.Random) -> dict[str, Any]:
+    return {"correct": dice.random() < 0.9, "evidence": f"Because of {_text(dice, 5)}.", "tests": []}
+
+
+def _text(dice: random.Random, words: int) -> str:
+    chosen = dice.choices(_WORDS, k=words)
+    links = dice.choices(_LINKS, k=words // 3)
+    for place, link in enumerate(links):
+        chosen[3 * place] = link
+    return " ".join(chosen)
+
+
+_ANSWERS = {
+    "expansion": _expansion,
+    "category": _category,
+    "rewriting": _rewriting,
+    "preservation": _preservation,
+    "selection": _selection,
+    "verification": _verification,
+}

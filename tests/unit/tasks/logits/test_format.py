@@ -1,0 +1,157 @@
+"""The shard format: within the bound for whatever a teacher can say, and never wrong without saying so."""
+
+import dataclasses
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.logits import planes
+from tasks.logits.format import MAX_ERROR, ScoredRow, ShardError, decode_head, decode_shard, encode_shard, head_bytes
+
+
+@st.composite
+def scored_rows(draw: st.DrawFn) -> list[ScoredRow]:
+    """Rows of one K: any lengths, vocabulary, spread; −inf tails, ties, actual tokens in and outside the top K."""
+    k = draw(st.sampled_from([1, 2, 10, 64, 256]))
+    vocabulary = draw(st.sampled_from([1, 2, 300, 20_000, 262_144]))
+    spread = draw(st.sampled_from([0.0, 1e-3, 1.0, 40.0, 9000.0]))
+    shapes = draw(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=6))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    rows = []
+    for index, (prompt, response) in enumerate(shapes):
+        logprobs = -np.sort(rng.exponential(spread, (response, k)), axis=1)
+        logprobs[np.arange(k) >= rng.integers(0, k + 1, (response, 1))] = -np.inf
+        ids = rng.integers(0, vocabulary, (response, k))
+        actual, actual_logprobs = rng.integers(0, vocabulary, response), -rng.exponential(spread, response)
+        actual_logprobs[rng.random(response) < 0.1] = -np.inf
+        place, inside = rng.integers(0, k, response), rng.random(response) < 0.6
+        actual = np.where(inside, ids[np.arange(response), place], actual)
+        actual_logprobs = np.where(inside, logprobs[np.arange(response), place], actual_logprobs)
+        scored = [*rng.integers(0, vocabulary, prompt).tolist(), *actual.tolist()]
+        arrays = (actual_logprobs.astype(np.float32), ids.astype(np.int32), logprobs.astype(np.float32))
+        rows.append(ScoredRow(f"row {index} é", scored, prompt, *arrays))
+    return rows
+
+
+def _assert_within(bound: float, ours: np.ndarray, theirs: np.ndarray) -> None:
+    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+    ours = np.where(ours <= -(2.0**15), -np.inf, ours)  # as the format says
+    np.testing.assert_array_equal(np.isneginf(ours), np.isneginf(theirs))
+    known = np.isfinite(ours)
+    assert (np.abs(ours[known] - theirs[known]) <= bound).all()
+
+
+def _assert_same(ours: list[ScoredRow], theirs: list[ScoredRow], bound: float) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.row_id, a.response_start) == (b.row_id, b.response_start)
+        np.testing.assert_array_equal(np.asarray(a.ids, dtype=np.int64), b.ids)
+        np.testing.assert_array_equal(a.topk_ids_RK, b.topk_ids_RK)
+        _assert_within(bound, a.logprobs_RK, b.logprobs_RK)
+        _assert_within(bound, a.actual_logprobs_R, b.actual_logprobs_R)
+
+
+@settings(max_examples=150, deadline=None)
+@given(scored_rows(), st.sampled_from([1 / 128, 0.01, 0.5, 1 / 4096]), st.sampled_from([1, 40, 8192]))
+def test_every_row_comes_back_within_the_bound(rows: list[ScoredRow], max_error: float, block_tokens: int) -> None:
+    data = encode_shard(rows, max_error=max_error, block_tokens=block_tokens)
+    head = decode_head(data, "s")
+    assert head.max_error <= max_error
+    _assert_same(rows, list(decode_shard(data, "s")), max_error)
+    for row, expected in enumerate(rows):
+        block = head.block_of(row)
+        start, length = head.block_range(block)
+        alone = head.block(block, data[start : start + length]).row(row - int(head.block_rows[block]))
+        _assert_same([expected], [alone], max_error)
+
+
+@settings(max_examples=50, deadline=None)
+@given(scored_rows())
+def test_what_was_read_is_written_without_further_error(rows: list[ScoredRow]) -> None:
+    once = list(decode_shard(encode_shard(rows), "s"))
+    _assert_same(once, list(decode_shard(encode_shard(once), "s")), 0.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 900), st.integers(0, 2**32 - 1), st.data())
+def test_a_part_of_the_planes_is_that_part_of_the_matrix(
+    ranks: int, tokens: int, seed: int, data: st.DataObject
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.choice([-1, 0, 191, 192, 500, planes.LIMIT - 1, planes.LIMIT, 2**31 - 1], (ranks, tokens))
+    stored = planes.decode(values.shape, iter(planes.encode(values)))
+    start = data.draw(st.integers(0, tokens))
+    stop = data.draw(st.integers(start, tokens))
+    np.testing.assert_array_equal(stored.values(start, stop)[0], values[:, start:stop])
+
+
+def _shard(rows: int = 40) -> bytes:
+    rng = np.random.default_rng(0)
+    made = []
+    for index in range(rows):
+        logprobs = -np.sort(rng.exponential(2, (20, 10)), axis=1).astype(np.float32)
+        ids = rng.integers(0, 5000, (20, 10)).astype(np.int32)
+        made.append(ScoredRow(f"row{index}", rng.integers(0, 5000, 25), 5, logprobs[:, 1].copy(), ids, logprobs))
+    return encode_shard(made, block_tokens=200)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, len(_shard()) - 1), st.integers(1, 255))
+def test_any_flipped_byte_is_found_and_the_shard_named(place: int, change: int) -> None:
+    data = bytearray(_shard())
+    data[place] ^= change
+    with pytest.raises(ShardError, match="shards/00007"):
+        list(decode_shard(bytes(data), "shards/00007"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, len(_shard()) - 1))
+def test_any_truncation_is_found_and_the_shard_named(length: int) -> None:
+    with pytest.raises(ShardError, match="shard shards/00007 is cut short"):
+        list(decode_shard(_shard()[:length], "shards/00007"))
+
+
+def test_a_newer_version_and_a_foreign_file_are_told_from_damage() -> None:
+    newer = _shard()[:8] + struct.pack("<H", 2) + _shard()[10:]
+    with pytest.raises(ShardError, match="s.topk has format version 2.*update distilflow"):
+        list(decode_shard(newer, "s.topk"))
+    with pytest.raises(ShardError, match="s.topk is no top-K shard"):
+        list(decode_shard(b"PAR1" + bytes(100), "s.topk"))
+
+
+def test_the_head_alone_says_where_each_row_lies() -> None:
+    data = _shard()
+    length = head_bytes(data[:48], "s")
+    head = decode_head(data[:length], "s")
+    assert head.row_ids == [f"row{index}" for index in range(40)]
+    assert (head.blocks, head.size) == (4, len(data))
+    assert head.block_range(0)[0] == length
+    assert [head.block_of(row) for row in (0, 9, 10, 39)] == [0, 0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"logprobs_RK": np.float32([[-2, -1]])}, "best first"),
+        ({"logprobs_RK": np.float32([[-np.inf, -1]])}, "best first"),
+        ({"logprobs_RK": np.float32([[np.nan, -1]])}, "up to 0"),
+        ({"actual_logprobs_R": np.float32([0.5])}, "up to 0"),
+        ({"topk_ids_RK": np.int32([[3, -1]])}, "not negative"),
+        ({"topk_ids_RK": np.int32([[3, 1, 2]])}, "row r"),
+        ({"ids": [1, 2, 3]}, "row r"),
+    ],
+)
+def test_rows_that_no_teacher_can_have_scored_are_refused(change: dict[str, object], message: str) -> None:
+    row = ScoredRow("r", [7, 3], 1, np.float32([-1]), np.int32([[3, 4]]), np.float32([[-1, -2]]))
+    encode_shard([row])
+    with pytest.raises(ValueError, match=message):
+        encode_shard([dataclasses.replace(row, **change)])  # type: ignore[arg-type]
+
+
+def test_the_error_does_not_add_up_over_ranks() -> None:
+    logprobs = -np.cumsum(np.full((5, 256), 0.011), axis=1).astype(np.float32)
+    row = ScoredRow("r", [0] * 5, 0, logprobs[:, 0].copy(), np.zeros((5, 256), np.int32), logprobs)
+    (back,) = decode_shard(encode_shard([row]), "s")
+    assert np.abs(back.logprobs_RK.astype(np.float64) - logprobs)[:, -1].max() <= MAX_ERROR
