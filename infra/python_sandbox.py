@@ -21,12 +21,13 @@ _FEED_S = 2.0
 _MEMORY_BYTES = 64_000_000
 _OUTPUT_BYTES = 1_000_000
 # What honest code may want and Monty lacks: its absence says nothing. Whatever else is missing reaches out.
-_HARMLESS = frozenset(
-    "abc array ast base64 bisect calendar cmath contextlib copy csv decimal difflib doctest enum fractions hashlib "
-    "heapq hmac inspect io logging matplotlib networkx numbers numpy operator pandas pprint queue scipy secrets "
-    "sklearn statistics string struct sympy textwrap time timeit torch types typing_extensions unicodedata unittest "
-    "uuid warnings weakref zlib".split()
-)
+_HARMLESS_MODULES = """
+    abc array ast base64 bisect calendar cmath contextlib copy csv decimal difflib doctest enum fractions
+    hashlib heapq hmac inspect io logging matplotlib networkx numbers numpy operator pandas pprint queue scipy
+    secrets sklearn statistics string struct sympy textwrap time timeit torch types typing_extensions
+    unicodedata unittest uuid warnings weakref zlib
+"""
+_HARMLESS = frozenset(_HARMLESS_MODULES.split())
 _REACHING = frozenset({"__import__", "breakpoint", "compile", "globals", "locals", "vars"})
 _NO_MODULE = re.compile(r"No module named '([\w.]+)'")
 _NO_NAME = re.compile(r"name '(\w+)' is not defined")

@@ -104,7 +104,10 @@ class LLMClient:
     async def _complete(
         self, usage: UsageByAgent, agent: Agent[Any], model: str, messages: list[dict[str, str]]
     ) -> dict[str, Any]:
-        parameters = {"temperature": self._options.temperature, "max_tokens": self._options.max_output_tokens}
+        parameters: dict[str, Any] = {
+            "temperature": self._options.temperature,
+            "max_tokens": self._options.max_output_tokens,
+        }
         key = key_of({"model": model, "messages": messages, "schema": agent.schema, **parameters})
         answer = self._cache.get(key)
         cached = answer is not None
@@ -175,18 +178,18 @@ class LLMClient:
                 "(OPENAI_API_KEY, ANTHROPIC_API_KEY …)"
             )
         if error.kind == "unknown_model":
-            return ConfigurationError(f"{where} does not exist for its provider: {error.message}")
+            return ConfigurationError(f"{where} does not exist for its provider: {error}")
         if error.kind not in ("content_policy", "context_window"):
             self._failures += 1
             if self._failures >= (_FAILURES_IN_A_ROW if self._answers else _FAILURES_AT_FIRST):
                 if error.kind == "bad_request":
-                    return ConfigurationError(f"{where} does not take our requests: {error.message}")
+                    return ConfigurationError(f"{where} does not take our requests: {error}")
                 why = _ROW_REASONS[error.kind].removeprefix("no answer ").strip("()")
                 return TransientError(
                     f"{where} cannot be reached or fails again and again ({why}): check the address and the server, "
                     "or lower `augmentation.concurrency`; answers so far are kept, run again"
                 )
-        return Unanswered(agent.name, _ROW_REASONS[error.kind], error.message, transient=error.kind in _TRANSIENT)
+        return Unanswered(agent.name, _ROW_REASONS[error.kind], str(error), transient=error.kind in _TRANSIENT)
 
     async def _started(self) -> Providers:
         async with self._starting:
@@ -203,7 +206,7 @@ class LLMClient:
 
     def _configuration(self) -> Configuration:
         options = self._options
-        limits = {"rpm": options.requests_per_minute, "tpm": options.tokens_per_minute}
+        limits: dict[str, Any] = {"rpm": options.requests_per_minute, "tpm": options.tokens_per_minute}
         fallbacks = [Deployment(model) for model in options.fallbacks]
         routes = {model: [Deployment(model, **limits), *fallbacks] for model in options.routes.values()}
         routes[self.endpoint.model] = [dataclasses.replace(self.endpoint, **limits), *fallbacks]

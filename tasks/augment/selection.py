@@ -107,7 +107,8 @@ class Selection:
 
     def _like(self, bands: list[bytes], instruction: bytes, context: bytes, threshold: float) -> bool:
         marks = ",".join("?" * len(bands))
-        query = f"SELECT instruction, input FROM candidates WHERE rowid IN (SELECT candidate FROM bands WHERE band IN ({marks}))"
+        alike = f"SELECT candidate FROM bands WHERE band IN ({marks})"
+        query = f"SELECT instruction, input FROM candidates WHERE rowid IN ({alike})"
         return any(
             similarity(instruction, other) >= threshold and similarity(context, other_context) >= threshold
             for other, other_context in self._database.execute(query, bands)
