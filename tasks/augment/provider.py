@@ -26,6 +26,9 @@ from typing import Any
 from tasks.augment.redaction import redacted
 
 COOLDOWN_S = 30.0
+# Between two starts, about the CPU that one takes. Started in a burst, requests share the core and so end in a
+# burst, again and again: the core is idle while all of them wait. Spaced, they overlap.
+SPACING_S = 0.002
 _MAX_ANSWER = 2_000_000  # characters: what the other end takes in one line
 _ENVIRONMENT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # no fetch of a price map at import
@@ -274,6 +277,7 @@ async def _serve(answers: Any) -> None:
         task = asyncio.create_task(serve(json.loads(line)))
         running.add(task)
         task.add_done_callback(running.discard)
+        await asyncio.sleep(SPACING_S)
     os._exit(0)  # nobody is there to hear what is still in flight
 
 

@@ -148,26 +148,29 @@ class Providers:
     async def _keep(self, place: int) -> None:
         """Keep one child running, until it cannot even be started."""
         while True:
-            child = _Child()
             try:
-                await asyncio.wait_for(child.start(self._configuration), self._ready_timeout_s)
-            except TimeoutError:
-                await self._fail(TransientError(
-                    f"a provider process was not ready after {self._ready_timeout_s:.0f} s; log: {log_path()}"
-                ))  # fmt: skip
-                return
+                child = await self._started()
             except (ProviderError, TransientError) as error:
                 await self._fail(error)
                 return
-            finally:
-                if not child.routes:
-                    await child.end()
             try:
                 await self._set(place, child)
                 await child.listen()
             finally:
                 self._children[place] = None
                 await child.end()
+
+    async def _started(self) -> _Child:
+        child = _Child()
+        try:
+            await asyncio.wait_for(child.start(self._configuration), self._ready_timeout_s)
+        except BaseException as error:
+            await child.end()
+            if isinstance(error, TimeoutError):
+                late = f"a provider process was not ready after {self._ready_timeout_s:.0f} s; log: {log_path()}"
+                raise TransientError(late) from error
+            raise
+        return child
 
     async def _set(self, place: int, child: _Child) -> None:
         async with self._changed:
@@ -255,7 +258,7 @@ class _Child:
             self._process.stdin.close()
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
-            await self._process.wait()
+            await self._process.communicate()  # to the end of its output, which closes the pipe
 
     def _send(self, line: dict[str, Any]) -> None:
         assert self._process is not None
