@@ -136,8 +136,10 @@ class TopKReader:
     def _parsed(self, name: str, start: int, length: int, parse: Callable[[bytes], T]) -> T:
         """What `parse` makes of a piece of a shard; a damaged local copy is fetched anew."""
         sha256 = self._entries[name].sha256
-        if self._cache.has(sha256):
-            return parse(self._shard(name)[start : start + length])
+        if self._cache.has(sha256):  # the whole shard lies here; what is parsed has digests of its own
+            with contextlib.suppress(ShardError):
+                return parse(self._cache.read(sha256, lambda: self._reader.read(name), start=start, length=length))
+            self._cache.drop(sha256)
 
         def fetch() -> bytes:
             data = storage.get_range(self._uri(name), start, length)

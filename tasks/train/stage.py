@@ -13,6 +13,7 @@ from infra import settings
 from infra.artifacts import ArtifactRef, Workspace
 from infra.models import ModelSource
 from infra.processes import Event, run_supervised
+from infra.shared_memory import remove_buffers_of, remove_unused_buffers
 from tasks.train.settings import Training, TrainingRun
 
 STAGE_VERSION = 1
@@ -50,20 +51,25 @@ def train(
         "seed": seed,
     }
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
-    launcher += ["--master_port", str(_free_port()), "--no_local_rank", "--module", "tasks.train.program"]
+    port = _free_port()
+    launcher += ["--master_port", str(port), "--no_local_rank", "--module", "tasks.train.program"]
     threads = max(1, (os.cpu_count() or 1) // ranks)
-    result = run_supervised(
-        stage,
-        launcher,
-        spec,
-        on_event=on_event,
-        env={
-            "OMP_NUM_THREADS": str(threads),
-            "TOKENIZERS_PARALLELISM": "false",
-            "TORCH_EXTENSIONS_DIR": settings.torch_extensions_dir(),
-        },
-        stall_timeout_s=run.stall_timeout_s,
-    )
+    remove_unused_buffers()  # of runs that were killed
+    try:
+        result = run_supervised(
+            stage,
+            launcher,
+            spec,
+            on_event=on_event,
+            env={
+                "OMP_NUM_THREADS": str(threads),
+                "TOKENIZERS_PARALLELISM": "false",
+                "TORCH_EXTENSIONS_DIR": settings.torch_extensions_dir(),
+            },
+            stall_timeout_s=run.stall_timeout_s,
+        )
+    finally:
+        remove_buffers_of(port)
     work.put_json("curve.json", result["facts"]["curve"])
     return work.publish(("model/", "curve.json"), result["counts"], result["facts"])
 

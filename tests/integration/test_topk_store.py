@@ -105,6 +105,18 @@ def test_what_is_in_the_cache_is_not_fetched_again_and_a_damaged_copy_is(
     assert len(list(TopKReader(store, RangeCache(tmp_path, 2**30)))) == ROWS
 
 
+def test_a_row_out_of_a_shard_that_lies_here_is_not_fetched_unless_the_copy_is_damaged(
+    store: ArtifactRef, tmp_path: Path, fetched: list[int]
+) -> None:
+    assert len(list(TopKReader(store, RangeCache(tmp_path, 2**30)))) == ROWS
+    _assert_is(150, TopKReader(store, RangeCache(tmp_path, 2**30)).row("row150"))
+    assert fetched == []
+    for path in tmp_path.iterdir():
+        path.write_bytes(bytes(byte ^ 255 for byte in path.read_bytes()))
+    _assert_is(150, TopKReader(store, RangeCache(tmp_path, 2**30)).row("row150"))
+    assert fetched != []
+
+
 def test_the_cache_keeps_to_its_limit_and_drops_what_was_used_least_recently(tmp_path: Path) -> None:
     cache = RangeCache(tmp_path, 1000)
     cache.read("kept", lambda: bytes(100))

