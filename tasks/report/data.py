@@ -11,6 +11,7 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+AGENTS = ("expansion", "category", "rewriting", "preservation", "selection", "verification")
 VARIANTS = ("base", "sft", "sft_control", "kd", "teacher")
 MASS_BINS = 20
 
@@ -21,6 +22,10 @@ def variants_in_order(names: Iterable[str]) -> list[str]:
     """The known variants in the order of training, then any others as they came."""
     given = list(names)
     return [name for name in VARIANTS if name in given] + [name for name in given if name not in VARIANTS]
+
+
+def in_order_of_work(agents: Iterable[str]) -> list[str]:
+    return sorted(agents, key=lambda name: AGENTS.index(name) if name in AGENTS else len(AGENTS))
 
 
 def _ordered(by_variant: dict[str, T]) -> dict[str, T]:
@@ -81,6 +86,15 @@ class Coverage(_Frozen):
     warning: str | None = None
 
 
+class AgentUse(_Frozen):
+    """What one agent asked its model for; answers found in the cache count as asked."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+
+
 class DataFlow(_Frozen):
     """Where the rows went: seeds + expanded = kept + rejected + failed."""
 
@@ -88,21 +102,40 @@ class DataFlow(_Frozen):
     expanded: int = Field(description="rows that Expansion wrote, before anything was rejected")
     kept: int = Field(description="rows that the student is trained on")
     rejected: dict[str, dict[str, int]] = Field({}, description="agent → reason → rows")
-    failed: int = Field(0, description="rows given up because a request failed for good")
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost_usd: float | None = Field(None, description="None when the provider's prices are unknown")
+    failed: dict[str, dict[str, int]] = Field({}, description="agent that got no usable answer → reason → rows")
+    drift: float | None = Field(None, description="share of expansions that left their task category")
+    usage: dict[str, AgentUse] = Field({}, description="by agent")
     agent_model: str
+
+    @property
+    def left_out(self) -> list[tuple[str, str, str, int]]:
+        """(outcome, agent, reason, rows), in the order of the agents' work."""
+        return [
+            (outcome, agent, reason, rows)
+            for outcome, by_agent in (("rejected", self.rejected), ("no usable answer", self.failed))
+            for agent in in_order_of_work(by_agent)
+            for reason, rows in by_agent[agent].items()
+        ]
 
     def rejected_by(self, agent: str) -> int:
         return sum(self.rejected[agent].values())
 
     @property
+    def failures(self) -> int:
+        return sum(sum(reasons.values()) for reasons in self.failed.values())
+
+    @property
+    def used(self) -> AgentUse:
+        """All agents together."""
+        return AgentUse(
+            **{name: sum(getattr(use, name) for use in self.usage.values()) for name in AgentUse.model_fields}
+        )
+
+    @property
     def unaccounted(self) -> int:
         """Rows that the counts lose; anything but 0 is an error in the bookkeeping, and shown."""
         rejected = sum(self.rejected_by(agent) for agent in self.rejected)
-        return self.seeds + self.expanded - rejected - self.failed - self.kept
+        return self.seeds + self.expanded - rejected - self.failures - self.kept
 
 
 class Output(_Frozen):

@@ -100,13 +100,17 @@ def _template() -> Template:
         "duration": duration,
         "json": _json,
         "count": "{:,}".format,
-        "usd": lambda cost: "unknown" if cost is None else f"${cost:,.2f}",
+        "usd": _usd,
     }
     return environment.get_template("page.html.jinja")
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+def _usd(cost: float) -> str:
+    return "–" if cost == 0 else f"${cost:,.2f}" if cost >= 1 else f"${cost:.4f}"
 
 
 def _same_for_all(numbers: list[int]) -> int | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tasks.report.comparison import compare, percent
-from tasks.report.data import Coverage, ReportData
+from tasks.report.data import Coverage, ReportData, in_order_of_work
 from tasks.report.figure_style import (
     INK,
     MUTED,
@@ -202,9 +202,9 @@ def _data_flow(data: ReportData) -> Plot | None:
     if flow is None:
         return None
     changes = [("seeds", flow.seeds, colour_of("sft_control")), ("+ expansion", flow.expanded, colour_of("sft"))]
-    changes += [(f"− {agent}", -flow.rejected_by(agent), WARM) for agent in flow.rejected]
+    changes += [(f"− {agent}", -flow.rejected_by(agent), WARM) for agent in in_order_of_work(flow.rejected)]
     if flow.failed:
-        changes.append(("− failed requests", -flow.failed, WARM))
+        changes.append(("− no usable answer", -flow.failures, WARM))
     if flow.unaccounted:
         changes.append(("not accounted for", -flow.unaccounted, MUTED))
     figure, axes = bars_figure(len(changes) + 1)

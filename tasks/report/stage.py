@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from infra.artifacts import ArtifactReader, ArtifactRef, Record, Workspace, read_record
 from infra.errors import ConfigurationError
-from tasks.report.data import Coverage, DataFlow, Example, Output, ReportData, Stage, Variant
+from tasks.report.data import AgentUse, Coverage, DataFlow, Example, Output, ReportData, Stage, Variant
 from tasks.report.page import render_markdown, render_page
 
 KIND = "report"
@@ -99,17 +99,26 @@ def _stage(name: str, record: Record, uri: str) -> Stage:
 def _data_flow(record: Record) -> DataFlow | None:
     if not record.spec["enabled"]:
         return None
-    usage = record.facts["usage"]
+    counts = record.counts
+    checked = counts.get("category_checked", 0)
     return DataFlow(
-        seeds=record.counts["seeds"],
-        expanded=record.counts["expanded"],
-        kept=record.counts["rows"],
+        seeds=counts["seeds"],
+        expanded=counts["expanded"],
+        kept=counts["rows"],
         rejected=record.facts["rejected"],
-        requests=int(usage["requests"] + usage["from_cache"]),
-        prompt_tokens=int(usage["prompt_tokens"]),
-        completion_tokens=int(usage["completion_tokens"]),
-        cost_usd=usage["cost_usd"] or None,
+        failed=record.facts["failed"],
+        drift=counts.get("drifted", 0) / checked if checked else None,
+        usage={agent: _use(numbers) for agent, numbers in record.facts["usage"].items()},
         agent_model=record.spec["model"],
+    )
+
+
+def _use(numbers: Mapping[str, float]) -> AgentUse:
+    return AgentUse(
+        requests=int(numbers["requests"] + numbers["from_cache"]),
+        prompt_tokens=int(numbers["prompt_tokens"]),
+        completion_tokens=int(numbers["completion_tokens"]),
+        cost_usd=numbers["cost_usd"],
     )
 
 

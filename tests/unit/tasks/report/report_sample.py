@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.report.data import Coverage, DataFlow, Example, Output, ReportData, Stage, Variant
+from tasks.report.data import AgentUse, Coverage, DataFlow, Example, Output, ReportData, Stage, Variant
 from tasks.report.page import render_page
 
 N = 640
@@ -158,11 +158,12 @@ def sample_report(**changes: object) -> ReportData:
                 "selection": {"low informativeness": 190, "category is full": 103},
                 "verification": {"result differs from the reference": 84},
             },
-            failed=6,
-            requests=3120,
-            prompt_tokens=1_204_551,
-            completion_tokens=388_120,
-            cost_usd=0.0,
+            failed={"rewriting": {"no answer (timeout)": 6}},
+            drift=0.031,
+            usage={
+                "expansion": AgentUse(requests=400, prompt_tokens=204_551, completion_tokens=188_120),
+                "rewriting": AgentUse(requests=2720, prompt_tokens=1_000_000, completion_tokens=200_000, cost_usd=1.25),
+            },
             agent_model="demo LLM (by rule)",
         ),
         "examples": [
