@@ -1,4 +1,4 @@
-"""The command line: `distilflow run`, `up`, `down`, `status`.
+"""The command line: `distilflow run`, `estimate`, `export`, `up`, `down`, `status`.
 
 Environment that Prefect reads when it is imported is set here first, which is why the flow is imported late.
 """
@@ -11,14 +11,16 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter, validators
 from pydantic import ValidationError
 
 from infra import services, settings
 from infra.errors import DistilflowError, disk_full, is_disk_full
+from tasks.augment.settings import Augmentation, Format, RowTable
 
 _INTERRUPTED = 130
 _STOPPED = "stopped; what is finished is kept, the same command continues"
@@ -72,6 +74,54 @@ def down() -> None:
 def status() -> None:
     """Say whether the services of `up` run, and where."""
     services.status()
+
+
+@app.command
+def estimate(
+    *,
+    seeds: str = "demo",
+    agent_model: str = "demo",
+    student: str = "demo",
+    heldout: str | None = None,
+    heldout_share: float = 0.1,
+    augmentation: Augmentation | None = None,
+    sample: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 100,
+    ask: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+) -> None:
+    """Say how many requests and tokens the agents will take, and what they will cost, before anything is spent.
+
+    Parameters
+    ----------
+    seeds
+        As for `run`, like all flags that `run` has.
+    sample
+        Seeds to rehearse with; nothing is asked.
+    ask
+        Put this many seeds before the agents instead, and measure. Costs their answers, which a run then finds.
+    """
+    from flows.data_commands import print_estimate
+
+    print_estimate(student, seeds, agent_model, heldout, heldout_share, augmentation, sample, ask)
+
+
+@app.command
+def export(to: Path, *, form: Format | None = None, table: RowTable = "kept", artifact: str | None = None) -> None:
+    """Write the augmented rows of a run to a file that other trainers read.
+
+    Parameters
+    ----------
+    to
+        The file; its name's end decides between Parquet and JSONL (Alpaca) where no form is given.
+    form
+        alpaca, sharegpt, messages (JSONL), or parquet with all columns.
+    table
+        kept, rejected or failed.
+    artifact
+        s3:// address of the augment stage's artifact; that of the latest run without.
+    """
+    from flows.data_commands import export_rows
+
+    export_rows(to, form, table, artifact)
 
 
 @app.command(name="run")

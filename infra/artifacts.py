@@ -252,6 +252,15 @@ def read_record(uri: str) -> Record | None:
     return Record.model_validate_json(data) if data is not None else None
 
 
+def artifact_at(uri: str) -> ArtifactRef:
+    """The finished artifact at `uri`; raises ConfigurationError where there is none."""
+    uri = uri.rstrip("/") + "/"
+    record = read_record(uri) if uri.startswith("s3://") else None
+    if record is None:
+        raise ConfigurationError(f"there is no finished artifact at {uri}")
+    return _ref(uri, record, cached=True)
+
+
 def _ref(uri: str, record: Record, *, cached: bool = False, seconds: float = 0.0) -> ArtifactRef:
     return ArtifactRef(
         kind=record.kind,

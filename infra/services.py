@@ -62,8 +62,20 @@ def embedded_services() -> Iterator[Services]:
     Enter it before anything imports Prefect, which reads its settings once. Raises ConfigurationError where
     a program is missing or another run holds the data, TransientError where a server does not get ready.
     """
+    with _embedded(_not_in_environment()) as (servers, started):
+        yield _services(servers, started)
+
+
+@contextlib.contextmanager
+def embedded_storage() -> Iterator[None]:
+    """Storage alone, in the same way."""
+    with _embedded(_not_in_environment() & {seaweedfs.NAME}):
+        yield
+
+
+@contextlib.contextmanager
+def _embedded(wanted: set[str]) -> Iterator[tuple[dict[str, Server], dict[str, Server]]]:
     home = settings.home()
-    wanted = _not_in_environment()
     with contextlib.ExitStack() as stack:
         kept = _kept(home)
         started: dict[str, Server] = {}
@@ -81,7 +93,7 @@ def embedded_services() -> Iterator[Services]:
             stack.callback(prefect_server.flush_client)
         servers = started | {name: _answering(*found) for name, found in kept.items() if name in wanted}
         stack.enter_context(_environment(servers))
-        yield _services(servers, started)
+        yield servers, started
 
 
 def up(port: int | None = None) -> Services:

@@ -80,8 +80,8 @@ SCHEMA = pa.schema(
         ("language", pa.string()),
         ("origin_seed", pa.string()),
         ("lineage", pa.list_(pa.string())),
-        ("scores", pa.map_(pa.string(), pa.float64())),
-        ("verdicts", pa.map_(pa.string(), pa.string())),
+        ("scores", pa.list_(pa.struct([("of", pa.string()), ("score", pa.float64())]))),  # `datasets` reads no maps
+        ("verdicts", pa.list_(pa.struct([("by", pa.string()), ("verdict", pa.string())]))),
         ("database", pa.string()),
         ("messages", pa.list_(_MESSAGE)),  # what other programs train on; derived, not read back
     ]
@@ -114,11 +114,17 @@ def read_rows(ref: ArtifactRef, prefix: str) -> Iterator[Row]:
 
 
 def _entry(row: Row) -> dict[str, Any]:
-    return {"id": row.id, **row.model_dump(), "messages": [message.model_dump() for message in row.messages]}
+    return {
+        "id": row.id,
+        **row.model_dump(),
+        "scores": [{"of": name, "score": score} for name, score in row.scores.items()],
+        "verdicts": [{"by": name, "verdict": verdict} for name, verdict in row.verdicts.items()],
+        "messages": [message.model_dump() for message in row.messages],
+    }
 
 
 def _row(entry: dict[str, Any]) -> Row:
     entry.pop("id")
-    for name in ("scores", "verdicts"):
-        entry[name] = dict(entry[name] or [])
+    entry["scores"] = {one["of"]: one["score"] for one in entry["scores"] or []}
+    entry["verdicts"] = {one["by"]: one["verdict"] for one in entry["verdicts"] or []}
     return Row.model_validate(entry)

@@ -2,8 +2,9 @@
 
 `python -m tasks.augment.provider` reads JSON lines and writes JSON lines. The first line in is the
 configuration, answered by `{"ready": …}` or `{"error": {"kind", "message"}}`; each further line is a request
-with an `id`, answered in any order by a line with the same `id`. It leaves at once when its standard input
-closes, also in the middle of something. `tasks.augment.providers` is the other end.
+(or texts to `count` the tokens of) with an `id`, answered in any order by a line with the same `id`. It leaves
+at once when its standard input closes, also in the middle of something. `tasks.augment.providers` is the other
+end.
 
 A route is a model and its fallbacks, each a Router group of one deployment. The Router retries 408, 409, 429
 and 5xx, honouring `Retry-After` up to a minute and backing off exponentially otherwise; it then goes on to the
@@ -144,6 +145,8 @@ class Provider:
 
     async def answer(self, request: Line) -> Line:
         """The answering line, whatever happens."""
+        if "count" in request:
+            return {"id": request["id"], "tokens": self.tokens(request["route"], request["count"])}
         try:
             reply = await self._router.acompletion(**self._arguments(request))
             choice = reply.choices[0]
@@ -161,6 +164,11 @@ class Provider:
             }
         except Exception as error:
             return {"id": request["id"], "error": self.told(error)}
+
+    def tokens(self, route: str, texts: list[str]) -> list[int]:
+        """Tokens of each text, by the tokenizer that LiteLLM has for the route's model."""
+        model = self.described[route][0]["model"]
+        return [self._litellm.token_counter(model=model, text=text) for text in texts]
 
     def told(self, error: Exception) -> Line:
         """An error as the protocol has it."""

@@ -137,6 +137,10 @@ class Providers:
         pace.used(reply.prompt_tokens + reply.completion_tokens)
         return reply
 
+    async def tokens(self, route: str, texts: list[str]) -> list[int]:
+        """Tokens of each text, as far as LiteLLM knows the tokenizer of the route's model."""
+        return await (await self._least_busy()).send({"route": route, "count": texts})
+
     async def _least_busy(self) -> _Child:
         async with self._changed:
             await self._changed.wait_for(lambda: self._failure or any(self._children))
@@ -192,7 +196,7 @@ class _Child:
     """One provider process."""
 
     def __init__(self) -> None:
-        self.waiting: dict[int, asyncio.Future[Reply]] = {}
+        self.waiting: dict[int, asyncio.Future[Any]] = {}
         self.routes: dict[str, list[dict[str, Any]]] = {}
         self._asked = 0
         self._process: asyncio.subprocess.Process | None = None
@@ -225,11 +229,15 @@ class _Child:
         self.routes = first["ready"]["routes"]
 
     async def ask(self, request: Request) -> Reply:
+        return Reply(**await self.send(vars(request)))
+
+    async def send(self, line: dict[str, Any]) -> Any:
+        """The fields of the answer, or for texts to count their numbers."""
         self._asked += 1
         number = self._asked
         self.waiting[number] = asyncio.get_running_loop().create_future()
         try:
-            self._send({"id": number, **vars(request)})
+            self._send({"id": number, **line})
             return await self.waiting[number]
         finally:
             self.waiting.pop(number, None)
@@ -251,7 +259,7 @@ class _Child:
         if "error" in answer:
             future.set_exception(ProviderError(**answer["error"]))
         else:
-            future.set_result(Reply(**answer))
+            future.set_result(answer.get("tokens", answer))
 
     async def end(self) -> None:
         if self._process and self._process.stdin:

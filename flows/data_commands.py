@@ -1,0 +1,121 @@
+"""`distilflow estimate` and `distilflow export`: what augmentation will cost, and its rows for other programs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.outcome import latest
+from flows.params import preset_for, with_preset
+from infra import storage
+from infra.artifacts import ArtifactRef, artifact_at
+from infra.demo import endpoint as demo
+from infra.errors import ConfigurationError
+from infra.services import embedded_storage
+from tasks.augment.budget import Usage
+from tasks.augment.estimate import Estimate, estimate
+from tasks.augment.export import export
+from tasks.augment.providers import Deployment
+from tasks.augment.settings import Augmentation, Format, RowTable
+from tasks.seeds.stage import Sources, load
+
+console = Console(highlight=False)
+
+
+def print_estimate(
+    student: str,
+    seeds: str,
+    agent_model: str,
+    heldout: str | None,
+    heldout_share: float,
+    augmentation: Augmentation | None,
+    sample: int,
+    ask: int | None,
+) -> None:
+    """Say what the agents will be asked and what it will cost."""
+    options = with_preset(augmentation, preset_for(student).augment)
+    if not options.enabled:
+        raise ConfigurationError("augmentation is off, so the agents are asked nothing and cost nothing")
+    with embedded_storage(), _endpoint(agent_model, options) as endpoint:
+        storage.ensure_bucket()
+        data = load(Sources.of(seeds, heldout, None), heldout_share=heldout_share, response_required=False)
+        found = estimate(data, options, endpoint, sample=ask or sample, paid=ask is not None)
+    console.print(_table(found, agent_model))
+    console.print(_notes(found, options, agent_model == "demo"), soft_wrap=True)
+
+
+def export_rows(to: Path, form: Format | None, table: RowTable, artifact: str | None) -> None:
+    """Write augmented rows to a file."""
+    form = form or ("parquet" if to.suffix == ".parquet" else "alpaca")
+    with embedded_storage():
+        storage.ensure_bucket()
+        count = export(_augmented(artifact), to, form, table)
+    console.print(f"{count:,} {table} rows in {to} ({form})", soft_wrap=True)
+
+
+def _augmented(uri: str | None) -> ArtifactRef:
+    """The artifact named, or that of the latest run."""
+    if uri is None:
+        try:
+            uri = json.loads((latest() / "results.json").read_text())["stages"]["augment"]["uri"]
+        except FileNotFoundError as error:
+            raise ConfigurationError(
+                "no run has finished here yet: name the artifact with --artifact s3://…"
+            ) from error
+    ref = artifact_at(str(uri))
+    if ref.kind != "augment":
+        raise ConfigurationError(f"{uri} is of the {ref.kind} stage: name an artifact of the augment stage")
+    return ref
+
+
+@contextlib.contextmanager
+def _endpoint(agent_model: str, options: Augmentation) -> Iterator[Deployment]:
+    if agent_model != "demo":
+        yield Deployment(agent_model, options.api_base)
+        return
+    with demo.demo_llm() as address:
+        yield Deployment(demo.MODEL, address, "demo")
+
+
+def _table(found: Estimate, agent_model: str) -> Table:
+    table = Table(title=f"{found.seeds:,} seeds through {agent_model}", title_justify="left", title_style="bold")
+    table.add_column("agent")
+    for name in ("requests", "prompt tokens", "answer tokens", "cost"):
+        table.add_column(name, justify="right")
+    for agent, used in found.usage.items():
+        table.add_row(agent, *_numbers(used, found.priced))
+    table.add_section()
+    table.add_row("all", *_numbers(found.total, found.priced), style="bold")
+    return table
+
+
+def _numbers(used: Usage, priced: bool) -> list[str]:
+    cost = f"${used.cost_usd:,.2f}" if priced else "–"
+    return [f"{used.requests:,}", f"{used.prompt_tokens:,}", f"{used.completion_tokens:,}", cost]
+
+
+def _notes(found: Estimate, options: Augmentation, demo_model: bool) -> str:
+    notes = []
+    if found.paid:
+        notes.append(
+            f"Measured on {found.sample:,} seeds, which cost ${found.total.paid_usd:,.4f} now; their answers are "
+            f"kept, and a run does not pay for them again. About {found.rows:,} rows will come out."
+        )
+    else:
+        notes.append(
+            f"A rehearsal with {found.sample:,} of the seeds: answers are taken to be as long as the seeds' own, and "
+            f"nothing to be rejected. At most {found.rows:,} rows. Measure it: --ask 20 asks the agents about 20 seeds."
+        )
+    if demo_model:
+        notes.append("The demo LLM is free.")
+    elif not found.priced:
+        notes.append("LiteLLM knows no price: give it with --augmentation.usd-per-million-tokens IN OUT.")
+    elif options.budget_usd is not None and found.total.cost_usd > options.budget_usd:
+        share = options.budget_usd / found.total.cost_usd
+        notes.append(f"The budget of ${options.budget_usd:,.2f} reaches about {share:.0%} of the seeds.")
+    return "\n".join(notes)

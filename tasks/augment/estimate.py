@@ -1,0 +1,175 @@
+"""What augmentation will ask and cost, before anything is spent.
+
+A sample of the seeds goes through the controller itself. In a rehearsal every agent is played by words as long
+as the seeds' own, so nothing is asked and nothing is rejected: requests and prompt tokens come out a little
+high. With `paid` the sample goes through the real agents, and the estimate is what they took; their answers
+stay in the cache, so a run does not pay for them again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from infra.artifacts import ArtifactRef
+from infra.python_sandbox import PythonSandbox
+from tasks.augment import agents
+from tasks.augment.agents import Agent
+from tasks.augment.budget import Usage, UsageByAgent
+from tasks.augment.controller import verify, write_and_score
+from tasks.augment.providers import Deployment
+from tasks.augment.settings import Augmentation
+from tasks.augment.stage import connected
+from tasks.rows import TRAIN, Row, read_rows
+from tasks.seeds.stage import open_databases
+
+_TYPICAL_RESPONSE = "word " * 200  # where no seed of the sample has a response
+_REASON = "word " * 25
+_LONGEST = 10_000  # characters: half of what an agent may write
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Requests, tokens and $ by agent for all `seeds`, from `sample` of them; `rows` reach verification's end."""
+
+    seeds: int
+    sample: int
+    paid: bool
+    rows: int
+    usage: dict[str, Usage] = field(default_factory=dict)
+    priced: bool = True
+
+    @property
+    def total(self) -> Usage:
+        total = UsageByAgent()
+        for used in self.usage.values():
+            total.merge({"all": vars(used)})
+        return total["all"]
+
+
+def estimate(
+    seeds: ArtifactRef, options: Augmentation, endpoint: Deployment, *, sample: int = 100, paid: bool = False
+) -> Estimate:
+    """The estimate for a seeds artifact. Raises what the stage would raise for a wrong model, key or address."""
+    rows = _sample(read_rows(seeds, TRAIN), sample)
+    return asyncio.run((_measure if paid else _rehearse)(rows, seeds, options, endpoint))
+
+
+async def _measure(rows: list[Row], seeds: ArtifactRef, options: Augmentation, endpoint: Deployment) -> Estimate:
+    """Put the sample before the real agents."""
+    usage = UsageByAgent()
+    scale = seeds.counts["seeds"] / len(rows)
+    async with connected(endpoint, options) as client:
+        ask = functools.partial(client.ask, usage)
+        written = await write_and_score(ask, rows, options, _database_of(rows), lambda: None)
+        kept = _reaching_verification(written.rows, options, scale)
+        with PythonSandbox() as sandbox:
+            checked = await verify(ask, kept, options, open_databases(seeds), sandbox)
+        priced = all([any(await client.price(route)) for route in client.routes])
+    scales = _scales(scale, kept, options)
+    scaled = {agent: _scaled(used, scales[agent]) for agent, used in usage.items()}
+    rows_out = round(len(checked.rows) * scales["verification"])
+    return Estimate(seeds.counts["seeds"], len(rows), True, rows_out, scaled, priced)
+
+
+async def _rehearse(rows: list[Row], seeds: ArtifactRef, options: Augmentation, endpoint: Deployment) -> Estimate:
+    """Play the agents in words of the seeds' length, and count the tokens of what would be asked and answered."""
+    scale = seeds.counts["seeds"] / len(rows)
+    rehearsal = _Rehearsal(rows, options, endpoint.model)
+    written = await write_and_score(rehearsal.ask, rows, options, _database_of(rows), lambda: None)
+    kept = _reaching_verification(written.rows, options, scale)
+    if options.verification:
+        for row in kept:
+            await rehearsal.ask(agents.VERIFICATION, row)
+    scales = _scales(scale, kept, options)
+    usage, priced = UsageByAgent(), True
+    async with connected(endpoint, options.model_copy(update={"budget_usd": None})) as client:
+        for (agent, route), texts in rehearsal.said.items():
+            price = await client.price(route)
+            priced &= any(price)
+            prompt, answer = [sum(await client.tokens(route, side)) for side in zip(*texts, strict=True)]
+            cost = prompt * price[0] + answer * price[1]
+            usage.merge({agent: vars(_scaled(Usage(len(texts), 0, prompt, answer, cost), scales[agent]))})
+    rows_out = round(len(kept) * scales["verification"])
+    return Estimate(seeds.counts["seeds"], len(rows), False, rows_out, dict(usage), priced)
+
+
+class _Rehearsal:
+    """Answers as agents would, as far as lengths go, and keeps what was said by agent and route."""
+
+    def __init__(self, rows: list[Row], options: Augmentation, model: str):
+        self.said: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
+        self._options = options
+        self._model = model
+        answered = sorted((row.response for row in rows if row.response), key=len)
+        self._typical = answered[len(answered) // 2] if answered else _TYPICAL_RESPONSE
+
+    async def ask(self, agent: Agent[Any], row: Row, **settings: Any) -> Any:
+        answer = agent.answer.model_validate(self._answer(agent, row, settings))
+        prompt = "\n".join([m["content"] for m in agent.messages(row, **settings)] + [json.dumps(agent.schema)])
+        route = self._options.route(agent.name, row.task_category, row.language) or self._model
+        self.said[agent.name, route].append((prompt, answer.model_dump_json()))
+        return answer
+
+    def _answer(self, agent: Agent[Any], row: Row, settings: dict[str, Any]) -> dict[str, Any]:
+        response = (row.response or self._typical)[:_LONGEST]
+        instruction = row.instruction[:_LONGEST]
+        match agent.name:
+            case "expansion":
+                new = {"instruction": instruction, "input": row.input[:_LONGEST], "response": response}
+                return {"instructions": [new] * settings["n"]}
+            case "category":
+                verdict = {"same_category": True, "category": row.task_category[:200]}
+                return {"verdicts": [verdict] * len(settings["candidates"])}
+            case "rewriting":
+                steps = response if settings["chain_of_thought"] else ""
+                return {"instruction": f"{instruction}.", "response": steps + response}
+            case "preservation":
+                return {"instruction": "same", "answer": "same", "reason": _REASON}
+            case "selection":
+                return {"informativeness": 10, "helpfulness": 10, "generality": 10, "reason": _REASON}
+        return {"correct": True, "evidence": _REASON, "tests": []}
+
+
+def _sample(rows: Iterable[Row], size: int) -> list[Row]:
+    """`size` rows of a stream, each as likely as any other (reservoir), the same ones every time."""
+    dice = random.Random(0)
+    chosen: list[Row] = []
+    for number, row in enumerate(rows):
+        if number < size:
+            chosen.append(row)
+        elif (place := dice.randrange(number + 1)) < size:
+            chosen[place] = row
+    return chosen
+
+
+def _reaching_verification(rows: list[Row], options: Augmentation, scale: float) -> list[Row]:
+    """The sample's share of what `min_score` and `max_rows` leave."""
+    enough = [row for row in rows if not row.scores or statistics.mean(row.scores.values()) >= options.min_score]
+    most = len(enough) if options.max_rows is None else max(1, round(options.max_rows / scale))
+    return enough[:most]
+
+
+def _scales(scale: float, kept: list[Row], options: Augmentation) -> Mapping[str, float]:
+    """By agent, from the sample to everything; Verification sees no more than `max_rows`."""
+    most = float("inf") if options.max_rows is None else options.max_rows
+    verified = min(len(kept) * scale, most) / max(len(kept), 1)
+    return {agent.name: verified if agent is agents.VERIFICATION else scale for agent in agents.AGENTS}
+
+
+def _scaled(used: Usage, scale: float) -> Usage:
+    """`paid_usd` stays what the sample itself took out of the purse."""
+    whole = {name: round(getattr(used, name) * scale) for name in ("prompt_tokens", "completion_tokens")}
+    requests = round((used.requests + used.from_cache) * scale)
+    return Usage(requests=requests, cost_usd=used.cost_usd * scale, paid_usd=used.paid_usd, **whole)
+
+
+def _database_of(rows: Iterable[Row]) -> dict[str, str]:
+    return {row.input: row.database for row in rows if row.database and row.input}

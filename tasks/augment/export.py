@@ -1,0 +1,96 @@
+"""Augmented rows in the formats of other trainers, one row in memory at a time.
+
+`alpaca` and `sharegpt` are those of LLaMA-Factory and axolotl, `messages` that of TRL and of provider
+fine-tuning; `alpaca` and `messages` can be read back as seeds. All load with `datasets.load_dataset("json", …)`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.artifacts import ArtifactReader, ArtifactRef
+from tasks.augment.settings import Format, RowTable
+from tasks.rows import FAILED, KEPT, REJECTED, SCHEMA, Row, read_rows
+
+_PREFIX = {"kept": KEPT, "rejected": REJECTED, "failed": FAILED}
+_SPEAKER = {"system": "system", "user": "human", "assistant": "gpt"}
+
+
+def export(ref: ArtifactRef, to: Path, form: Format = "alpaca", table: RowTable = "kept") -> int:
+    """Write a table of an augment artifact to a file, whole or not at all; the number of rows."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    partial = to.with_name(to.name + ".partial")
+    rows = (_to_parquet if form == "parquet" else _to_jsonl)(ref, _PREFIX[table], partial, form)
+    partial.rename(to)
+    return rows
+
+
+def alpaca(row: Row) -> dict[str, Any]:
+    """`instruction`, `input`, `output`; earlier turns as LLaMA-Factory's `system` and `history` of pairs."""
+    pairs: list[list[str]] = []
+    system = ""
+    for message in row.history:
+        if message.role == "system":
+            system = "\n\n".join(filter(None, [system, message.content]))
+        elif message.role == "user":
+            pairs.append([message.content, ""])
+        elif pairs:
+            pairs[-1][1] = message.content
+    return {
+        "instruction": row.instruction,
+        "input": row.input,
+        "output": row.response,
+        "system": system,
+        "history": pairs,
+        **_about(row),
+    }
+
+
+def sharegpt(row: Row) -> dict[str, Any]:
+    """`conversations` of `from` (system, human, gpt) and `value`."""
+    turns = [{"from": _SPEAKER[message.role], "value": message.content} for message in row.messages]
+    return {"conversations": turns, **_about(row)}
+
+
+def messages(row: Row) -> dict[str, Any]:
+    """`messages` of `role` and `content`."""
+    return {"messages": [message.model_dump() for message in row.messages], **_about(row)}
+
+
+_ENTRIES: dict[Format, Callable[[Row], dict[str, Any]]] = {
+    "alpaca": alpaca,
+    "sharegpt": sharegpt,
+    "messages": messages,
+}
+
+
+def _about(row: Row) -> dict[str, Any]:
+    return {"id": row.id, "category": row.task_category, "language": row.language, "database": row.database}
+
+
+def _to_jsonl(ref: ArtifactRef, prefix: str, path: Path, form: Format) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8", newline="\n") as stream:
+        for row in read_rows(ref, prefix):
+            stream.write(json.dumps(_ENTRIES[form](row), ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def _to_parquet(ref: ArtifactRef, prefix: str, path: Path, _form: Format) -> int:
+    """All columns, with agent and reason of what was left out."""
+    tables = (pq.read_table(pa.BufferReader(data)) for _name, data in ArtifactReader(ref).stream(prefix))
+    first = next(tables, SCHEMA.empty_table())
+    count = 0
+    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+        for table in itertools.chain([first], tables):
+            writer.write_table(table)
+            count += table.num_rows
+    return count

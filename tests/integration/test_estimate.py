@@ -1,0 +1,57 @@
+"""The estimate is of what the controller really asks: against the endpoint that counts."""
+
+from __future__ import annotations
+
+import pytest
+
+from infra.artifacts import ArtifactRef, facts_of
+from tasks.augment import stage
+from tasks.augment.estimate import estimate
+from tasks.augment.providers import Deployment
+from tasks.augment.settings import Augmentation
+from tasks.seeds.stage import Sources, load
+from tests.endpoint import endpoint, tell
+
+MODEL = "openai/test"
+OPTIONS = Augmentation(expansions_per_seed=2, min_score=0, near_duplicate=1.0, usd_per_million_tokens=(1.0, 10.0))
+
+
+@pytest.fixture
+def seeds(bucket: str) -> ArtifactRef:
+    return load(Sources.of("demo", None, None), heldout_share=0.1, response_required=False)
+
+
+def test_a_rehearsal_asks_nothing_and_counts_every_request_that_could_be(seeds: ArtifactRef) -> None:
+    with endpoint() as url:
+        found = estimate(seeds, OPTIONS, Deployment(MODEL, url), sample=50)
+        assert tell(url, "stats")["requests"] == 0
+    asked = {agent: used.requests for agent, used in found.usage.items()}
+    each = {"expansion": 200, "category": 200}
+    assert asked == each | dict.fromkeys(("rewriting", "preservation", "selection", "verification"), 600)
+    assert found.rows == 600
+    total = found.total
+    assert total.cost_usd == pytest.approx(total.prompt_tokens * 1e-6 + total.completion_tokens * 1e-5, rel=1e-3)
+    assert total.paid_usd == 0
+
+
+def test_verification_sees_no_more_than_max_rows(seeds: ArtifactRef) -> None:
+    with endpoint() as url:
+        found = estimate(seeds, OPTIONS.model_copy(update={"max_rows": 150}), Deployment(MODEL, url), sample=50)
+    assert found.usage["verification"].requests == found.rows == 150
+    assert found.usage["selection"].requests == 600
+
+
+def test_a_paid_estimate_is_what_the_run_takes_and_the_run_does_not_pay_again(seeds: ArtifactRef) -> None:
+    with endpoint() as url:
+        found = estimate(seeds, OPTIONS, Deployment(MODEL, url), sample=200, paid=True)
+        paid = tell(url, "stats")["requests"]
+        ref = stage.augment(
+            stage.workspace(seeds, OPTIONS, MODEL), seeds, OPTIONS, Deployment(MODEL, url), lambda done, total: None
+        )
+        assert tell(url, "stats")["requests"] == paid > 0
+    used = facts_of(ref)["usage"]
+    for agent, expected in found.usage.items():
+        assert used[agent]["requests"] + used[agent]["from_cache"] == expected.requests
+        assert used[agent]["cost_usd"] == pytest.approx(expected.cost_usd)
+    assert found.total.paid_usd == pytest.approx(found.total.cost_usd)
+    assert ref.counts["rows"] == found.rows
