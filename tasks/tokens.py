@@ -7,6 +7,7 @@ template that differs by a newline between scoring and training ruins distillati
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ class TokenisedRow:
     """`ids` is prompt then response; the response (with its end-of-turn token) starts at `response_start`."""
 
     row_id: str
-    ids: list[int]
+    ids: Sequence[int]
     response_start: int
 
     @property

@@ -12,8 +12,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tasks.logits.shards import cut
 from tasks.logits.store import ScoredRow
 from tasks.tokens import TokenisedRow
+
+_REFERENCE_TOKENS = 2048  # whose logits over a vocabulary of 152,000 take 1.2 GB
 
 
 class Engine(Protocol):
@@ -39,14 +42,18 @@ class VLLMEngine:
         )
 
     def score(self, rows: Sequence[TokenisedRow], k: int) -> list[ScoredRow]:
+        outputs = self.generate(rows, k)
+        return [_scored(row, output.prompt_logprobs, k) for row, output in zip(rows, outputs, strict=True)]
+
+    def generate(self, rows: Sequence[TokenisedRow], k: int) -> Any:
+        """vLLM's own outputs."""
         from vllm import SamplingParams
 
         parameters = SamplingParams(
             max_tokens=1, temperature=0.0, prompt_logprobs=k, detokenize=False, flat_logprobs=True
         )
         prompts: list[Any] = [{"prompt_token_ids": list(row.ids)} for row in rows]
-        outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
-        return [_scored(row, output.prompt_logprobs, k) for row, output in zip(rows, outputs, strict=True)]
+        return self._llm.generate(prompts, parameters, use_tqdm=False)
 
 
 def _scored(row: TokenisedRow, flat: Any, k: int) -> ScoredRow:
@@ -74,6 +81,9 @@ class TransformersEngine:
         self._model = model.to(self._device).eval()
 
     def score(self, rows: Sequence[TokenisedRow], k: int) -> list[ScoredRow]:
+        return [scored for batch in cut(rows, _REFERENCE_TOKENS) for scored in self._score(batch, k)]
+
+    def _score(self, rows: Sequence[TokenisedRow], k: int) -> list[ScoredRow]:
         torch = self._torch
         longest = max(len(row.ids) for row in rows)
         ids_BT = torch.zeros((len(rows), longest), dtype=torch.long)

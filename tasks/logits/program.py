@@ -1,32 +1,41 @@
 """The scoring program: starts the engine once, scores the shards that are missing, uploads each as it is done.
 
 python -m tasks.logits.program FOLDER
+
+Any number of these work on one store side by side: each claims a shard in storage before it scores it, and ends
+when all shards are there, whoever scored them.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
+from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from infra import child
+from infra import child, storage
 from infra.artifacts import ArtifactRef, Workspace
+from infra.claims import Claims
 from infra.errors import ConfigurationError
 from infra.models import ModelSource, load_tokenizer
 from tasks.logits.coverage import Coverage
 from tasks.logits.engines import Engine, TransformersEngine, VLLMEngine, vllm_options
 from tasks.logits.settings import Scoring
-from tasks.logits.shards import Shard, plan
+from tasks.logits.shards import Shard, cut, plan
 from tasks.logits.store import ShardError, read_shard, write_shard, write_tokenizer
 from tasks.rows import KEPT, read_rows
 from tasks.tokens import Skipped, TokenisedRow, tokenise
 
-_ROWS_PER_CALL = 64
+CLAIMS = "claims/"
+_TOKENS_PER_CALL = 16_384  # several steps of the engine: it idles between calls
+_POLL_S = 1.0
 
 
 def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
@@ -44,18 +53,23 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     total = sum(shard.response_tokens for shard in shards)
     found = total - sum(shard.response_tokens for shard in missing)
     scored_tokens, seconds = 0, 0.0
-    if missing:
-        reporter.event("starting", engine=scoring.engine)
-        engine = _engine(scoring, teacher, k, max(len(row.ids) for row in rows))
-        started = time.monotonic()
+    with Claims(work.uri + CLAIMS) as claims:
+        queue = Queue(work, missing, claims)
+        ours = iter(queue)
+        if (first := next(ours, None)) is not None:
+            reporter.event("starting", engine=scoring.engine)
+            engine = _engine(scoring, teacher, k, max(len(row.ids) for row in rows))
+            started = time.monotonic()
 
-        def on_progress(tokens: int, responses: int) -> None:
-            speed = tokens / (time.monotonic() - started)
-            reporter.progress(found + responses, total, tokens_s=speed)
+            def on_progress(tokens: int, responses: int) -> None:
+                speed = tokens / (time.monotonic() - started)
+                reporter.progress(found + queue.by_others + responses, total, tokens_s=speed)
 
-        with child.abort_if_a_child_dies(reporter.folder, "the teacher's engine"):
-            scored_tokens = score_shards(engine, missing, work, k, scoring.max_error, on_progress)
-        seconds = time.monotonic() - started
+            with child.abort_if_a_child_dies(reporter.folder, "the teacher's engine"):
+                scored_tokens = score_shards(
+                    engine, itertools.chain([first], ours), work, k, scoring.max_error, on_progress
+                )
+            seconds = time.monotonic() - started
     write_tokenizer(work, teacher)
     coverage, stored_bytes = Coverage(k), 0
     for shard in shards:
@@ -76,9 +90,40 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     return {"counts": counts, "facts": facts}
 
 
+class Queue:
+    """The shards that are not stored yet, each claimed for us while we have it; over when all are stored."""
+
+    def __init__(self, work: Workspace, shards: Sequence[Shard], claims: Claims):
+        self.by_others = 0  # response tokens
+        self._work = work
+        self._left = list(shards)
+        self._claims = claims
+
+    def __iter__(self) -> Iterator[Shard]:
+        while self._left:
+            waiting = []
+            for shard in self._left:
+                if self._is_stored(shard):
+                    self.by_others += shard.response_tokens
+                elif not self._claims.take(shard.name):
+                    waiting.append(shard)
+                else:
+                    if self._is_stored(shard):  # since we looked
+                        self.by_others += shard.response_tokens
+                    else:
+                        yield shard
+                    self._claims.release(shard.name)
+            self._left = waiting
+            if waiting:
+                time.sleep(_POLL_S)
+
+    def _is_stored(self, shard: Shard) -> bool:
+        return self._work.has(shard.name)
+
+
 def score_shards(
     engine: Engine,
-    shards: Sequence[Shard],
+    shards: Iterable[Shard],
     work: Workspace,
     k: int,
     max_error: float,
@@ -91,8 +136,7 @@ def score_shards(
     tokens = responses = 0
     for shard in shards:
         scored = []
-        for start in range(0, len(shard.rows), _ROWS_PER_CALL):
-            batch = shard.rows[start : start + _ROWS_PER_CALL]
+        for batch in cut(shard.rows, _TOKENS_PER_CALL):
             scored.extend(engine.score(batch, k))
             tokens += sum(len(row.ids) for row in batch)
             responses += sum(row.response_tokens for row in batch)
@@ -112,6 +156,7 @@ def _is_whole(work: Workspace, shard: Shard, damaged: list[str]) -> bool:
         damaged.append(f"shard {work.uri}{shard.name} holds other rows than it should")
     except ShardError as error:
         damaged.append(str(error))
+    storage.delete(work.uri + shard.name)
     return False
 
 
@@ -126,7 +171,7 @@ def _tokenised(
         if isinstance(one, Skipped):
             skipped[one.reason] += 1
         else:
-            tokenised.append(one)
+            tokenised.append(replace(one, ids=array("i", one.ids)))  # 4 bytes a token: all rows are in memory
             categories[one.row_id] = row.task_category
     return tokenised, categories, skipped
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tasks.logits.store import SHARDS
@@ -24,12 +24,19 @@ class Shard:
 def plan(rows: Iterable[TokenisedRow], tokens_per_shard: int) -> list[Shard]:
     """Rows by length (little padding), cut where a shard would exceed its tokens (prompts count: they are scored)."""
     by_length = sorted(rows, key=lambda row: (len(row.ids), row.row_id))
-    groups: list[list[TokenisedRow]] = []
-    tokens = tokens_per_shard
-    for row in by_length:
-        tokens += len(row.ids)
-        if tokens > tokens_per_shard:
-            groups.append([])
-            tokens = len(row.ids)
-        groups[-1].append(row)
+    groups = cut(by_length, tokens_per_shard)
     return [Shard(f"{SHARDS}{index:05}.topk", group) for index, group in enumerate(groups)]
+
+
+def cut(rows: Iterable[TokenisedRow], tokens_each: int) -> Iterator[list[TokenisedRow]]:
+    """Groups of neighbours with at most so many tokens, or of one longer row."""
+    group: list[TokenisedRow] = []
+    tokens = 0
+    for row in rows:
+        tokens += len(row.ids)
+        if group and tokens > tokens_each:
+            yield group
+            group, tokens = [], len(row.ids)
+        group.append(row)
+    if group:
+        yield group
