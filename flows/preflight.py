@@ -9,7 +9,8 @@ from prefect import task
 from infra import settings, storage
 from infra.errors import ConfigurationError, disk_full
 from infra.models import ModelSource, resolve
-from tasks.logits.alignment import check_same_tokens
+from infra.ui import say
+from tasks.logits.alignment import check_same_template
 from tasks.tokens import tokenizer_digests
 from tasks.train.settings import Distillation
 
@@ -26,6 +27,13 @@ def check(student: str, teacher: str, kd: Distillation) -> tuple[ModelSource, Mo
     if shutil.disk_usage(home).free < settings.min_free_mib() * 2**20:
         raise disk_full(home)
     base, scorer = resolve(student, "student"), resolve(teacher, "teacher")
-    check_same_tokens(tokenizer_digests(scorer), base)
+    digests = tokenizer_digests(scorer)
+    if digests["vocabulary"] == tokenizer_digests(base)["vocabulary"]:
+        check_same_template(digests, base)
+    else:
+        say(
+            f"[dim]{student} and {teacher} have different tokenizers: the teacher's distributions go where both cut "
+            f"the text alike, and training refuses less than kd.min_alignment = {kd.min_alignment:g}[/dim]"
+        )
     storage.ensure_bucket()
     return base, scorer

@@ -26,6 +26,13 @@ def kl_to_teacher(teacher_logprobs_RV: Tensor, student_logprobs_RV: Tensor) -> T
     return (teacher.exp() * (teacher - student)).sum(dim=1)
 
 
+def kl_on_shared_tokens(
+    teacher_logprobs_PV: Tensor, student_logprobs_PV: Tensor, teacher_ids_W: Tensor, student_ids_W: Tensor
+) -> Tensor:
+    """KL(teacher ‖ student) over the W tokens that two vocabularies share, each side renormalised: (P,)."""
+    return kl_to_teacher(teacher_logprobs_PV[:, teacher_ids_W], student_logprobs_PV[:, student_ids_W])
+
+
 def response_logprobs(logits_TV: Tensor, response_start: int, length: int) -> Tensor:
     """fp32 log-probs that predict tokens `response_start` … `length` − 1 (each by the position before): (R, V)."""
     return torch.log_softmax(logits_TV[response_start - 1 : length - 1].float(), dim=-1)

@@ -7,97 +7,138 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from infra import child
-from infra.artifacts import ArtifactRef, Workspace
+from infra.artifacts import ArtifactRef, Workspace, digest_of
 from infra.errors import ConfigurationError
 from infra.models import ModelSource, load_tokenizer
 from infra.sandbox import ReadOnlyDatabase
-from tasks.evaluate.metrics import bare_code, kl_to_teacher, response_logprobs, response_nll
+from tasks.evaluate.metrics import bare_code, kl_on_shared_tokens, kl_to_teacher, response_logprobs, response_nll
 from tasks.evaluate.settings import Evaluation
+from tasks.logits.alignment import Alignment, vocabulary_of
 from tasks.rows import HELDOUT, Row, read_rows
 from tasks.seeds.stage import open_databases
-from tasks.tokens import Skipped, TokenisedRow, tokenise
+from tasks.tokens import Skipped, TokenisedRow, tokenise, tokenizer_digests
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
 
 
 @dataclass(frozen=True)
 class Task:
-    """A held-out row, ready for every variant (they share one tokenizer)."""
+    """A held-out row in a variant's tokens and in the teacher's (the same ones where they share a tokenizer)."""
 
     row: Row
     tokens: TokenisedRow
+    teacher_tokens: TokenisedRow
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Held-out rows in the tokens of a model, by row id; those that it cannot take, with the reason."""
+
+    source: ModelSource
+    tokenizer: Any
+    tokens: dict[str, TokenisedRow]
+    reasons: dict[str, str]
 
 
 def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     """Evaluate the variants named in the spec; each leaves its metrics and predictions in its own workspace."""
     settings = Evaluation.model_validate(spec["evaluation"])
     seeds = ArtifactRef.model_validate(spec["heldout"])
+    rows = sorted(read_rows(seeds, HELDOUT), key=lambda row: row.id)[: settings.max_rows]
     teacher_source = ModelSource.model_validate(spec["teacher"])
-    tokenizer = load_tokenizer(teacher_source)
-    tasks, skipped = _tasks(seeds, tokenizer, settings)
+    prepared: dict[str, _Prepared] = {}
+
+    def prepare(source: ModelSource) -> _Prepared:
+        key = digest_of(tokenizer_digests(source))
+        if key not in prepared:
+            prepared[key] = _prepared(rows, source, settings.max_length)
+        return prepared[key]
+
+    theirs = prepare(teacher_source)
     databases = open_databases(seeds)
     teacher = load_model(teacher_source)
-    total = 2 * len(tasks) * len(spec["variants"])
-    done = 0
+    total, done = 2 * len(rows) * len(spec["variants"]), 0
     for variant in spec["variants"]:
         started = time.monotonic()
         work = Workspace.from_description(variant["workspace"])
         source = ModelSource.model_validate(variant["model"])
+        mine = prepare(source)
+        tasks, skipped = _tasks(rows, mine, theirs)
+        done += 2 * (len(rows) - len(tasks))
         model = teacher if source == teacher_source else load_model(source)
-        nll: list[float] = []
-        kl: list[float] = []
+        alignment = None if mine is theirs else Alignment(vocabulary_of(theirs.source), vocabulary_of(mine.source))
+        scores: list[RowScore] = []
         generated: list[str] = []
         for batch in batches(tasks, settings.batch_rows):
-            for row_nll, row_kl in _score(model, teacher, batch, tokenizer.pad_token_id):
-                nll.append(row_nll)
-                kl.append(row_kl)
+            scores.extend(_score(model, teacher, batch, alignment))
             done += len(batch)
             reporter.progress(done, total, variant=variant["name"])
         for batch in batches(tasks, settings.batch_rows):
-            generated.extend(generate(model, tokenizer, batch, settings.max_new_tokens))
+            generated.extend(generate(model, mine.tokenizer, batch, settings.max_new_tokens))
             done += len(batch)
             reporter.progress(done, total, variant=variant["name"])
         correct = [_is_correct(task.row, text, databases) for task, text in zip(tasks, generated, strict=True)]
-        work.put(PREDICTIONS, _predictions(tasks, generated, correct, nll, kl))
+        work.put(PREDICTIONS, _predictions(tasks, generated, correct, scores))
         seconds = round(time.monotonic() - started, 2)
-        work.put_json(METRICS, {**_metrics(tasks, correct, nll, kl), "skipped": skipped, "seconds": seconds})
+        work.put_json(METRICS, {**_metrics(tasks, correct, scores), "skipped": skipped, "seconds": seconds})
     return {}
 
 
-def _metrics(tasks: list[Task], correct: list[bool | None], nll: list[float], kl: list[float]) -> dict[str, Any]:
-    tokens = sum(task.tokens.response_tokens for task in tasks)
+class RowScore(NamedTuple):
+    """Sums over a row's response: −log p, KL(teacher ‖ model), and the tokens that the KL is over."""
+
+    nll: float
+    kl: float
+    kl_tokens: int
+
+
+def _metrics(tasks: list[Task], correct: list[bool | None], scores: list[RowScore]) -> dict[str, Any]:
     judged = [outcome for outcome in correct if outcome is not None]
     return {
         "exec_accuracy": sum(judged) / len(judged) if judged else None,
-        "cross_entropy": sum(nll) / tokens,
-        "kl_to_teacher": sum(kl) / tokens,
+        "cross_entropy": sum(s.nll for s in scores) / sum(task.tokens.response_tokens for task in tasks),
+        "kl_to_teacher": sum(s.kl for s in scores) / max(sum(s.kl_tokens for s in scores), 1),
         "n": len(tasks),
     }
 
 
-def _tasks(seeds: ArtifactRef, tokenizer: Any, settings: Evaluation) -> tuple[list[Task], dict[str, int]]:
-    tasks: list[Task] = []
-    skipped: dict[str, int] = {}
-    for row in sorted(read_rows(seeds, HELDOUT), key=lambda row: row.id)[: settings.max_rows]:
-        tokens = tokenise(row, tokenizer, settings.max_length)
-        if isinstance(tokens, Skipped):
-            skipped[tokens.reason] = skipped.get(tokens.reason, 0) + 1
+def _prepared(rows: list[Row], source: ModelSource, max_length: int) -> _Prepared:
+    tokenizer = load_tokenizer(source)
+    tokens, reasons = {}, {}
+    for row in rows:
+        tokenised = tokenise(row, tokenizer, max_length)
+        if isinstance(tokenised, Skipped):
+            reasons[row.id] = tokenised.reason
         else:
-            tasks.append(Task(row, tokens))
+            tokens[row.id] = tokenised
+    return _Prepared(source, tokenizer, tokens, reasons)
+
+
+def _tasks(rows: list[Row], mine: _Prepared, theirs: _Prepared) -> tuple[list[Task], dict[str, int]]:
+    """The rows that model and teacher can both take, shortest first, and how many were skipped for what."""
+    skipped = Counter((theirs.reasons | mine.reasons).values())
+    tasks = [
+        Task(row, mine.tokens[row.id], theirs.tokens[row.id])
+        for row in rows
+        if row.id in mine.tokens and row.id in theirs.tokens
+    ]
     if not tasks:
-        raise ConfigurationError(f"no held-out row is usable for evaluation: {skipped}")
-    return sorted(tasks, key=lambda task: (len(task.tokens.ids), task.row.id)), skipped
+        raise ConfigurationError(f"no held-out row is usable for evaluation: {dict(skipped)}")
+    return sorted(tasks, key=lambda task: (len(task.tokens.ids), task.row.id)), dict(skipped)
 
 
 def load_model(source: ModelSource) -> Any:
@@ -109,26 +150,46 @@ def load_model(source: ModelSource) -> Any:
 
 
 @torch.inference_mode()
-def _score(model: Any, teacher: Any, batch: list[Task], pad_id: int) -> Iterator[tuple[float, float]]:
-    """Summed −log p and KL(teacher ‖ model) of each row's response."""
-    longest = max(len(task.tokens.ids) for task in batch)
-    ids_BT = torch.full((len(batch), longest), pad_id, device=model.device)
-    mask_BT = torch.zeros_like(ids_BT)
-    for b, task in enumerate(batch):
-        length = len(task.tokens.ids)
-        ids_BT[b, :length] = torch.tensor(task.tokens.ids)
-        mask_BT[b, :length] = 1
-    logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
+def _score(model: Any, teacher: Any, batch: list[Task], alignment: Alignment | None) -> Iterator[RowScore]:
+    """Each row's sums; with `alignment`, the KL is over positions and tokens that both tokenizers have."""
+    ids_BT, logits_BTV = _logits(model, [task.tokens for task in batch])
     if teacher is not model:
-        teacher_BTV = teacher(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
+        _, teacher_BTV = _logits(teacher, [task.teacher_tokens for task in batch])
     for b, task in enumerate(batch):
         start, length = task.tokens.response_start, len(task.tokens.ids)
         logprobs_RV = response_logprobs(logits_BTV[b], start, length)
-        row_nll = float(response_nll(logprobs_RV, ids_BT[b, start:length]).sum())
-        row_kl = 0.0
+        nll = float(response_nll(logprobs_RV, ids_BT[b, start:length]).sum())
+        kl_R = torch.zeros(task.tokens.response_tokens)
         if teacher is not model:
-            row_kl = float(kl_to_teacher(response_logprobs(teacher_BTV[b], start, length), logprobs_RV).sum())
-        yield row_nll, row_kl
+            of_teacher = task.teacher_tokens
+            teacher_RV = response_logprobs(teacher_BTV[b], of_teacher.response_start, len(of_teacher.ids))
+            kl_R = (
+                kl_to_teacher(teacher_RV, logprobs_RV)
+                if alignment is None
+                else _kl_aligned(alignment, task, teacher_RV, logprobs_RV)
+            )
+        yield RowScore(nll, float(kl_R.sum()), len(kl_R))
+
+
+def _kl_aligned(alignment: Alignment, task: Task, teacher_RV: Tensor, logprobs_RV: Tensor) -> Tensor:
+    teacher_at, student_at = alignment.same_spans(
+        np.asarray(task.teacher_tokens.ids)[task.teacher_tokens.response_start :],
+        np.asarray(task.tokens.ids)[task.tokens.response_start :],
+    )
+    shared = alignment.same_tokens(teacher_RV.shape[1], logprobs_RV.shape[1])
+    teacher_ids_W, student_ids_W = (torch.from_numpy(ids).to(logprobs_RV.device) for ids in shared)
+    return kl_on_shared_tokens(teacher_RV[teacher_at], logprobs_RV[student_at], teacher_ids_W, student_ids_W)
+
+
+def _logits(model: Any, rows: Sequence[TokenisedRow]) -> tuple[Tensor, Tensor]:
+    """Ids and logits of rows, padded on the right."""
+    longest = max(len(row.ids) for row in rows)
+    ids_BT = torch.zeros((len(rows), longest), dtype=torch.long, device=model.device)
+    mask_BT = torch.zeros_like(ids_BT)
+    for b, row in enumerate(rows):
+        ids_BT[b, : len(row.ids)] = torch.tensor(row.ids)
+        mask_BT[b, : len(row.ids)] = 1
+    return ids_BT, model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
 
 
 @torch.inference_mode()
@@ -162,9 +223,7 @@ def _is_correct(row: Row, text: str, databases: dict[str, ReadOnlyDatabase]) -> 
     return databases[row.database].same_result(row.response, bare_code(text))
 
 
-def _predictions(
-    tasks: list[Task], generated: list[str], correct: list[bool | None], nll: list[float], kl: list[float]
-) -> bytes:
+def _predictions(tasks: list[Task], generated: list[str], correct: list[bool | None], scores: list[RowScore]) -> bytes:
     table = pa.table(
         {
             "row_id": [task.row.id for task in tasks],
@@ -173,8 +232,9 @@ def _predictions(
             "reference": [task.row.response for task in tasks],
             "generated": generated,
             "correct": pa.array(correct, pa.bool_()),
-            "nll": nll,
-            "kl_to_teacher": kl,
+            "nll": [score.nll for score in scores],
+            "kl_to_teacher": [score.kl for score in scores],
+            "kl_tokens": [score.kl_tokens for score in scores],
             "response_tokens": [task.tokens.response_tokens for task in tasks],
         }
     )

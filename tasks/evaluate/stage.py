@@ -12,7 +12,7 @@ from infra.processes import Event, run_supervised
 from tasks.evaluate.settings import Evaluation
 
 KIND = "evaluate"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 FILES = ("metrics.json", "predictions.parquet")
 
 

@@ -23,23 +23,23 @@ from infra.errors import ConfigurationError
 from infra.models import ModelSource
 from tasks.logits.blocks import ScoredRow
 from tasks.logits.vocabulary import Vocabulary, token_map
-from tasks.tokens import TokenisedRow, tokenizer_digests
+from tasks.tokens import TokenisedRow, end_token, tokenizer_digests
 
 
-def check_same_tokens(teacher: Mapping[str, str], student: ModelSource) -> None:
-    """Refuse a student whose token→id map, chat template or end of turn is not the one that was scored."""
+def check_same_template(teacher: Mapping[str, str], student: ModelSource) -> None:
+    """With one tokenizer: refuse a student whose chat template or end of turn is not the one that was scored."""
     mine = tokenizer_digests(student)
-    if mine["vocabulary"] != teacher["vocabulary"]:
-        raise ConfigurationError(
-            f"student {student.name!r} and its teacher map tokens to different ids: choose two models with "
-            "one tokenizer (this flow does not align different tokenizers)"
-        )
     for part, words in (("template", "chat template"), ("end", "end-of-turn token (eos_token)")):
         if mine[part] != teacher[part]:
             raise ConfigurationError(
                 f"student {student.name!r} and its teacher have different {words}s: copy the teacher's "
                 f"{words} into the student's tokenizer_config.json, or choose models that share one"
             )
+
+
+def vocabulary_of(source: ModelSource) -> Vocabulary:
+    """A model's tokens."""
+    return Vocabulary.of(source.text_file("tokenizer.json") or "", end_token(source))
 
 
 def remap(ids_RK: np.ndarray, logprobs_RK: np.ndarray, map_V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +76,9 @@ class Alignment:
 
     def move(self, scored: ScoredRow, student: TokenisedRow) -> tuple[np.ndarray, np.ndarray]:
         """Top-K ids and log-probs for each response token of `student`; −inf where nothing was moved."""
-        teacher_at_R, student_at_R = self._same_spans(scored, student)
+        teacher_at_R, student_at_R = self.same_spans(
+            np.asarray(scored.ids)[scored.response_start :], np.asarray(student.ids)[student.response_start :]
+        )
         shape = (student.response_tokens, scored.topk_ids_RK.shape[1])
         ids_RK, logprobs_RK = np.zeros(shape, np.int32), np.full(shape, -np.inf, np.float32)
         moved = remap(scored.topk_ids_RK[teacher_at_R], scored.logprobs_RK[teacher_at_R], self._map)
@@ -107,10 +109,10 @@ class Alignment:
                 f"`kd.min_alignment` asks for {wanted:.0%}: choose models with closer tokenizers, or lower it"
             )
 
-    def _same_spans(self, scored: ScoredRow, student: TokenisedRow) -> tuple[np.ndarray, np.ndarray]:
-        """Response positions of teacher and student that have a token at the same bytes of the same text."""
-        ours, text = self.teacher.spans(np.asarray(scored.ids)[scored.response_start :])
-        theirs, student_text = self.student.spans(np.asarray(student.ids)[student.response_start :])
+    def same_spans(self, teacher_R: np.ndarray, student_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions in the response's ids of teacher and student with a token at the same bytes of the same text."""
+        ours, text = self.teacher.spans(teacher_R)
+        theirs, student_text = self.student.spans(student_R)
         if student_text == b" " + text:  # SentencePiece puts a space before the first word
             theirs = np.maximum(theirs - 1, 0)
         elif text == b" " + student_text:
@@ -122,3 +124,9 @@ class Alignment:
         keys = [spans[:, 0] * (len(text) + 2) + spans[:, 1] for spans in (ours, theirs)]
         _same, teacher_at, student_at = np.intersect1d(*keys, return_indices=True)
         return teacher_at, student_at
+
+    def same_tokens(self, teacher_size: int, student_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the tokens that both have, of teacher and of student, within outputs of these sizes."""
+        teacher_ids = np.flatnonzero(self._map[:teacher_size] >= 0)
+        fits = self._map[teacher_ids] < student_size
+        return teacher_ids[fits], self._map[teacher_ids[fits]]

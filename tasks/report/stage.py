@@ -49,17 +49,8 @@ def gather(
 ) -> ReportData:
     """All that the page shows. Times are those of the run that made each artifact."""
     records = {name: _record(ref) for name, ref in stages.items()}
-    tables = {name: _predictions(ref) for name, ref in evaluations.items()}
-    variants = {}
-    for name, ref in evaluations.items():
-        metrics = _record(ref).facts
-        correct = tables[name]["correct"]
-        variants[name] = Variant(
-            label=LABELS[name],
-            **{field: metrics[field] for field in ("exec_accuracy", "cross_entropy", "kl_to_teacher", "n")},
-            correct=None if None in correct else correct,
-            uri=ref.uri,
-        )
+    tables = _on_common_rows({name: _predictions(ref) for name, ref in evaluations.items()})
+    variants = {name: _variant(LABELS[name], tables[name], ref.uri) for name, ref in evaluations.items()}
     seconds = sum(_record(ref).seconds for ref in {ref.uri: ref for ref in evaluations.values()}.values())
     shown = [_stage(name, record, stages[name].uri) for name, record in records.items()]
     kd_evaluation = evaluations["kd"]
@@ -126,6 +117,31 @@ def _predictions(ref: ArtifactRef) -> dict[str, list[Any]]:
     data = ArtifactReader(ref).read("predictions.parquet")
     columns: dict[str, list[Any]] = pq.read_table(pa.BufferReader(data)).to_pydict()
     return columns
+
+
+def _on_common_rows(tables: Mapping[str, dict[str, list[Any]]]) -> dict[str, dict[str, list[Any]]]:
+    """The rows that every variant could take, in one order: tokenizers differ in what is too long, and in lengths."""
+    common = set.intersection(*(set(table["row_id"]) for table in tables.values()))
+    order = [row_id for row_id in tables["kd"]["row_id"] if row_id in common]
+    aligned = {}
+    for name, table in tables.items():
+        place = {row_id: index for index, row_id in enumerate(table["row_id"])}
+        aligned[name] = {column: [values[place[row_id]] for row_id in order] for column, values in table.items()}
+    return aligned
+
+
+def _variant(label: str, table: Mapping[str, list[Any]], uri: str) -> Variant:
+    correct = table["correct"]
+    judged = [outcome for outcome in correct if outcome is not None]
+    return Variant(
+        label=label,
+        exec_accuracy=sum(judged) / len(judged) if judged else None,
+        cross_entropy=sum(table["nll"]) / sum(table["response_tokens"]),
+        kl_to_teacher=sum(table["kl_to_teacher"]) / max(sum(table["kl_tokens"]), 1),
+        n=len(correct),
+        correct=None if None in correct else correct,
+        uri=uri,
+    )
 
 
 def _examples(tables: Mapping[str, dict[str, list[Any]]]) -> list[Example]:

@@ -8,11 +8,10 @@ from typing import Any
 
 from infra.artifacts import ArtifactRef
 from infra.models import ModelSource, load_tokenizer
-from tasks.logits.alignment import Alignment, check_same_tokens, known_tokens, remap
+from tasks.logits.alignment import Alignment, check_same_template, known_tokens, remap, vocabulary_of
 from tasks.logits.store import TopKReader
-from tasks.logits.vocabulary import Vocabulary
 from tasks.rows import KEPT, Row, read_rows
-from tasks.tokens import Skipped, TokenisedRow, end_token, tokenise, tokenizer_digests
+from tasks.tokens import Skipped, TokenisedRow, tokenise, tokenizer_digests
 from tasks.train.data import Example
 from tasks.train.settings import Distillation
 
@@ -35,9 +34,9 @@ def load_examples(
         return [Example(row.row_id, row.ids, row.response_start) for row in tokenised if row], tokenizer, facts
     reader = TopKReader(data)
     if reader.tokenizer_digest["vocabulary"] == tokenizer_digests(student)["vocabulary"]:
-        check_same_tokens(reader.tokenizer_digest, student)
+        check_same_template(reader.tokenizer_digest, student)
         return _with_scored_ids(reader, student, max_length, skipped), tokenizer, facts
-    alignment = Alignment(reader.vocabulary(), _vocabulary(student))
+    alignment = Alignment(reader.vocabulary(), vocabulary_of(student))
     examples = _with_own_ids(reader, alignment, tokenizer, max_length, skipped)
     alignment.check(kd.min_alignment)
     return examples, tokenizer, {**facts, "alignment": alignment.summary()}
@@ -45,7 +44,7 @@ def load_examples(
 
 def _with_scored_ids(reader: TopKReader, student: ModelSource, max_length: int, skipped: Counter[str]) -> list[Example]:
     size = json.loads(student.text_file("config.json") or "{}")["vocab_size"]
-    known = known_tokens(_vocabulary(student), size)
+    known = known_tokens(vocabulary_of(student), size)
     examples = []
     for scored in reader:
         if len(scored.ids) > max_length:
@@ -77,7 +76,3 @@ def _tokenised(row: Row, tokenizer: Any, max_length: int, skipped: Counter[str])
         skipped[tokenised.reason] += 1
         return None
     return tokenised
-
-
-def _vocabulary(source: ModelSource) -> Vocabulary:
-    return Vocabulary.of(source.text_file("tokenizer.json") or "", end_token(source))

@@ -73,7 +73,7 @@ def _greedy_label_flags() -> list[str]:
         teacher = resolve("demo", "teacher")
         tokenizer, model = load_tokenizer(teacher), load_model(teacher)
         tokenised = [(row, tokenise(row, tokenizer, 384)) for row in read_rows(ref, KEPT)]
-        tasks = [Task(row, tokens) for row, tokens in tokenised if isinstance(tokens, TokenisedRow)]
+        tasks = [Task(row, tokens, tokens) for row, tokens in tokenised if isinstance(tokens, TokenisedRow)]
         answers = [text for batch in batches(tasks, 160) for text in generate(model, tokenizer, batch, 64)]
     path = Path(os.environ.get("DISTILFLOW_HOME", ".distilflow")) / "greedy_labels.jsonl"
     with path.open("w") as stream:

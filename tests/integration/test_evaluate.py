@@ -1,0 +1,81 @@
+"""Evaluation across tokenizers, against a student that is the teacher with its token ids shuffled."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from infra.artifacts import ArtifactReader, ArtifactRef, facts_of
+from infra.models import ModelSource, resolve
+from tasks.evaluate import stage
+from tasks.evaluate.settings import Evaluation
+from tasks.seeds.stage import Sources, load
+
+SETTINGS = Evaluation(max_rows=24, max_new_tokens=32, max_length=384, batch_rows=12)
+
+
+@pytest.fixture
+def seeds(bucket: str) -> ArtifactRef:
+    return load(Sources.of("demo", None, None), heldout_share=0.1, response_required=False)
+
+
+@pytest.fixture
+def shuffled(tmp_path: Path) -> ModelSource:
+    """The teacher with every token under another id: another tokenizer, the same distributions over texts."""
+    teacher, folder = Path(str(resolve("demo", "teacher").path)), tmp_path / "shuffled"
+    shutil.copytree(teacher, folder)
+    config = json.loads((folder / "config.json").read_text())
+    size = config["vocab_size"]
+    new_id = np.random.default_rng(0).permutation(size)
+    told = json.loads((folder / "tokenizer.json").read_text())
+    told["model"]["vocab"] = {token: int(new_id[old]) for token, old in told["model"]["vocab"].items()}
+    told["added_tokens"] = [{**entry, "id": int(new_id[entry["id"]])} for entry in told["added_tokens"]]
+    (folder / "tokenizer.json").write_text(json.dumps(told))
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in weights.items():
+        if "embed_tokens" in name or "lm_head" in name:
+            moved = torch.empty_like(weight)
+            moved[torch.from_numpy(new_id)] = weight
+            weights[name] = moved
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).exists():
+            settings = json.loads((folder / name).read_text())
+            for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
+                if isinstance(settings.get(key), int):
+                    settings[key] = int(new_id[settings[key]])
+            (folder / name).write_text(json.dumps(settings))
+    return ModelSource(name="shuffled", path=str(folder))
+
+
+def _evaluated(models: dict[str, ModelSource], seeds: ArtifactRef) -> dict[str, ArtifactRef]:
+    teacher = resolve("demo", "teacher")
+    works = {name: stage.workspace(model, teacher, seeds, SETTINGS) for name, model in models.items()}
+    return stage.evaluate(works, models, teacher, seeds, SETTINGS, lambda event: None)
+
+
+def test_a_student_that_says_the_same_in_other_ids_is_no_distance_from_its_teacher(
+    seeds: ArtifactRef, shuffled: ModelSource
+) -> None:
+    models = {"teacher": resolve("demo", "teacher"), "kd": shuffled, "base": resolve("demo", "student")}
+    refs = _evaluated(models, seeds)
+    numbers = {name: facts_of(ref) for name, ref in refs.items()}
+    assert numbers["kd"]["kl_to_teacher"] == pytest.approx(0, abs=1e-4)
+    assert numbers["kd"]["cross_entropy"] == pytest.approx(numbers["teacher"]["cross_entropy"], abs=1e-4)
+    assert numbers["kd"]["exec_accuracy"] == numbers["teacher"]["exec_accuracy"] > 0.5
+    assert numbers["base"]["kl_to_teacher"] > 1  # and a student far from it is measured as far
+    tables = {name: _predictions(ref) for name, ref in refs.items()}
+    assert tables["kd"]["generated"].to_pylist() == tables["teacher"]["generated"].to_pylist()
+    assert tables["kd"]["kl_tokens"].to_pylist() == tables["kd"]["response_tokens"].to_pylist()
+
+
+def _predictions(ref: ArtifactRef) -> pa.Table:
+    return pq.read_table(pa.BufferReader(ArtifactReader(ref).read("predictions.parquet")))
