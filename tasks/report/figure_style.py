@@ -7,6 +7,7 @@ light screen, a dark screen and paper. Text stays text. Equal data gives equal b
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,15 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 10.5,
 }
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure ready for the page: `svg` is trusted markup, title and caption are text."""
+
+    title: str
+    caption: str
+    svg: str
 
 
 def colour_of(name: str) -> str:

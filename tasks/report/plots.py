@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tasks.report.comparison import compare, percent
-from tasks.report.data import Coverage, ReportData, in_order_of_work
+from tasks.report.data import ReportData, in_order_of_work
 from tasks.report.figure_style import (
     INK,
     MUTED,
     ROW,
     STYLE,
     WARM,
+    Plot,
     bars_figure,
     colour_of,
     figure_of,
@@ -22,21 +22,13 @@ from tasks.report.figure_style import (
     name_bars,
     short,
 )
+from tasks.report.mass_plots import mass, mass_by
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LOG_FROM = 5  # highest over lowest loss from which the end of a curve would be flat on a linear axis
 CURVE_POINTS = 120  # longer curves are averaged to this many
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure ready for the page: `svg` is trusted markup, title and caption are text."""
-
-    title: str
-    caption: str
-    svg: str
 
 
 def plots(data: ReportData) -> dict[str, Plot]:
@@ -49,7 +41,8 @@ def plots(data: ReportData) -> dict[str, Plot]:
         "accuracy": _accuracy,
         "distance": _distance,
         "curves": _curves,
-        "mass": _mass,
+        "mass": mass,
+        "mass_by": mass_by,
         "data_flow": _data_flow,
         "time": _time,
     }
@@ -146,55 +139,6 @@ def _curves(data: ReportData) -> Plot | None:
         "compare its shape with the others, not its level.",
         inline_svg(figure, "curves", "Training loss by step"),
     )
-
-
-def _mass(data: ReportData) -> Plot | None:
-    coverage = data.coverage
-    if coverage is None:
-        return None
-    figure, (axes,) = figure_of(2.9)
-    bins = len(coverage.histogram)
-    total = sum(coverage.histogram) or 1
-    axes.bar(
-        [(i + 0.5) / bins for i in range(bins)],
-        [100 * count / total for count in coverage.histogram],
-        width=0.88 / bins,
-        color=colour_of("kd"),
-    )
-    axes.axvline(coverage.mean, color=INK, linewidth=1.2, linestyle=(0, (3, 2)))
-    left = coverage.mean > 0.5
-    axes.annotate(
-        f"mean {coverage.mean:.3f}",
-        (coverage.mean, 0.97),
-        xycoords=("data", "axes fraction"),
-        xytext=(-5 if left else 5, 0),
-        textcoords="offset points",
-        ha="right" if left else "left",
-        va="top",
-    )
-    axes.grid(axis="y")
-    axes.tick_params(labelcolor=MUTED, length=0, pad=6)
-    axes.spines["left"].set_visible(False)
-    axes.set(
-        xlim=(0, 1),
-        xlabel=f"probability held by the teacher’s top {coverage.k}",
-        ylabel="supervised tokens (%)",
-    )
-    percentiles = ", ".join(f"{name} {value:.3f}" for name, value in coverage.percentiles.items())
-    return Plot(
-        f"Top-{coverage.k} mass",
-        f"How much of the teacher’s probability its top {coverage.k} tokens hold, over {coverage.tokens:,} supervised "
-        "tokens. The method rests on this being almost 1."
-        + (f" Percentiles: {percentiles}." if percentiles else "")
-        + _needed(coverage),
-        inline_svg(figure, "mass", f"Histogram of the probability held by the top {coverage.k} tokens"),
-    )
-
-
-def _needed(coverage: Coverage) -> str:
-    """Which K holds how much, in words."""
-    needed = [f"{wanted} needs K = {k or f'more than {coverage.k}'}" for wanted, k in coverage.k_for.items()]
-    return f" On average {', '.join(needed)}." if needed else ""
 
 
 def _data_flow(data: ReportData) -> Plot | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.report.data import AgentUse, Coverage, DataFlow, Example, Output, ReportData, Stage, Variant
+from tasks.report.data import AgentUse, Coverage, DataFlow, Example, Mass, Output, ReportData, Stage, Variant
 from tasks.report.page import render_page
 
 N = 640
@@ -122,6 +122,12 @@ def sample_report(**changes: object) -> ReportData:
         "coverage": Coverage(
             k=10,
             mean=0.962,
+            by_category={
+                "Open-ended writing with a long name": Mass(tokens=1200, mean=0.884),
+                "sql-join": Mass(tokens=3400, mean=0.991),
+                "Reasoning": Mass(tokens=2400, mean=0.972),
+            },
+            by_position={"1": Mass(tokens=1500, mean=0.81), "2–4": Mass(tokens=4400, mean=0.95)},
             percentiles={"p1": 0.613, "p5": 0.792, "p10": 0.874, "p50": 0.991},
             histogram=[
                 0,

@@ -144,6 +144,7 @@ def test_every_plot_has_axes_units_and_a_caption() -> None:
         "distance": ">nats/token<",
         "curves": "training loss (nats/token), log scale",
         "mass": "supervised tokens (%)",
+        "mass_by": "probability outside the top 10 (%)",
         "data_flow": ">rows<",
         "time": "wall-clock time (s)",
     }
@@ -155,7 +156,7 @@ def test_every_plot_has_axes_units_and_a_caption() -> None:
 
 def test_figures_take_their_colours_from_the_page() -> None:
     drawings = re.findall(r"<svg.*?</svg>", render_page(sample_report()), flags=re.DOTALL)
-    assert len(drawings) == 6
+    assert len(drawings) == 7
     for drawing in drawings:
         assert not re.findall(r"#[0-9a-f]{6}\b(?!-)", drawing)
         assert "var(--ink)" in drawing
