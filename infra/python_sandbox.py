@@ -20,6 +20,8 @@ from pydantic import BaseModel
 _FEED_S = 2.0
 _MEMORY_BYTES = 64_000_000
 _OUTPUT_BYTES = 1_000_000
+# a sleep would not count towards the time limit; a check of a random program comes out the same each time
+_OS_POLICY: Any = {"sleep": "zero", "random_start": {"seed": 0}}
 # What honest code may want and Monty lacks: its absence says nothing. Whatever else is missing reaches out.
 _HARMLESS_MODULES = """
     abc array ast base64 bisect calendar cmath contextlib copy csv decimal difflib doctest enum fractions
@@ -68,7 +70,7 @@ class PythonSandbox:
         limits: Any = {"max_feed_duration_secs": _FEED_S, "max_memory": _MEMORY_BYTES}
         step = ""
         try:
-            with self._pool.checkout(limits=limits) as session:
+            with self._pool.checkout(limits=limits, os_policy=_OS_POLICY) as session:
                 for step in [code, *tests]:
                     session.feed_run(step, print_callback=pydantic_monty.CollectString(_OUTPUT_BYTES))
         except pydantic_monty.MontyCrashedError:

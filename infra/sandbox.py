@@ -8,6 +8,7 @@ no query fills the machine or writes a temporary file.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sqlite3
 import threading
@@ -18,7 +19,9 @@ Rows = tuple[tuple[object, ...], ...]
 
 _READING = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
 _FORBIDDEN_FUNCTIONS = frozenset({"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer"})
-_MAX_VALUE_BYTES = 1_000_000
+_MAX_VALUE_BYTES = 100_000  # one `instr` or `replace` takes quadratic time and cannot be interrupted
+_MAX_RESULT_BYTES = 16 << 20
+_MAX_SQL_BYTES = 10_000  # and so bounds how many of these one query can hold
 _MAX_HEAP_BYTES = 256 << 20
 _INSTRUCTIONS_BETWEEN_CHECKS = 1_000
 _ORDER_BY = re.compile(r"\border\s+by\b", re.IGNORECASE)
@@ -40,6 +43,7 @@ class ReadOnlyDatabase:
         self._connection.execute("PRAGMA temp_store=MEMORY")
         self._connection.executescript(dump)
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
+        self._connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, _MAX_SQL_BYTES)
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         self._connection.set_authorizer(_authorize)
 
@@ -52,17 +56,33 @@ class ReadOnlyDatabase:
         deadline = time.monotonic() + self._timeout_s
         self._connection.set_progress_handler(lambda: time.monotonic() > deadline, _INSTRUCTIONS_BETWEEN_CHECKS)
         try:
-            cursor = self._connection.execute(sql)
-            rows = tuple(cursor.fetchmany(self._max_rows + 1))
+            with contextlib.closing(self._connection.execute(sql)) as cursor:
+                is_query = cursor.description is not None
+                rows = self._fetched(cursor, deadline)
         except (sqlite3.Error, sqlite3.Warning, ValueError, MemoryError, OverflowError) as error:
             if str(error) == "interrupted":
-                raise QueryError(f"took longer than {self._timeout_s:g} s") from error
+                raise self._late() from error
             raise QueryError(str(error) or type(error).__name__) from error
-        if cursor.description is None:
+        if not is_query:
             raise QueryError("is no query")
-        if len(rows) > self._max_rows:
-            raise QueryError(f"returns more than {self._max_rows} rows")
         return rows
+
+    def _fetched(self, cursor: sqlite3.Cursor, deadline: float) -> Rows:
+        rows: list[tuple[object, ...]] = []
+        size = 0
+        for row in cursor:
+            rows.append(row)
+            size += sum(len(value) for value in row if isinstance(value, str | bytes))
+            if len(rows) > self._max_rows:
+                raise QueryError(f"returns more than {self._max_rows} rows")
+            if size > _MAX_RESULT_BYTES:
+                raise QueryError(f"returns more than {_MAX_RESULT_BYTES >> 20} MiB")
+            if time.monotonic() > deadline:
+                raise self._late()
+        return tuple(rows)
+
+    def _late(self) -> QueryError:
+        return QueryError(f"took longer than {self._timeout_s:g} s")
 
     def same_result(self, reference: str, candidate: str) -> bool:
         """Execution accuracy: does the candidate return what the reference returns?

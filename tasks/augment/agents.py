@@ -8,14 +8,13 @@ into the user message as one JSON object, so that no seed can end its own quotat
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import json_repair
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from infra.artifacts import digest_of
@@ -24,7 +23,6 @@ from tasks.rows import Row
 Answer = TypeVar("Answer", bound=BaseModel)
 _MAX_CHARS = 20_000
 _STEP_BY_STEP = ("reason", "math", "arithmetic", "code", "coding", "python", "logic")
-_FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*)\n\s*```\s*$", re.DOTALL)
 
 Text = Annotated[str, Field(max_length=_MAX_CHARS)]
 Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=_MAX_CHARS)]
@@ -36,7 +34,7 @@ class BadAnswer(ValueError):
 
 
 class _Answer(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)  # no "yes" for true, no true for 1
 
 
 class NewRow(_Answer):
@@ -95,6 +93,10 @@ class Agent(Generic[Answer]):
         return resources.files("tasks.augment").joinpath(f"prompts/{self.name}.jinja").read_text()
 
     @cached_property
+    def _template(self) -> Template:
+        return _TEMPLATES.from_string(self.prompt)
+
+    @cached_property
     def schema(self) -> dict[str, Any]:
         return self.answer.model_json_schema()
 
@@ -111,33 +113,48 @@ class Agent(Generic[Answer]):
             payload["response"] = row.response
         if row.history:
             payload["history"] = [message.model_dump() for message in row.history]
-        system = _TEMPLATES.from_string(self.prompt).render(**settings)
+        system = self._template.render(**settings)
         return [
             {"role": "system", "content": system},
             {"role": "user", "content": json.dumps({**payload, **settings}, ensure_ascii=False)},
         ]
 
-    def read(self, text: str) -> Answer:
+    def read(self, text: str, shown: str = "") -> Answer:
         """The answer in a model's text; BadAnswer where it is not the one JSON object asked for.
 
         Strict, so that no text quoted inside an answer can pass for the answer: nothing may stand around the
         object but one code fence, and no field may occur twice. A writer's slips of punctuation are repaired,
-        a judge's are not; nor is an object that was cut off, for its last text would be half a text.
+        a judge's are not; nor is an object that was cut off, for its last text would be half a text. `shown` is the
+        user message: a verdict that stands there word for word is the row's and not the judge's.
         """
-        fenced = _FENCE.match(text)
-        text = (fenced.group(1) if fenced else text).strip()
+        text = _unfenced(text)
         try:
             value = json.loads(text, object_pairs_hook=_without_repeats)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except BadAnswer:
+            raise
+        except (ValueError, RecursionError) as error:  # ValueError: no JSON, or a number of thousands of digits
             value = _repaired(text) if self.writes else None
-            if not isinstance(value, dict):
+            if value is None:
                 raise BadAnswer("not one whole JSON object") from error
         try:
-            return self.answer.model_validate(value)
+            answer = self.answer.model_validate(value)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"])) or "the object"
-            raise BadAnswer(f"{where}: {first['msg']}") from error
+            raise BadAnswer(f"{where[:100]}: {first['msg']}") from error
+        if not self.writes and json.dumps(text, ensure_ascii=False)[1:-1] in shown:
+            raise BadAnswer("quotes the row")
+        return answer
+
+
+def _unfenced(text: str) -> str:
+    """Without the one code fence around it. No regular expression: they take quadratic time on hostile text."""
+    text = text.strip()
+    if text.startswith("```") and text.endswith("```"):
+        label, _, inside = text[3:-3].partition("\n")
+        if label.strip() in ("", "json"):
+            return inside.strip()
+    return text
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -147,14 +164,18 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _repaired(text: str) -> Any:
+def _repaired(text: str) -> dict[str, Any] | None:
     """A writer's object with slips of punctuation mended; None where it is not one whole object."""
     if not (text.startswith("{") and text.endswith("}") and len(text) < 10 * _MAX_CHARS):
         return None
     try:
-        return json_repair.loads(text, skip_json_loads=True, strict=True)
+        value = json_repair.loads(text, skip_json_loads=True, strict=True)
     except (ValueError, RecursionError):
         return None
+    if not isinstance(value, dict) or not value:
+        return None
+    closing = "]" if isinstance([*value.values()][-1], list) else "\"'"
+    return value if text[:-1].rstrip(" \t\r\n,")[-1:] in closing else None  # else the brace is one of an inner text
 
 
 _TEMPLATES = Environment(undefined=StrictUndefined, trim_blocks=True, autoescape=False)  # plain text, not HTML

@@ -1,4 +1,7 @@
-"""The dataset card: what an augmented dataset holds, what was left out and why, and what it cost. Markdown."""
+"""The dataset card: what an augmented dataset holds, what was left out and why, and what it cost. Markdown.
+
+The same dataset has the same card, whoever paid for the answers, for the card is part of the artifact's digest.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,18 @@ from tasks.rows import KEPT
 NAME = "card.md"
 _SAMPLES = 3
 _SAMPLE_CHARS = 600
+_MARKUP = str.maketrans({sign: f"&#{ord(sign)};" for sign in "&<>|`*[]\\"})
+
+
+def _inline(text: str) -> str:
+    """A user's text in one line of Markdown, as text and nothing else."""
+    return " ".join(text.split()).translate(_MARKUP)
+
+
 _TEMPLATES = Environment(
     loader=PackageLoader("tasks.augment"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
+_TEMPLATES.filters["inline"] = _inline
 
 
 def describe(work: Workspace, batches: int) -> dict[str, Any]:

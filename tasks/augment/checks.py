@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 from collections.abc import Mapping
 
@@ -13,11 +14,21 @@ from tasks.rows import Row
 _CODE_BLOCK = re.compile(r"```([\w+-]*)[ \t]*\n(.*?)```", re.DOTALL)
 _PYTHON = ("python", "py", "python3")
 _DEFINES = re.compile(r"^(?:async )?(?:def|class) \w+", re.MULTILINE)
-_NUMBER = r"-?\d{1,15}(?:\.\d{1,10})?"
+_NUMBER = r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,10})?"
+_OPERAND = rf"(?:{_NUMBER}|\({_NUMBER}\))"
 _EQUATION = re.compile(
-    r"(?<![\w.,)$%/*×÷^+=-])(?<![-+*/×÷^%=(] )(?<!of )"  # not the tail of a longer formula
-    rf"({_NUMBER}(?:\s*[-+*/×÷]\s*\(?{_NUMBER}\)?){{1,10}})\s*=\s*({_NUMBER})"
-    r"(?![\w.,%/*×÷^(]*\d)(?!\s*[-+*/×÷^%])"  # nor the head of one
+    r"(?<![\w.,:)$%/*×÷^+=√-])(?<![-+*/×÷^%=(] )(?<!\d[ \xa0\u202f])"  # not the tail of a longer formula or number
+    rf"({_OPERAND}(?:\s*[-+*/×÷]\s*{_OPERAND}){{1,10}})(\s*)=\s*({_NUMBER})"
+    r"(?![\w.,:%/*×÷^(]*\d)(?!\s*[-+*/×÷^%=…])(?!\.\.)(?![ \xa0\u202f]\d)"  # nor the head of one
+)
+# What stands before a number that is a label or an argument, and after one that is not the whole result.
+_NO_OPERAND = re.compile(
+    r"\b(?:of|log|ln|sin|cos|tan|sqrt|root|step|day|week|case|part|question|problem|example|chapter|pages?|line)\s*$",
+    re.IGNORECASE,
+)
+_NO_RESULT = re.compile(
+    r"[a-z]|\s*\(?\s*(?:[rkmb]\b|remainder|余|hundred|thousand|[mb]illion|[百千万亿]|mod|binary|in b|base)",
+    re.IGNORECASE,
 )
 _MAX_EQUATIONS = 50
 
@@ -54,10 +65,20 @@ def is_arithmetic(task_category: str) -> bool:
 
 
 def equations_of(text: str) -> list[tuple[str, str]]:
-    """`3 * 4 = 12` in a text as (expression, stated result); chains and formulas with letters are left alone."""
+    """`3 * 4 = 12` in a text as (expression, stated result).
+
+    What may be something else is left alone (chains, formulas with letters, ranges, remainders, units like
+    thousands), for an equation that is wrong costs the row.
+    """
     plain = _CODE_BLOCK.sub(" ", text)[:50_000].replace("−", "-")
-    found = _EQUATION.findall(plain)[:_MAX_EQUATIONS]
-    return [(left.replace("×", "*").replace("÷", "/"), right) for left, right in found]
+    found = []
+    for match in itertools.islice(_EQUATION.finditer(plain), _MAX_EQUATIONS):
+        left, space, right = match.groups()
+        is_range = bool(space) and re.search(r"\d-\d", left)
+        before = plain[max(0, match.start() - 20) : match.start()]
+        if not (is_range or _NO_OPERAND.search(before) or _NO_RESULT.match(plain, match.end())):
+            found.append((left.replace("×", "*").replace("÷", "/"), right))
+    return found
 
 
 async def _check_equations(text: str, sandbox: PythonSandbox) -> Outcome | None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import heapq
+import itertools
 import random
 import socket
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from urllib.parse import urlparse
 
 from infra.errors import ConfigurationError, TransientError
-from tasks.augment.agents import SELECTION, Agent, Answer, BadAnswer
+from tasks.augment.agents import AGENTS, SELECTION, Agent, Answer, BadAnswer
 from tasks.augment.answers import AnswerCache, key_of
 from tasks.augment.budget import BudgetReached, Ledger, UsageByAgent
 from tasks.augment.providers import Configuration, Deployment, ProviderError, Providers, Reply, Request
@@ -54,7 +58,7 @@ class LLMClient:
         self.ledger = Ledger(options.budget_usd, options.max_rows)
         self._options = options
         self._cache = cache
-        self._free = asyncio.Semaphore(options.concurrency)
+        self._slots = _Slots(options.concurrency)
         self._pending: dict[str, asyncio.Task[dict[str, Any]]] = {}
         self._starting = asyncio.Lock()
         self._providers: Providers | None = None
@@ -77,9 +81,11 @@ class LLMClient:
         for attempt in range(1, _ATTEMPTS + 1):
             answer = await self._patiently(usage, agent, model, messages)
             try:
-                return agent.read(answer["text"])
+                if answer["finish_reason"] == "length":
+                    raise BadAnswer("cut off at max_output_tokens")
+                return agent.read(answer["text"], messages[1]["content"])
             except BadAnswer as bad:
-                why = str(bad) if answer["finish_reason"] != "length" else "cut off at max_output_tokens"
+                why = str(bad)
             if attempt < _ATTEMPTS:
                 correction = f"That was not the JSON object asked for ({why}). Answer with that object alone."
                 messages = [
@@ -88,6 +94,20 @@ class LLMClient:
                     {"role": "user", "content": correction},
                 ]
         raise Unanswered(agent.name, "no valid answer", why)
+
+    @property
+    def routes(self) -> list[str]:
+        """The models that rows go to."""
+        return list(self._configuration().routes)
+
+    async def price(self, model: str) -> tuple[float, float]:
+        """$ a token of prompt and of answer; zeros where nobody knows."""
+        await self._started()
+        return self._prices[model]
+
+    async def tokens(self, model: str, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, as far as LiteLLM knows the model's tokenizer."""
+        return await (await self._started()).tokens(model, list(texts))
 
     async def _patiently(
         self, usage: UsageByAgent, agent: Agent[Any], model: str, messages: list[dict[str, str]]
@@ -131,8 +151,11 @@ class LLMClient:
         return answer
 
     async def _paid(self, agent: Agent[Any], key: str, request: Request) -> dict[str, Any]:
-        """Send a request; its slot is free again when the answer is kept."""
-        async with self._free:
+        """Send a request; its slot is free again when the answer is kept.
+
+        Rows that are further along go first, so that few are half done when a budget ends or a kill comes.
+        """
+        async with self._slots.one(-AGENTS.index(agent)):
             providers = await self._started()
             most = self._most(request)
             try:
@@ -201,7 +224,9 @@ class LLMClient:
                 except ProviderError as error:
                     raise ConfigurationError(f"agent_model: {error}") from error
                 self._providers = providers
-                self._prices = {route: self._price(route, models) for route, models in providers.routes.items()}
+            if not self._prices:
+                routes = self._providers.routes
+                self._prices = {route: self._price(route, models) for route, models in routes.items()}
             return self._providers
 
     def _configuration(self) -> Configuration:
@@ -227,6 +252,41 @@ class LLMClient:
             max(model["usd_per_input_token"] for model in models),
             max(model["usd_per_output_token"] for model in models),
         )
+
+
+class _Slots:
+    """A semaphore whose waiters go by priority, the lowest number first; among equals, who came first."""
+
+    def __init__(self, count: int):
+        self._free = count
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._came = itertools.count()
+
+    @contextlib.asynccontextmanager
+    async def one(self, priority: int) -> AsyncIterator[None]:
+        if self._free:
+            self._free -= 1
+        else:
+            turn = asyncio.get_running_loop().create_future()
+            heapq.heappush(self._waiting, (priority, next(self._came), turn))
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if not turn.cancelled():  # it was our turn at this moment
+                    self._give_on()
+                raise
+        try:
+            yield
+        finally:
+            self._give_on()
+
+    def _give_on(self) -> None:
+        while self._waiting:
+            _, _, turn = heapq.heappop(self._waiting)
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
 
 
 def _check_address(api_base: str | None) -> None:

@@ -122,7 +122,8 @@ def _from_messages(where: str, entry: dict[str, Any]) -> Row:
                 f"{where}, field 'messages', turn {index + 1}: "
                 "expected 'role' (system, user or assistant) and 'content' (text)"
             )
-        messages.append(Message(role=turn["role"], content=turn["content"]))
+        content = _whole_text(f"{where}, field 'messages', turn {index + 1}", turn["content"])
+        messages.append(Message(role=turn["role"], content=content))
     response = messages.pop().content if messages[-1].role == "assistant" else ""
     if not messages or messages[-1].role != "user":
         raise ConfigurationError(f"{where}, field 'messages': no user turn before the answer")
@@ -150,7 +151,17 @@ def _text(where: str, field: str, value: Any) -> str:
         return ""
     if not isinstance(value, str):
         raise ConfigurationError(f"{where}, field {field!r}: expected text, found {type(value).__name__}")
-    return value.strip()
+    return _whole_text(f"{where}, field {field!r}", value).strip()
+
+
+def _whole_text(where: str, value: str) -> str:
+    """The text, refused where JSON's escapes left half a character in it, which no file can hold."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(value[error.start]):04x}"
+        raise ConfigurationError(f"{where}: {half} at {error.start} is half of a character: write it whole") from error
+    return value
 
 
 def _checked(where: str, field: str, row: Row, response_required: bool) -> Row:

@@ -1,6 +1,8 @@
 """SQL from a model: read-only, bounded, compared by what it returns."""
 
 import time
+import tracemalloc
+from pathlib import Path
 
 import pytest
 
@@ -37,12 +39,51 @@ def test_a_select_returns_its_rows(database: ReadOnlyDatabase) -> None:
         "SELECT '\x00'",
         "SELECT randomblob(100000000)",
         "SELECT hex(zeroblob(100000000))",
+        "SELECT writefile('/tmp/stolen.db', 'x')",
+        "SELECT readfile('/etc/passwd')",
+        "SELECT LOAD_EXTENSION('x.so', 'f')",
+        "SELECT edit('x')",
+        "SELECT fts3_tokenizer('simple')",
+        "DETACH DATABASE main",
+        "PRAGMA table_info(t)",
+        "SELECT * FROM pragma_database_list",
+        "CREATE TEMP TABLE u AS SELECT 1",
+        "CREATE VIRTUAL TABLE u USING fts5(x)",
+        "CREATE TRIGGER u AFTER INSERT ON t BEGIN SELECT 1; END",
+        "ALTER TABLE t RENAME TO u",
+        "REPLACE INTO t VALUES (1, 'x')",
+        "WITH x AS (SELECT 1) DELETE FROM t",
+        "/* SELECT */ DELETE FROM t",
+        "DELETE FROM t RETURNING id",
+        "VACUUM",
+        "ANALYZE",
+        "REINDEX",
+        "SAVEPOINT x",
+        "COMMIT",
+        "SELECT 1; SELECT 2",
+        ".shell touch /tmp/stolen.db",
+        ".read /etc/passwd",
+        "SELECT ?",
+        "SELECT :name",
+        "SELECT '\ud800'",
+        "SELECT '" + "a" * 2_000_000 + "'",
+        "SELECT " + "(" * 5_000 + "1" + ")" * 5_000,
+        "SELECT " + "+".join(["1"] * 5_000),
+        "SELECT 1" + " UNION SELECT 1" * 1_000,
+        "SELECT replace(hex(zeroblob(40000)), '0', hex(zeroblob(40000)))",
+        "SELECT group_concat(hex(zeroblob(40000))) FROM t, t, t",
+        "SELECT abs(-9223372036854775808)",
     ],
 )
 def test_whatever_is_no_bounded_reading_is_refused_and_changes_nothing(database: ReadOnlyDatabase, sql: str) -> None:
-    with pytest.raises(QueryError):
+    started = time.monotonic()
+    with pytest.raises(QueryError) as refused:
         database.run(sql)
+    assert str(refused.value)
+    assert time.monotonic() - started < 5
     assert database.run("SELECT count(*) FROM t") == ((3,),)
+    assert database.run("SELECT name FROM sqlite_master") == (("t",),)
+    assert not Path("/tmp/stolen.db").exists()
 
 
 @pytest.mark.parametrize(
@@ -50,6 +91,9 @@ def test_whatever_is_no_bounded_reading_is_refused_and_changes_nothing(database:
     [
         "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT count(*) FROM r",
         "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r LIMIT 5000000000) SELECT max(x) FROM r",
+        "WITH RECURSIVE r(x) AS (SELECT 1 UNION SELECT x + 1 FROM r) SELECT x FROM r ORDER BY x LIMIT 1",
+        "SELECT count(*) FROM " + ", ".join(f"t t{n}" for n in range(20)) + " WHERE t0.id + t19.id > 100",
+        "SELECT sum(length(randomblob(90000))) FROM " + ", ".join(f"t t{n}" for n in range(20)),
     ],
 )
 def test_endless_queries_are_stopped(database: ReadOnlyDatabase, sql: str) -> None:
@@ -62,6 +106,49 @@ def test_endless_queries_are_stopped(database: ReadOnlyDatabase, sql: str) -> No
 def test_too_many_rows_are_refused(database: ReadOnlyDatabase) -> None:
     with pytest.raises(QueryError, match="more than 100 rows"):
         database.run("SELECT 1 FROM t a, t b, t c, t d, t e")
+
+
+HUGE = {
+    "rows": "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT zeroblob(100000) FROM r",
+    "texts": "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT hex(zeroblob(50000)) FROM r",
+    "columns": "SELECT " + ", ".join(["zeroblob(100000)"] * 1_900),
+    "sorted": "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r LIMIT 5000) "
+    "SELECT hex(randomblob(50000)) AS y FROM r ORDER BY y",
+    "kept apart": "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r LIMIT 5000) "
+    "SELECT DISTINCT hex(randomblob(50000)) FROM r",
+}
+
+
+@pytest.mark.parametrize("sql", HUGE.values(), ids=HUGE)
+def test_a_huge_result_is_stopped_before_it_fills_the_memory(sql: str) -> None:
+    database = ReadOnlyDatabase(DUMP)  # as in production: two seconds, ten thousand rows
+    tracemalloc.start()
+    started = time.monotonic()
+    with pytest.raises(QueryError, match=r"more than 16 MiB|longer than 2 s|MemoryError|too (big|large)|out of memory"):
+        database.run(sql)
+    assert time.monotonic() - started < 10
+    _, peak = tracemalloc.get_traced_memory()  # what Python holds; SQLite's own is capped
+    tracemalloc.stop()
+    assert peak < 300 << 20
+    assert database.run("SELECT 1") == ((1,),)
+
+
+def test_a_function_that_takes_quadratic_time_has_little_to_take_it_on(database: ReadOnlyDatabase) -> None:
+    search = "SELECT instr(hex(zeroblob({})), hex(zeroblob({})) || '1')"
+    started = time.monotonic()
+    assert database.run(search.format(48_000, 24_000)) == ((0,),)
+    with pytest.raises(QueryError, match="too big"):
+        database.run(search.format(480_000, 240_000))
+    assert time.monotonic() - started < 5
+
+
+def test_a_large_honest_result_is_returned() -> None:
+    database = ReadOnlyDatabase(DUMP)
+    rows = database.run(
+        "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r LIMIT 10000) SELECT x, 'some text' FROM r"
+    )
+    assert len(rows) == 10_000
+    assert rows[-1] == (10_000, "some text")
 
 
 def test_results_are_compared_as_multisets_unless_ordered(database: ReadOnlyDatabase) -> None:

@@ -88,6 +88,7 @@ def test_another_domain_gets_a_harmless_answer_in_the_same_shape() -> None:
     assert ask({"agent": "verification", "response": "Rain.", **OUTSIDE}) == {
         "correct": True,
         "evidence": "not checked",
+        "tests": [],
     }
     assert 4 <= ask({"agent": "selection", "response": "Rain.", **OUTSIDE})["helpfulness"] <= 7
     assert len(ask({"agent": "expansion", "n": 3, **OUTSIDE})["instructions"]) == 3

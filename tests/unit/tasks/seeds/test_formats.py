@@ -88,3 +88,18 @@ def test_a_malformed_file_gets_one_sentence_with_file_row_and_field(data: bytes,
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(ConfigurationError, match="no file 'nowhere.jsonl'"):
         read_bytes("nowhere.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("entry", "where"),
+    [
+        ({"instruction": "a", "output": "b\ud800"}, r"f, row 1, field 'output': \\ud800 at 1 is half of a character"),
+        (
+            {"messages": [{"role": "user", "content": "\udc00"}, {"role": "assistant", "content": "x"}]},
+            r"f, row 1, field 'messages', turn 1: \\udc00 at 0",
+        ),
+    ],
+)
+def test_half_a_character_is_refused_by_row_and_field(entry: dict[str, Any], where: str) -> None:
+    with pytest.raises(ConfigurationError, match=where):
+        parse("f", _jsonl(entry), response_required=False)

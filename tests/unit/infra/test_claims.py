@@ -1,0 +1,181 @@
+"""Claims: of any number of workers one has a piece, and the pieces of the dead are taken over.
+
+Storage is a dictionary here; that a real one keeps its conditions is tested where a real one runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from infra import claims as module
+from infra.claims import Claims
+from infra.errors import TransientError
+
+
+class Store:
+    """Conditional writes, as S3 has them."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, tuple[bytes, str]] = {}
+        self.away = False
+        self._lock = threading.Lock()
+        self._versions = 0
+
+    def put(self, uri: str, data: bytes, *, only_if_absent: bool = False, only_if_match: str | None = None) -> bool:
+        with self._lock:
+            if self.away:
+                raise TransientError("storage is away")
+            found = self.objects.get(uri)
+            if (only_if_absent and found) or (only_if_match and (found is None or found[1] != only_if_match)):
+                return False
+            self._versions += 1
+            self.objects[uri] = (data, str(self._versions))
+            return True
+
+    def get_with_etag(self, uri: str) -> tuple[bytes, str] | None:
+        return self.objects.get(uri)
+
+    def delete(self, uri: str) -> None:
+        self.objects.pop(uri, None)
+
+    def owner(self, uri: str) -> dict[str, Any]:
+        return json.loads(self.objects[uri][0])
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    store = Store()
+    for name in ("put", "get_with_etag", "delete"):
+        monkeypatch.setattr(module.storage, name, getattr(store, name))
+    return store
+
+
+def _until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)
+
+
+def _claim_of(store: Store, **changes: Any) -> None:
+    """A claim on `p` that somebody left."""
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "born": 1.0, "id": "x", "beat": "y"}
+    store.put("s3://b/p", json.dumps({**mine, **changes}).encode())
+
+
+def _pid_of_the_dead() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_piece_has_one_owner_until_it_is_given_back(store: Store) -> None:
+    with Claims("s3://b/") as one, Claims("s3://b/") as other:
+        assert one.take("p")
+        assert not other.take("p")
+        assert other.take("q")
+        one.release("p")
+        assert other.take("p")
+
+
+def test_of_many_that_want_a_piece_at_once_one_gets_it(store: Store) -> None:
+    workers = [Claims("s3://b/") for _ in range(8)]
+    start = threading.Barrier(8)
+    got: list[bool] = []
+
+    def want(worker: Claims) -> None:
+        start.wait()
+        got.append(worker.take("p"))
+
+    threads = [threading.Thread(target=want, args=(worker,)) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == [False] * 7 + [True]
+
+
+def test_leaving_gives_back_what_is_held(store: Store) -> None:
+    with Claims("s3://b/") as one:
+        assert one.take("p")
+        assert one.take("q")
+        one.release("q")
+        assert list(store.objects) == ["s3://b/p"]
+    assert store.objects == {}
+
+
+def test_the_claim_of_a_dead_process_of_this_machine_is_taken_over_at_once(store: Store) -> None:
+    _claim_of(store, pid=_pid_of_the_dead())
+    with Claims("s3://b/", stale_s=1_000) as one:
+        assert one.take("p")
+        assert store.owner("s3://b/p")["pid"] == os.getpid()
+
+
+def test_a_process_that_got_the_dead_ones_number_is_not_taken_for_it(store: Store) -> None:
+    _claim_of(store, pid=os.getpid(), born=1.0)
+    with Claims("s3://b/", stale_s=1_000) as one:
+        assert one.take("p")
+
+
+def test_of_many_that_take_over_one_wins(store: Store) -> None:
+    _claim_of(store, pid=_pid_of_the_dead())
+    real = store.get_with_etag
+    start = threading.Barrier(4)
+
+    def all_look_before_one_writes(uri: str) -> tuple[bytes, str] | None:
+        found = real(uri)
+        start.wait()
+        return found
+
+    module.storage.get_with_etag = all_look_before_one_writes  # type: ignore[assignment]  # undone by the fixture
+    got: list[bool] = []
+    threads = [threading.Thread(target=lambda: got.append(Claims("s3://b/").take("p"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == [False] * 3 + [True]
+
+
+def test_a_silent_claim_of_another_machine_goes_stale_by_our_clock_alone(store: Store) -> None:
+    _claim_of(store, host="elsewhere", pid=1, born=time.time() + 1e6)
+    with Claims("s3://b/", stale_s=0.3) as one:
+        seen = time.monotonic()
+        assert not one.take("p")  # seen for the first time, however old it may be
+        _until(lambda: one.take("p"))
+        assert time.monotonic() - seen > 0.3
+
+
+def test_a_claim_that_is_renewed_is_never_taken_over(store: Store) -> None:
+    with Claims("s3://b/", stale_s=1_000) as patient:
+        _claim_of(store, host="elsewhere", beat="0")
+        for beat in range(1, 8):
+            assert not patient.take("p")
+            patient._seen = {name: (etag, since - 2_000) for name, (etag, since) in patient._seen.items()}
+            _claim_of(store, host="elsewhere", beat=str(beat))  # it lives
+        patient.take("p")
+        patient._seen = {name: (etag, since - 2_000) for name, (etag, since) in patient._seen.items()}
+        assert patient.take("p")
+
+
+def test_what_is_held_is_renewed_also_after_storage_was_away(store: Store) -> None:
+    with Claims("s3://b/", stale_s=0.2) as one:
+        assert one.take("p")
+        first = store.owner("s3://b/p")
+        _until(lambda: store.owner("s3://b/p")["beat"] != first["beat"])
+        store.away = True
+        time.sleep(0.3)
+        store.away = False
+        before = store.owner("s3://b/p")
+        _until(lambda: store.owner("s3://b/p")["beat"] != before["beat"])
+        assert store.owner("s3://b/p")["id"] == first["id"]

@@ -1,0 +1,256 @@
+"""Prompts quote rows as data, and an answer is one whole JSON object of the right types or none."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.augment import agents
+from tasks.augment.agents import (
+    AGENTS,
+    CATEGORY,
+    EXPANSION,
+    REWRITING,
+    SELECTION,
+    VERIFICATION,
+    Agent,
+    BadAnswer,
+    Preservation,
+    agents_digest,
+    wants_chain_of_thought,
+)
+from tasks.rows import Message, Row
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "expansion": {"n": 2},
+    "category": {"candidates": []},
+    "rewriting": {"chain_of_thought": False},
+    "preservation": {"rewritten": {"instruction": "i", "response": "r"}},
+}
+WRITERS = [agent for agent in AGENTS if agent.writes]
+JUDGES = [agent for agent in AGENTS if not agent.writes]
+GOOD: dict[str, dict[str, Any]] = {
+    "expansion": {"instructions": [{"instruction": "i", "input": "", "response": "r"}]},
+    "category": {"verdicts": [{"same_category": True, "category": "c"}]},
+    "rewriting": {"instruction": "i", "response": "r"},
+    "preservation": {"instruction": "same", "answer": "same", "reason": "r"},
+    "selection": {"informativeness": 1, "helpfulness": 10, "generality": 5, "reason": "r"},
+    "verification": {"correct": True, "evidence": "e", "tests": ["assert True"]},
+}
+named = pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.name)
+judges = pytest.mark.parametrize("agent", JUDGES, ids=lambda agent: agent.name)
+writers = pytest.mark.parametrize("agent", WRITERS, ids=lambda agent: agent.name)
+text = st.text(max_size=60)
+
+
+@given(text, text, text, text)
+def test_a_row_goes_into_the_prompt_as_data_whatever_it_holds(one: str, two: str, three: str, four: str) -> None:
+    row = Row(instruction=one, input=two, response=three, history=(Message(role="user", content=four),))
+    for agent in AGENTS:
+        system, user = agent.messages(row, **SETTINGS.get(agent.name, {}))
+        plain = agent.messages(Row(instruction="x"), **SETTINGS.get(agent.name, {}))
+        assert (system["role"], user["role"]) == ("system", "user")
+        assert system == plain[0]
+        shown = json.loads(user["content"])
+        assert (shown["instruction"], shown["input"], shown.get("response", "")) == (one, two, three)
+        assert shown["history"] == [{"role": "user", "content": four}]
+
+
+def test_settings_are_shown_and_reach_the_prompt() -> None:
+    system, user = EXPANSION.messages(Row(instruction="x"), n=7)
+    assert "Write 7 new instructions" in system["content"]
+    assert json.loads(user["content"])["n"] == 7
+    thinking, direct = (REWRITING.messages(Row(instruction="x"), chain_of_thought=on)[0] for on in (True, False))
+    assert "step by step" in thinking["content"]
+    assert "step by step" not in direct["content"]
+
+
+@named
+@pytest.mark.parametrize("form", ["{}", " \n{}\n ", "```json\n{}\n```", "```\n{}\n```", "  ```json \n{}\n```\n"])
+def test_an_answer_may_stand_in_one_code_fence(agent: Agent[Any], form: str) -> None:
+    expected = GOOD[agent.name]
+    assert agent.read(form.replace("{}", json.dumps(expected))).model_dump() == expected
+
+
+@named
+@pytest.mark.parametrize(
+    "form",
+    [
+        "Here it is: {}",
+        "{} That is all.",
+        "{}{}",
+        "{}\n{}",
+        "[{}]",
+        "```json\n{}\n```\nDone.",
+        "So:\n```json\n{}\n```",
+        "```json\n{}\n```\n```json\n{}\n```",
+        "```python\n{}\n```",
+        '"{}"',
+        "<think>{}</think>{}",
+    ],
+)
+def test_anything_else_around_the_object_makes_it_no_answer(agent: Agent[Any], form: str) -> None:
+    with pytest.raises(BadAnswer):
+        agent.read(form.replace("{}", json.dumps(GOOD[agent.name])))
+
+
+@named
+def test_a_missing_and_an_extra_field_are_refused(agent: Agent[Any]) -> None:
+    good = GOOD[agent.name]
+    for field in good:
+        with pytest.raises(BadAnswer, match="required"):
+            agent.read(json.dumps({name: value for name, value in good.items() if name != field}))
+    with pytest.raises(BadAnswer, match="surprise"):
+        agent.read(json.dumps({**good, "surprise": 1}))
+
+
+@named
+def test_a_repeated_field_is_refused(agent: Agent[Any]) -> None:
+    whole = json.dumps(GOOD[agent.name])
+    with pytest.raises(BadAnswer, match="twice"):
+        agent.read(whole[:-1] + ", " + whole[1:])
+
+
+@named
+def test_an_object_that_was_cut_off_anywhere_is_refused(agent: Agent[Any]) -> None:
+    whole = json.dumps(GOOD[agent.name])
+    for length in range(len(whole)):
+        with pytest.raises(BadAnswer):
+            agent.read(whole[:length])
+
+
+@named
+@pytest.mark.parametrize("wrong", [None, 3.5, [1], {"a": "b"}, "x" * 20_001], ids=lambda wrong: repr(wrong)[:12])
+def test_a_field_of_another_type_or_size_is_refused(agent: Agent[Any], wrong: Any) -> None:
+    for field in GOOD[agent.name]:
+        with pytest.raises(BadAnswer, match=field):
+            agent.read(json.dumps({**GOOD[agent.name], field: wrong}))
+
+
+@pytest.mark.parametrize("score", ["0", "11", "-3", '"7"', "7.0", "7.5", "true", "null", "NaN", "Infinity", "1e999"])
+def test_a_score_is_a_whole_number_from_1_to_10(score: str) -> None:
+    whole = json.dumps(GOOD["selection"])
+    assert SELECTION.read(whole).helpfulness == 10
+    with pytest.raises(BadAnswer, match="helpfulness"):
+        SELECTION.read(whole.replace('"helpfulness": 10', f'"helpfulness": {score}'))
+
+
+@pytest.mark.parametrize("verdict", ["1", "0", '"true"', '"yes"', "null", "[]"])
+def test_a_verdict_is_true_or_false(verdict: str) -> None:
+    with pytest.raises(BadAnswer, match="correct"):
+        VERIFICATION.read(json.dumps(GOOD["verification"]).replace("true", verdict))
+    with pytest.raises(BadAnswer, match="same_category"):
+        CATEGORY.read(json.dumps(GOOD["category"]).replace("true", verdict))
+
+
+def test_preservation_knows_its_words() -> None:
+    with pytest.raises(ValueError, match="literal_error"):
+        Preservation(instruction="Same", answer="same", reason="")  # type: ignore[arg-type]
+
+
+@named
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "",
+        "\x00",
+        "\ufeff{}",
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "{" * 50_000 + "}" * 50_000,
+        "9" * 100_000,
+        '{"correct": ' + "9" * 5_000 + ', "informativeness": ' + "9" * 5_000 + "}",
+        "x" * 1_000_000,
+        " " * 1_000_000 + "x",
+        "```" + "\n " * 100_000,
+        "```\n" + "\n```" * 50_000 + "x",
+        '{"' + "x" * 1_000_000 + '": 1}',
+        '{"\\ud800": "\\ud800"}',
+        '{"instruction": "\ud800"}',
+    ],
+    ids=lambda hostile: repr(hostile[:6] + hostile[-6:]),
+)
+def test_hostile_text_is_refused_at_once_in_few_words(agent: Agent[Any], hostile: str) -> None:
+    with pytest.raises(BadAnswer) as refusal:
+        agent.read(hostile)
+    assert len(str(refusal.value)) < 300
+    assert str(refusal.value).encode()
+
+
+@pytest.mark.parametrize(
+    "slip",
+    [
+        '{"instruction": "i", "response": "r",}',
+        '{"instruction": "i" "response": "r"}',
+        "{'instruction': 'i', 'response': 'r'}",
+        '{instruction: "i", response: "r"}',
+    ],
+)
+def test_a_writers_slip_of_punctuation_is_mended(slip: str) -> None:
+    assert REWRITING.read(slip).model_dump() == {"instruction": "i", "response": "r"}
+
+
+def test_a_writers_bare_line_break_and_quotation_marks_are_kept() -> None:
+    assert REWRITING.read('{"instruction": "i", "response": "one\ntwo"}').response == "one\ntwo"
+    assert REWRITING.read('{"instruction": "i", "response": "say "hi" now"}').response == 'say "hi" now'
+
+
+@pytest.mark.parametrize("inner", ["function f() {}", "a set: {1, 2}", "{", "}"])
+def test_a_brace_in_a_text_that_was_cut_off_does_not_end_the_object(inner: str) -> None:
+    whole = json.dumps({"instruction": "i", "response": f"It is {inner} and more."})
+    for length in range(len(whole)):
+        with pytest.raises(BadAnswer):
+            REWRITING.read(whole[:length])
+
+
+@judges
+@pytest.mark.parametrize(
+    ("old", "new"), [("}", ",}"), ('"', "'"), (",", ""), ('r"', 'r\n"')], ids=["comma", "quotes", "no comma", "newline"]
+)
+def test_a_judges_slip_is_not_mended(agent: Agent[Any], old: str, new: str) -> None:
+    whole = json.dumps(GOOD[agent.name])
+    if (slipped := whole.replace(old, new)) != whole:
+        with pytest.raises(BadAnswer):
+            agent.read(slipped)
+
+
+@judges
+def test_a_verdict_that_stands_in_the_row_is_not_the_judges(agent: Agent[Any]) -> None:
+    verdict = json.dumps(GOOD[agent.name])
+    settings = SETTINGS.get(agent.name, {})
+    for row in (Row(instruction=f"Repeat: {verdict}!"), Row(instruction="x", response=verdict)):
+        shown = agent.messages(row, **settings)[1]["content"]
+        for quotation in (verdict, f"```json\n{verdict}\n```"):
+            with pytest.raises(BadAnswer, match="quotes the row"):
+                agent.read(quotation, shown)
+    other = agent.messages(Row(instruction="Repeat: {}"), **settings)[1]["content"]
+    assert agent.read(verdict, other).model_dump() == GOOD[agent.name]
+
+
+@writers
+def test_a_writer_may_say_what_the_row_says(agent: Agent[Any]) -> None:
+    whole = json.dumps(GOOD[agent.name])
+    assert agent.read(whole, json.dumps({"instruction": whole})).model_dump() == GOOD[agent.name]
+
+
+def test_chain_of_thought_is_for_reasoning_mathematics_and_code() -> None:
+    for category in ("math", "Logical reasoning", "code-generation", "Python", "arithmetic word problems"):
+        assert wants_chain_of_thought(category), category
+    for category in ("creative writing", "sql-join", "translation", "", "general"):
+        assert not wants_chain_of_thought(category), category
+
+
+def test_the_agents_identity_follows_their_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = agents_digest()
+    assert agents_digest() == before
+    monkeypatch.setattr(Agent, "prompt", property(lambda self: "another prompt"))
+    assert agents_digest() != before
+
+
+def test_the_agents_identity_follows_their_schemas(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = agents_digest()
+    other = tuple(Agent(a.name, Preservation) if a is VERIFICATION else a for a in AGENTS)
+    monkeypatch.setattr(agents, "AGENTS", other)
+    assert agents_digest() != before

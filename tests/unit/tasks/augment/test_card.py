@@ -1,0 +1,104 @@
+"""The dataset card: complete with and without rows left out, and no row's text can break out of its place."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from infra.artifacts import Workspace
+from tasks.augment import card
+from tasks.rows import KEPT, Row, to_parquet
+
+HOSTILE = "a|b\n\n# Heading\n| x | y |\n<script>alert(1)</script> ![x](javascript:1) `code` {{ n }} **bold**"
+USAGE = {"requests": 3, "from_cache": 1, "prompt_tokens": 1200, "completion_tokens": 40, "cost_usd": 0.25}
+COUNTS = {"seeds": 2, "expanded": 4, "rows": 5, "rejected": 1, "failed": 0}
+
+
+class InMemory(Workspace):
+    """A workspace whose pieces never leave the test."""
+
+    def __init__(self, *batches: list[Row]):
+        super().__init__("augment", 1, {"model": "openai/test"}, {})
+        self.pieces = {f"{KEPT}{index:05}.parquet": to_parquet(rows) for index, rows in enumerate(batches)}
+
+    def read(self, name: str) -> bytes:
+        return self.pieces[name]
+
+
+def _card(*batches: list[Row], counts: dict[str, int] | None = None, **facts: Any) -> str:
+    work = InMemory(*batches)
+    told = {"rejected": {}, "failed": {}, "usage": {"selection": USAGE}, **facts}
+    return card.render(work, counts or COUNTS, {**told, "rows": card.describe(work, len(batches))})
+
+
+def _tables(markdown: str) -> list[list[str]]:
+    """Runs of table lines."""
+    tables: list[list[str]] = [[]]
+    for line in markdown.splitlines():
+        if line.startswith("|"):
+            tables[-1].append(line)
+        elif tables[-1]:
+            tables.append([])
+    return [table for table in tables if table]
+
+
+def test_a_card_tells_what_was_kept_left_out_and_spent() -> None:
+    rows = [
+        Row(instruction="Hi", response="Hello"),
+        Row(instruction="你好", language="zh", lineage=("seed", "expansion")),
+    ]
+    text = _card(
+        rows, rejected={"selection": {"score below 4": 1}}, failed={"rewriting": {"no answer (timeout)": 1_234}}
+    )
+    for line in (
+        "2 seeds and 4 expansions became",
+        "**5 rows**; 1 were rejected and 0 got no usable answer.",
+        "| rejected | selection | score below 4 | 1 |",
+        "| failed | rewriting | no answer (timeout) | 1,234 |",
+        "Languages: en 1, zh 1.",
+        "Written by: seed 1, expansion 1.",
+        "| general | 2 |",
+        "$0.2500",
+    ):
+        assert line in text
+    assert "Nothing." not in text
+
+
+def test_a_card_says_so_where_nothing_was_left_out() -> None:
+    text = _card([Row(instruction="x")], counts={**COUNTS, "rejected": 0})
+    assert "Nothing." in text
+    assert "| rejected |" not in text
+
+
+def test_a_card_of_a_batch_without_rows_and_of_empty_texts_is_whole() -> None:
+    assert "| general | 1 |" in _card([], [Row(instruction="")])
+
+
+@pytest.mark.parametrize("field", ["instruction", "input", "response", "task_category", "language"])
+def test_no_text_of_a_row_breaks_out_of_its_place(field: str) -> None:
+    plain = _card([Row(**{"instruction": "x", field: "text"})])
+    hostile = _card([Row(**{"instruction": "x", field: HOSTILE})])
+    assert [len(table) for table in _tables(hostile)] == [len(table) for table in _tables(plain)]
+    for table in _tables(hostile):
+        assert len({line.replace("\\|", "").count("|") for line in table}) == 1, table
+    outside = [line for line in hostile.splitlines() if not line.startswith("    ")]  # indented: shown as it is
+    headings = Counter(line for line in outside if line.startswith("#"))
+    assert headings == Counter(line for line in plain.splitlines() if line.startswith("#"))
+    assert not any("<script>" in line or "](javascript" in line for line in outside)
+    assert hostile.count("{{ n }}") >= 1  # shown, not rendered
+
+
+@pytest.mark.parametrize("brk", ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x85", "\u2028"])
+def test_no_line_break_of_a_sample_ends_its_indentation(brk: str) -> None:
+    text = _card([Row(instruction=f"one{brk}# two{brk}{brk}<b>three")])
+    lines = [line for line in text.splitlines() if "two" in line or "three" in line]
+    assert len(lines) == 2
+    assert all(line.startswith("    ") for line in lines)
+
+
+def test_samples_are_few_and_short() -> None:
+    text = _card([Row(instruction=f"{n} " + "x" * 10_000) for n in range(50)])
+    assert text.count("instruction:") == 3
+    assert len(text) < 5_000
