@@ -54,7 +54,9 @@ class Claims:
             self.release(name)
 
     def take(self, name: str) -> bool:
-        """Whether the piece is ours to do now."""
+        """Whether the piece is ours to do now (or already was)."""
+        if name in self._held:
+            return True
         uri = self._prefix + name
         if storage.put(uri, self._beat(), only_if_absent=True):
             return self._hold(name)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-from infra import settings
+from infra import settings, storage
 from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.claims import Claims
 from infra.errors import ConfigurationError, DistilflowError
@@ -133,7 +133,7 @@ async def _augment(
     database_of = {row.input: row.database for row in read_rows(seeds, TRAIN) if row.database and row.input}
     databases = open_databases(seeds)
     with PythonSandbox() as sandbox, Claims(work.uri + "claims/") as claims:
-        async with _client(endpoint, options) as client:
+        async with connected(endpoint, options) as client:
             batches = _Batches(work, claims, as_task, whole=options.budget_usd is not None)
 
             async def write(index: int, rows: list[Row]) -> None:
@@ -177,7 +177,7 @@ def _progress(seeds: int, tick: Tick) -> Callable[..., None]:
 
 
 @contextlib.asynccontextmanager
-async def _client(endpoint: Deployment, options: Augmentation) -> AsyncIterator[LLMClient]:
+async def connected(endpoint: Deployment, options: Augmentation) -> AsyncIterator[LLMClient]:
     """The client with its cache, whose answers are shared now and then and at the end, however that comes."""
     cache = AnswerCache(settings.cache_dir() / "llm_answers.sqlite")
     client = LLMClient(endpoint, cache, options)
@@ -251,6 +251,8 @@ def _put_batch(work: Workspace, part: str, index: int, batch: Batch, usage: Usag
         extra = {name: [getattr(d, name) for d in dropped] for name in ("agent", "reason", "detail")}
         if dropped:
             work.put(f"{prefix}{index:05}-{part}.parquet", to_parquet([d.row for d in dropped], extra))
+        else:  # one that was killed here may have left some
+            storage.delete(f"{work.uri}{prefix}{index:05}-{part}.parquet")
         reasons = sorted({(d.agent, d.reason) for d in dropped})
         told[outcome] = [[*reason, sum((d.agent, d.reason) == reason for d in dropped)] for reason in reasons]
     work.put_json(_done(part, index), told)
