@@ -66,6 +66,8 @@ class StageView:
                 self.tick(event["done"], event["total"], describe(event))
             elif event["event"] == "resumed":
                 self.note(f"continues from the checkpoint at step {event['step']}")
+            elif event["event"] == "checkpoint_lost":
+                self.warn(f"a checkpoint could not be stored ({event['why']}); training goes on")
 
         return on_event
 

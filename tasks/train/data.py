@@ -1,4 +1,4 @@
-"""Examples, their order, and how a global batch is dealt to ranks and micro-batches.
+"""Examples, their order, and which of them make a micro-batch.
 
 The order depends on the seed alone, so a resumed run, or one on another number of ranks, sees the same rows
 in the same step.
@@ -6,12 +6,12 @@ in the same step.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-import torch
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Example:
     """
 
     row_id: str
-    ids: Sequence[int]
+    ids: Sequence[int] | np.ndarray
     response_start: int
     teacher_ids_RK: np.ndarray | None = None
     teacher_logprobs_RK: np.ndarray | None = None
@@ -30,21 +30,6 @@ class Example:
     @property
     def supervised_tokens(self) -> int:
         return len(self.ids) - self.response_start
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """B rows padded to T tokens; N supervised positions in all.
-
-    `positions_N` indexes the flattened (B·T) hidden states that *predict* the labels: one before each label.
-    """
-
-    input_ids_BT: Tensor
-    attention_mask_BT: Tensor
-    positions_N: Tensor
-    labels_N: Tensor
-    teacher_ids_NK: Tensor | None
-    teacher_logprobs_NK: Tensor | None
 
 
 def total_steps(examples: int, epochs: float, global_batch: int, max_steps: int | None) -> int:
@@ -56,39 +41,27 @@ def global_batch_indices(examples: int, global_batch: int, step: int, seed: int)
     first = step * global_batch
     indices: list[int] = []
     for epoch in range(first // examples, (first + global_batch - 1) // examples + 1):
-        order = np.random.default_rng([seed, epoch]).permutation(examples)
+        order = _order(examples, epoch, seed)
         start, end = max(first - epoch * examples, 0), min(first + global_batch - epoch * examples, examples)
-        indices.extend(int(i) for i in order[start:end])
+        indices.extend(order[start:end].tolist())
     return indices
 
 
-def deal(batch: Sequence[Example], rank: int, ranks: int, micro_batches: int) -> list[list[Example]]:
-    """This rank's micro-batches: rows of similar length together, all ranks alike. Some may be empty."""
-    by_length = sorted(batch, key=lambda example: (len(example.ids), example.row_id))
-    mine = by_length[rank::ranks]
-    size = -(-len(by_length) // (ranks * micro_batches))
-    return [mine[i * size : (i + 1) * size] for i in range(micro_batches)]
+@lru_cache(maxsize=2)
+def _order(examples: int, epoch: int, seed: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(examples)
 
 
-def collate(examples: Sequence[Example], pad_id: int) -> MicroBatch:
-    """Pad on the right; label i is predicted by position i−1."""
-    longest = max(len(example.ids) for example in examples)
-    input_ids = torch.full((len(examples), longest), pad_id, dtype=torch.long)
-    attention = torch.zeros((len(examples), longest), dtype=torch.long)
-    positions, labels = [], []
-    for b, example in enumerate(examples):
-        ids = torch.tensor(example.ids, dtype=torch.long)
-        input_ids[b, : len(ids)] = ids
-        attention[b, : len(ids)] = 1
-        positions.append(torch.arange(example.response_start - 1, len(ids) - 1) + b * longest)
-        labels.append(ids[example.response_start :])
-    teacher_ids = teacher_logprobs = None
-    if examples[0].teacher_ids_RK is not None:
-        teacher_ids = torch.from_numpy(np.concatenate([_known(e.teacher_ids_RK) for e in examples])).long()
-        teacher_logprobs = torch.from_numpy(np.concatenate([_known(e.teacher_logprobs_RK) for e in examples]))
-    return MicroBatch(input_ids, attention, torch.cat(positions), torch.cat(labels), teacher_ids, teacher_logprobs)
+def deal(lengths: Sequence[int], rank: int, ranks: int, micro_batches: int) -> list[list[int]]:
+    """Which rows of a batch make this rank's micro-batches, as even in tokens as they come. Some may be empty.
 
-
-def _known(array: np.ndarray | None) -> np.ndarray:
-    assert array is not None, "rows with and without a teacher in one batch"
-    return array
+    The longest row goes first, each to the bin with the fewest tokens; bins of like load are at the same place
+    on every rank, so that ranks wait little for each other.
+    """
+    bins: list[tuple[int, int, list[int]]] = [(0, number, []) for number in range(ranks * micro_batches)]
+    heapq.heapify(bins)
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        tokens, number, rows = heapq.heappop(bins)
+        heapq.heappush(bins, (tokens + lengths[row], number, [*rows, row]))
+    by_load = sorted(bins, key=lambda entry: (-entry[0], entry[1]))
+    return [rows for _tokens, _number, rows in by_load[rank::ranks]]

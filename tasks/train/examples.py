@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from infra.artifacts import ArtifactRef
@@ -16,63 +17,75 @@ from tasks.train.data import Example
 from tasks.train.settings import Distillation
 
 
-def load_examples(
-    data: ArtifactRef, student: ModelSource, max_length: int, kd: Distillation | None
-) -> tuple[list[Example], Any, dict[str, Any]]:
-    """Examples in the artifact's order, the student's tokenizer, and facts: how many rows were skipped for what.
+class Examples:
+    """A stream of examples in the artifact's order; afterwards, facts about them.
 
     With `kd`, `data` is a top-K store. Where teacher and student share a tokenizer, each example carries the ids
     that were scored: rows are never tokenised twice, so a template cannot differ between scoring and training.
-    Where they do not, the student's own ids get the teacher's distributions as far as both cut the text alike
-    (a fact, too); raises ConfigurationError where that is less than `kd.min_alignment`.
+    Where they do not, the student's own ids get the teacher's distributions as far as both cut the text alike.
     """
-    tokenizer = load_tokenizer(student)
-    skipped: Counter[str] = Counter()
-    facts: dict[str, Any] = {"skipped": skipped}
-    if kd is None:
-        tokenised = (_tokenised(row, tokenizer, max_length, skipped) for row in read_rows(data, KEPT))
-        return [Example(row.row_id, row.ids, row.response_start) for row in tokenised if row], tokenizer, facts
-    reader = TopKReader(data)
-    if reader.tokenizer_digest["vocabulary"] == tokenizer_digests(student)["vocabulary"]:
-        check_same_template(reader.tokenizer_digest, student)
-        return _with_scored_ids(reader, student, max_length, skipped), tokenizer, facts
-    alignment = Alignment(reader.vocabulary(), vocabulary_of(student))
-    examples = _with_own_ids(reader, alignment, tokenizer, max_length, skipped)
-    alignment.check(kd.min_alignment)
-    return examples, tokenizer, {**facts, "alignment": alignment.summary()}
 
+    def __init__(self, data: ArtifactRef, student: ModelSource, max_length: int, kd: Distillation | None):
+        self._data = data
+        self._student = student
+        self._max_length = max_length
+        self._kd = kd
+        self._skipped: Counter[str] = Counter()
+        self._alignment: Alignment | None = None
 
-def _with_scored_ids(reader: TopKReader, student: ModelSource, max_length: int, skipped: Counter[str]) -> list[Example]:
-    size = json.loads(student.text_file("config.json") or "{}")["vocab_size"]
-    known = known_tokens(vocabulary_of(student), size)
-    examples = []
-    for scored in reader:
-        if len(scored.ids) > max_length:
-            skipped[f"longer than {max_length} tokens"] += 1
-            continue
-        teacher = remap(scored.topk_ids_RK, scored.logprobs_RK, known)
-        examples.append(Example(scored.row_id, scored.ids, scored.response_start, *teacher))
-    return examples
+    def __iter__(self) -> Iterator[Example]:
+        if self._kd is None:
+            return self._for_fine_tuning()
+        reader = TopKReader(self._data)
+        if reader.tokenizer_digest["vocabulary"] == tokenizer_digests(self._student)["vocabulary"]:
+            check_same_template(reader.tokenizer_digest, self._student)
+            return self._with_scored_ids(reader)
+        self._alignment = Alignment(reader.vocabulary(), vocabulary_of(self._student))
+        return self._with_own_ids(reader, self._alignment)
 
+    def facts(self) -> dict[str, Any]:
+        """How many rows were skipped for what; with two tokenizers, how much of the teacher moved.
 
-def _with_own_ids(
-    reader: TopKReader, alignment: Alignment, tokenizer: Any, max_length: int, skipped: Counter[str]
-) -> list[Example]:
-    rows = {row.id: row for row in read_rows(reader.rows, KEPT)}
-    examples = []
-    for scored in reader:
-        row = _tokenised(rows.pop(scored.row_id), tokenizer, max_length, skipped)
-        if row is not None:
-            teacher = alignment.move(scored, row)
-            examples.append(Example(row.row_id, row.ids, row.response_start, *teacher))
-    if rows:
-        skipped["not scored by the teacher"] += len(rows)
-    return examples
+        Raises ConfigurationError where that is less than `kd.min_alignment`.
+        """
+        facts: dict[str, Any] = {"skipped": self._skipped}
+        if self._alignment is not None and self._kd is not None:
+            self._alignment.check(self._kd.min_alignment)
+            facts["alignment"] = self._alignment.summary()
+        return facts
 
+    def _for_fine_tuning(self) -> Iterator[Example]:
+        tokenizer = load_tokenizer(self._student)
+        for row in read_rows(self._data, KEPT):
+            tokenised = self._tokenised(row, tokenizer)
+            if tokenised is not None:
+                yield Example(tokenised.row_id, tokenised.ids, tokenised.response_start)
 
-def _tokenised(row: Row, tokenizer: Any, max_length: int, skipped: Counter[str]) -> TokenisedRow | None:
-    tokenised = tokenise(row, tokenizer, max_length)
-    if isinstance(tokenised, Skipped):
-        skipped[tokenised.reason] += 1
-        return None
-    return tokenised
+    def _with_scored_ids(self, reader: TopKReader) -> Iterator[Example]:
+        size = json.loads(self._student.text_file("config.json") or "{}")["vocab_size"]
+        known = known_tokens(vocabulary_of(self._student), size)
+        for scored in reader:
+            if len(scored.ids) > self._max_length:
+                self._skipped[f"longer than {self._max_length} tokens"] += 1
+                continue
+            teacher = remap(scored.topk_ids_RK, scored.logprobs_RK, known)
+            yield Example(scored.row_id, scored.ids, scored.response_start, *teacher)
+
+    def _with_own_ids(self, reader: TopKReader, alignment: Alignment) -> Iterator[Example]:
+        tokenizer = load_tokenizer(self._student)
+        scored_ids = set(reader.row_ids())
+        for row in read_rows(reader.rows, KEPT):
+            if row.id not in scored_ids:
+                self._skipped["not scored by the teacher"] += 1
+                continue
+            tokenised = self._tokenised(row, tokenizer)
+            if tokenised is not None:
+                teacher = alignment.move(reader.row(row.id), tokenised)
+                yield Example(tokenised.row_id, tokenised.ids, tokenised.response_start, *teacher)
+
+    def _tokenised(self, row: Row, tokenizer: Any) -> TokenisedRow | None:
+        tokenised = tokenise(row, tokenizer, self._max_length)
+        if isinstance(tokenised, Skipped):
+            self._skipped[tokenised.reason] += 1
+            return None
+        return tokenised

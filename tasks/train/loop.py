@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from infra.errors import ConfigurationError
-from tasks.train.data import Example, collate, deal, global_batch_indices
+from tasks.train.feed import Feed, Step, moved
 from tasks.train.settings import Training
 
 LOG_EVERY = 10
+_SPIKE = 10.0  # a loss this many times the lowest so far, and this many nats, is no noise
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,6 @@ class Plan:
     steps: int
     global_batch: int
     micro_batches: int
-    seed: int
-    pad_id: int
     checkpoint_every_s: float
 
 
@@ -47,34 +46,36 @@ def rate_at(step: int, steps: int, training: Training) -> float:
 
 def run_steps(
     engine: Any,
-    examples: Sequence[Example],
+    feed: Feed,
     plan: Plan,
     first_step: int,
     curve: list[list[float]],
     on_log: Callable[[int, float, float], None],
     save: Callable[[int], None],
+    row_ids: Callable[[int], list[str]],
 ) -> float:
     """Train from `first_step` to the end; tokens a second.
 
     Appends [step, mean loss in nats per supervised token] to `curve`, calls `on_log(step, loss, tokens_s)` and,
-    when a checkpoint is due, `save(step)` on every rank. A loss that is no number ends the run.
+    when a checkpoint is due, `save(step)` on every rank. Raises ConfigurationError, with the rows of the step
+    (`row_ids(step)`), where a loss is no number or far above what it was.
     """
     started = last_checkpoint = time.monotonic()
-    tokens = loss_tokens = 0
-    loss_sum = 0.0
+    tokens = 0
+    losses: list[Tensor] = []
+    supervised: list[int] = []
     for step in range(first_step + 1, plan.steps + 1):
-        batch = [examples[i] for i in global_batch_indices(len(examples), plan.global_batch, step - 1, plan.seed)]
-        loss_sum += _run_step(engine, batch, plan)
-        loss_tokens += sum(example.supervised_tokens for example in batch)
-        tokens += sum(len(example.ids) for example in batch)
+        fed = feed.step(step)
+        losses.append(_run_step(engine, fed))
+        supervised.append(fed.supervised_tokens)
+        tokens += fed.tokens
         if step % LOG_EVERY and step < plan.steps:
             continue
-        loss = _sum_over_ranks(loss_sum, engine.device) / loss_tokens
-        loss_sum, loss_tokens = 0.0, 0
+        sums = _summed_over_ranks(torch.stack(losses)).tolist()
+        _refuse_divergence(step - len(sums), [s / n for s, n in zip(sums, supervised, strict=True)], curve, row_ids)
+        loss = sum(sums) / sum(supervised)
+        losses, supervised = [], []
         curve.append([step, round(loss, 5)])
-        if not math.isfinite(loss):
-            rows = ", ".join(example.row_id for example in batch[:8])
-            raise ConfigurationError(f"the loss is {loss} at step {step}: lower the learning rate; rows: {rows} …")
         on_log(step, loss, tokens / (time.monotonic() - started))
         due = time.monotonic() - last_checkpoint > plan.checkpoint_every_s
         if _rank_0_says(due, engine.device) and step < plan.steps:
@@ -83,38 +84,46 @@ def run_steps(
     return tokens / max(time.monotonic() - started, 1e-9)
 
 
-def _run_step(engine: Any, batch: Sequence[Example], plan: Plan) -> float:
-    """One optimizer step; this rank's summed loss."""
-    ranks = torch.distributed.get_world_size()
-    supervised = sum(example.supervised_tokens for example in batch)
-    loss_sum = 0.0
-    for micro in deal(batch, torch.distributed.get_rank(), ranks, plan.micro_batches):
-        loss = engine(*_tensors(micro or batch[:1], plan.pad_id, engine.device))
-        loss = loss if micro else loss * 0.0  # every rank takes part in every micro-batch
-        loss_sum += float(loss.detach())
+def _run_step(engine: Any, fed: Step) -> Tensor:
+    """One optimizer step; this rank's summed loss, still on the device."""
+    scale = torch.distributed.get_world_size() * len(fed.micro_batches) / fed.supervised_tokens
+    total = torch.zeros((), dtype=torch.float64, device=engine.device)
+    for micro, idle in zip(fed.micro_batches, fed.idle, strict=True):
+        batch = moved(micro, engine.device)
+        loss = engine(
+            batch.input_ids_1T,
+            batch.position_ids_1T,
+            batch.positions_N,
+            batch.labels_N,
+            batch.teacher_ids_NK,
+            batch.teacher_logprobs_NK,
+            *batch.rows,
+        )
+        loss = loss * 0.0 if idle else loss  # every rank takes part in every micro-batch
+        total += loss.detach()
         # DeepSpeed averages over ranks and micro-batches; we want the mean over supervised tokens
-        engine.backward(loss * (ranks * plan.micro_batches / supervised))
+        engine.backward(loss * scale)
         engine.step()
-    return loss_sum
+    return total
 
 
-def _tensors(examples: Sequence[Example], pad_id: int, device: Any) -> list[Tensor | None]:
-    batch = collate(examples, pad_id)
-    fields = (
-        batch.input_ids_BT,
-        batch.attention_mask_BT,
-        batch.positions_N,
-        batch.labels_N,
-        batch.teacher_ids_NK,
-        batch.teacher_logprobs_NK,
-    )
-    return [None if tensor is None else tensor.to(device) for tensor in fields]
+def _refuse_divergence(
+    before: int, losses: Sequence[float], curve: list[list[float]], row_ids: Callable[[int], list[str]]
+) -> None:
+    """`losses` are those of the steps after `before`."""
+    lowest = min((loss for _step, loss in curve), default=math.inf)
+    for step, loss in enumerate(losses, before + 1):
+        if not math.isfinite(loss) or loss > _SPIKE * lowest + _SPIKE:
+            rows = ", ".join(row_ids(step)[:8])
+            was = "" if math.isinf(lowest) else f" (it was {lowest:.3g})"
+            raise ConfigurationError(
+                f"the loss is {loss:.3g} at step {step}{was}: lower the learning rate; the step's rows: {rows} …"
+            )
 
 
-def _sum_over_ranks(value: float, device: Any) -> float:
-    total = torch.tensor([value], dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
-    torch.distributed.all_reduce(total)
-    return float(total)
+def _summed_over_ranks(values: Tensor) -> Tensor:
+    torch.distributed.all_reduce(values)
+    return values
 
 
 def _rank_0_says(flag: bool, device: Any) -> bool:

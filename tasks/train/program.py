@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,14 @@ from infra.artifacts import ArtifactRef, Workspace
 from infra.errors import ConfigurationError
 from infra.models import ModelSource
 from tasks.train import checkpoints
-from tasks.train.data import Example, total_steps
-from tasks.train.examples import load_examples
+from tasks.train.data import total_steps
+from tasks.train.examples import Examples
+from tasks.train.feed import feeding
 from tasks.train.loop import Plan, rate_at, run_steps
 from tasks.train.losses import cross_entropy_sum, topk_kl_sum
+from tasks.train.packing import use_packed_attention
 from tasks.train.settings import Distillation, Training, TrainingRun
+from tasks.train.spool import Spool, write_spool
 
 
 class SupervisedLoss(nn.Module):
@@ -43,16 +46,17 @@ class SupervisedLoss(nn.Module):
 
     def forward(
         self,
-        input_ids_BT: Tensor,
-        attention_mask_BT: Tensor,
+        input_ids_1T: Tensor,
+        position_ids_1T: Tensor,
         positions_N: Tensor,
         labels_N: Tensor,
         teacher_ids_NK: Tensor | None,
         teacher_logprobs_NK: Tensor | None,
+        *rows: Tensor,
     ) -> Tensor:
         decoder = self.model.get_decoder()
-        hidden_BTH = decoder(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False)[0]
-        logits_NV = self.model.get_output_embeddings()(hidden_BTH.flatten(0, 1)[positions_N])
+        hidden_1TH = decoder(input_ids=input_ids_1T, position_ids=position_ids_1T, rows=rows, use_cache=False)[0]
+        logits_NV = self.model.get_output_embeddings()(hidden_1TH[0].index_select(0, positions_N))
         if self.kd is None:
             return cross_entropy_sum(logits_NV, labels_N)
         assert teacher_ids_NK is not None
@@ -75,16 +79,17 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     torch.manual_seed(spec["seed"])
 
     folder = _one_rank_first(source.fetch)
-    examples, tokenizer, data_facts = _one_rank_first(lambda: load_examples(data, source, training.max_length, kd))
-    if not examples:
-        raise ConfigurationError(f"no row is usable for training: {dict(data_facts['skipped'])}")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    spool_folder = reporter.folder / "examples"  # one for all ranks of this machine
+    data_facts = _on_one_rank(lambda: _spooled(data, source, training, kd, spool_folder))
+    spool = Spool(spool_folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    use_packed_attention(model)
+    if run.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     plan = Plan(
-        steps=total_steps(len(examples), training.epochs, training.global_batch, training.max_steps),
+        steps=total_steps(len(spool), training.epochs, training.global_batch, training.max_steps),
         global_batch=training.global_batch,
         micro_batches=-(-training.global_batch // (ranks * run.micro_batch)),
-        seed=spec["seed"],
-        pad_id=tokenizer.pad_token_id,
         checkpoint_every_s=run.checkpoint_every_s,
     )
     engine = _engine(SupervisedLoss(model, kd), spec["deepspeed"], training, plan, ranks, on_gpu)
@@ -102,14 +107,44 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         if is_first:
             reporter.progress(step, plan.steps, loss=loss, tokens_s=tokens_s)
 
-    def save(step: int) -> None:
-        checkpoints.save(engine, work, scratch, step, curve, layout)
+    rank = torch.distributed.get_rank()
+    with (
+        checkpoints.Uploads(work, run.checkpoints_kept, reporter) as uploads,
+        feeding(spool, plan.global_batch, plan.micro_batches, spec["seed"], rank, ranks) as feed,
+    ):
 
-    tokens_s = run_steps(engine, examples, plan, done, curve, on_log, save)
+        def save(step: int) -> None:
+            uploads.save(engine, scratch, step, curve, layout)
+
+        def row_ids(step: int) -> list[str]:
+            return [spool[place].row_id for place in feed.rows(step)]
+
+        started = time.monotonic()
+        tokens_s = run_steps(engine, feed, plan, done, curve, on_log, save, row_ids)
+        waited = feed.waited_s / max(time.monotonic() - started, 1e-9)
     _export(engine, work, folder, run.zero_stage, is_first, torch.bfloat16 if on_gpu else torch.float32)
-    counts = {"steps": plan.steps, "rows": len(examples), "supervised_tokens": _supervised(examples)}
-    facts = {"curve": curve, "tokens_s": round(tokens_s), "resumed_at": done, "ranks": ranks}
-    return {"counts": counts, "facts": {**facts, **data_facts, "parameters": _parameters(model)}}
+    counts = {"steps": plan.steps, "rows": len(spool), "supervised_tokens": spool.supervised_tokens}
+    facts = {
+        "curve": curve,
+        "tokens_s": round(tokens_s),
+        "data_wait_share": round(waited, 4),
+        "resumed_at": done,
+        "ranks": ranks,
+        "parameters": _parameters(model),
+    }
+    return {"counts": counts, "facts": {**facts, **(data_facts or {})}}
+
+
+def _spooled(
+    data: ArtifactRef, student: ModelSource, training: Training, kd: Distillation | None, folder: Path
+) -> dict[str, Any]:
+    """Write the examples to `folder`; facts about them."""
+    examples = Examples(data, student, training.max_length, kd)
+    write_spool(folder, examples)
+    facts = examples.facts()
+    if not (folder / "ids").stat().st_size:
+        raise ConfigurationError(f"no row is usable for training: {dict(facts['skipped'])}")
+    return facts
 
 
 def _engine(
@@ -159,8 +194,11 @@ def _one_rank_first(work: Any) -> Any:
     return result if first else work()
 
 
-def _supervised(examples: Iterable[Example]) -> int:
-    return sum(example.supervised_tokens for example in examples)
+def _on_one_rank(work: Any) -> Any:
+    """Rank 0 of this machine does it, the others wait and get None."""
+    result = work() if int(os.environ.get("LOCAL_RANK", "0")) == 0 else None
+    torch.distributed.barrier()
+    return result
 
 
 def _parameters(model: Any) -> int:

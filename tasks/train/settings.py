@@ -52,7 +52,14 @@ class TrainingRun(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     processes: int = Field(0, ge=0, description="DeepSpeed ranks on this machine (0: one a GPU, or 2 on a CPU)")
-    micro_batch: int = Field(16, ge=1, description="rows a rank computes at once; lower it when memory runs out")
+    micro_batch: int = Field(
+        16,
+        ge=1,
+        description="rows a rank computes at once, on average (they are packed by tokens); lower it when "
+        "memory runs out",
+    )
+    gradient_checkpointing: bool = Field(False, description="computes activations twice to save memory")
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
     checkpoint_every_s: float = Field(30.0, gt=0, description="seconds between checkpoints in storage")
+    checkpoints_kept: int = Field(1, ge=1, description="how many of the last checkpoints stay in storage")
     stall_timeout_s: float = Field(1800.0, gt=0, description="end a run that reports nothing for this long")

@@ -16,7 +16,7 @@ from infra.processes import Event, run_supervised
 from infra.shared_memory import remove_buffers_of, remove_unused_buffers
 from tasks.train.settings import Training, TrainingRun
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 _CPU_RANKS = 2
 Stage = Literal["sft", "kd", "sft_control"]
 

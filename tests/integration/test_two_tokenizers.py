@@ -19,7 +19,7 @@ from tasks.logits.shards import plan
 from tasks.logits.store import SHARDS, TOKENIZER, TopKReader, write_tokenizer
 from tasks.rows import KEPT, read_rows
 from tasks.tokens import TokenisedRow, tokenise
-from tasks.train.examples import load_examples
+from tasks.train.examples import Examples
 from tasks.train.settings import Distillation
 
 K = 10
@@ -64,7 +64,8 @@ def student(tmp_path: Path) -> ModelSource:
 
 
 def test_the_students_own_rows_get_the_teachers_distributions(store: ArtifactRef, student: ModelSource) -> None:
-    examples, tokenizer, facts = load_examples(store, student, 512, Distillation(min_alignment=0.1))
+    stream, tokenizer = Examples(store, student, 512, Distillation(min_alignment=0.1)), load_tokenizer(student)
+    examples, facts = list(stream), stream.facts()
     assert facts["alignment"]["rows_with_other_text"] == 0
     assert 0.1 < facts["alignment"]["positions"] < 1
     assert facts["skipped"]["not scored by the teacher"] > 0
@@ -85,13 +86,16 @@ def test_the_students_own_rows_get_the_teachers_distributions(store: ArtifactRef
 
 
 def test_too_little_alignment_is_refused(store: ArtifactRef, student: ModelSource) -> None:
+    stream = Examples(store, student, 512, Distillation(min_alignment=0.99))
+    assert list(stream)
     with pytest.raises(ConfigurationError, match="cut these rows too differently.*`kd.min_alignment` asks for 99%"):
-        load_examples(store, student, 512, Distillation(min_alignment=0.99))
+        stream.facts()
 
 
 def test_with_one_tokenizer_the_scored_ids_are_trained_on(store: ArtifactRef) -> None:
-    examples, _tokenizer, facts = load_examples(store, resolve("demo", "student"), 512, Distillation())
-    assert "alignment" not in facts
+    stream = Examples(store, resolve("demo", "student"), 512, Distillation())
+    examples = list(stream)
+    assert "alignment" not in stream.facts()
     scored = {row.row_id: row for row in TopKReader(store)}
     for example in examples:
         assert list(example.ids) == list(scored[example.row_id].ids)

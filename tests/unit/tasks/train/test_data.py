@@ -1,14 +1,19 @@
 """Order, dealing and collation: every row once an epoch, on any number of ranks, labels predicted by one before."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.train.data import Example, collate, deal, global_batch_indices, total_steps
+from tasks.train.data import Example, deal, global_batch_indices, total_steps
+from tasks.train.feed import feeding
 from tasks.train.loop import rate_at
+from tasks.train.packing import pack
 from tasks.train.settings import Training
+from tasks.train.spool import Spool, write_spool
 
 
 def _examples(count: int, k: int | None = None) -> list[Example]:
@@ -43,25 +48,27 @@ def test_order_depends_on_the_seed_and_on_the_epoch() -> None:
     assert first == global_batch_indices(100, 100, 0, seed=0)
 
 
-@given(st.integers(1, 50), st.integers(1, 4), st.integers(1, 5))
-def test_ranks_and_micro_batches_share_a_batch_without_loss(rows: int, ranks: int, micro_batches: int) -> None:
-    batch = _examples(rows)
-    dealt = [deal(batch, rank, ranks, micro_batches) for rank in range(ranks)]
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=50), st.integers(1, 4), st.integers(1, 5))
+def test_ranks_and_micro_batches_share_a_batch_without_loss_and_evenly(
+    lengths: list[int], ranks: int, micro_batches: int
+) -> None:
+    dealt = [deal(lengths, rank, ranks, micro_batches) for rank in range(ranks)]
     assert all(len(micros) == micro_batches for micros in dealt)
-    assert sorted(e.row_id for micros in dealt for micro in micros for e in micro) == sorted(e.row_id for e in batch)
+    assert sorted(row for micros in dealt for micro in micros for row in micro) == list(range(len(lengths)))
+    loads = [sum(lengths[row] for row in micro) for micros in dealt for micro in micros]
+    assert max(loads) - min(loads) <= max(lengths)
 
 
 def test_labels_are_the_response_tokens_and_positions_stand_one_before() -> None:
-    batch = collate([Example("a", [11, 12, 13, 14], 2), Example("b", [21, 22, 23], 1)], pad_id=0)
+    batch = pack([Example("a", [11, 12, 13, 14], 2), Example("b", [21, 22, 23], 1)])
     assert batch.labels_N.tolist() == [13, 14, 22, 23]
-    predicted = batch.input_ids_BT.flatten()[batch.positions_N + 1]
-    assert predicted.tolist() == batch.labels_N.tolist()
-    assert batch.attention_mask_BT.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert batch.input_ids_1T[0, batch.positions_N + 1].tolist() == batch.labels_N.tolist()
+    assert batch.position_ids_1T.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
 
 
 def test_teacher_entries_stay_with_their_tokens() -> None:
     examples = _examples(5, k=3)
-    batch = collate(examples, pad_id=0)
+    batch = pack(examples)
     assert batch.teacher_ids_NK is not None
     assert batch.teacher_ids_NK.shape == (len(batch.labels_N), 3)
     row = 0
@@ -71,6 +78,44 @@ def test_teacher_entries_stay_with_their_tokens() -> None:
         assert torch.equal(batch.teacher_ids_NK[row:end], torch.from_numpy(example.teacher_ids_RK).long())
         assert batch.labels_N[row:end].tolist() == list(example.ids[example.response_start :])
         row = end
+
+
+@pytest.mark.parametrize("k", [None, 3])
+def test_spooled_examples_come_back_in_any_order(tmp_path: Path, k: int | None) -> None:
+    examples = _examples(20, k)
+    write_spool(tmp_path, iter(examples))
+    spool = Spool(tmp_path)
+    assert len(spool) == 20
+    assert spool.lengths.tolist() == [len(example.ids) for example in examples]
+    assert spool.supervised_tokens == sum(example.supervised_tokens for example in examples)
+    for place in (19, 0, 7):
+        one, other = spool[place], examples[place]
+        assert (one.row_id, list(one.ids), one.response_start) == (other.row_id, other.ids, other.response_start)
+        assert spool.supervised_of(place) == other.supervised_tokens
+        if k:
+            assert np.array_equal(np.asarray(one.teacher_ids_RK), np.asarray(other.teacher_ids_RK))
+            assert np.array_equal(np.asarray(one.teacher_logprobs_RK), np.asarray(other.teacher_logprobs_RK))
+        else:
+            assert one.teacher_ids_RK is None
+
+
+def test_the_feed_gives_the_same_steps_in_order_and_out_of_it(tmp_path: Path) -> None:
+    write_spool(tmp_path, iter(_examples(30)))
+    spool = Spool(tmp_path)
+    with feeding(spool, 8, 2, 0, 0, 1) as feed:
+        in_order = [feed.step(step) for step in range(1, 6)]
+    with feeding(spool, 8, 2, 0, 0, 1) as feed:  # a resumed run starts in the middle
+        resumed = [feed.step(step) for step in (3, 4, 5)]
+    for one, other in zip(in_order[2:], resumed, strict=True):
+        assert one.supervised_tokens == other.supervised_tokens
+        for mine, theirs in zip(one.micro_batches, other.micro_batches, strict=True):
+            assert torch.equal(mine.input_ids_1T, theirs.input_ids_1T)
+
+
+def test_ranks_without_rows_compute_something_that_does_not_count(tmp_path: Path) -> None:
+    write_spool(tmp_path, iter(_examples(1)))
+    with feeding(Spool(tmp_path), 1, 1, 0, 1, 2) as feed:
+        assert feed.step(1).idle == [True]
 
 
 def test_steps_follow_epochs_unless_given() -> None:
