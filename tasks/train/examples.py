@@ -32,11 +32,13 @@ class Examples:
         self._kd = kd
         self._skipped: Counter[str] = Counter()
         self._alignment: Alignment | None = None
+        self._k: int | None = None
 
     def __iter__(self) -> Iterator[Example]:
         if self._kd is None:
             return self._for_fine_tuning()
         reader = TopKReader(self._data)
+        self._k = reader.k
         if reader.tokenizer_digest["vocabulary"] == tokenizer_digests(self._student)["vocabulary"]:
             check_same_template(reader.tokenizer_digest, self._student)
             return self._with_scored_ids(reader)
@@ -49,6 +51,8 @@ class Examples:
         Raises ConfigurationError where that is less than `kd.min_alignment`.
         """
         facts: dict[str, Any] = {"skipped": self._skipped}
+        if self._k is not None:
+            facts["k"] = self._k
         if self._alignment is not None and self._kd is not None:
             self._alignment.check(self._kd.min_alignment)
             facts["alignment"] = self._alignment.summary()

@@ -9,28 +9,29 @@ uploads the finished model there. SFT and KD differ by loss and batch only.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import deepspeed
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from infra import child
 from infra.artifacts import ArtifactRef, Workspace
-from infra.errors import ConfigurationError
+from infra.errors import ConfigurationError, OutOfMemoryError
 from infra.models import ModelSource
 from tasks.train import checkpoints
 from tasks.train.data import total_steps
 from tasks.train.examples import Examples
+from tasks.train.export import export
 from tasks.train.feed import feeding
 from tasks.train.loop import Plan, rate_at, run_steps
 from tasks.train.losses import cross_entropy_sum, topk_kl_sum
+from tasks.train.memory import ModelShape, advice
 from tasks.train.packing import use_packed_attention
 from tasks.train.settings import Distillation, Training, TrainingRun
 from tasks.train.spool import Spool, write_spool
@@ -92,7 +93,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         micro_batches=-(-training.global_batch // (ranks * run.micro_batch)),
         checkpoint_every_s=run.checkpoint_every_s,
     )
-    engine = _engine(SupervisedLoss(model, kd), spec["deepspeed"], training, plan, ranks, on_gpu)
+    engine = _engine(SupervisedLoss(model, kd), spec["deepspeed"], training, run, plan, on_gpu)
 
     scratch = reporter.folder / "checkpoint"  # one for all ranks of this machine
     layout = {"ranks": ranks, "zero_stage": run.zero_stage}
@@ -120,9 +121,13 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
             return [spool[place].row_id for place in feed.rows(step)]
 
         started = time.monotonic()
-        tokens_s = run_steps(engine, feed, plan, done, curve, on_log, save, row_ids)
+        try:
+            tokens_s = run_steps(engine, feed, plan, done, curve, on_log, save, row_ids)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            tokens = int(np.sort(spool.lengths)[-run.micro_batch :].sum())
+            shape = ModelShape.of(model.config.to_dict())
+            raise OutOfMemoryError(f"out of memory: {advice(shape, run, ranks, tokens)}") from error
         waited = feed.waited_s / max(time.monotonic() - started, 1e-9)
-    _export(engine, work, folder, run.zero_stage, is_first, torch.bfloat16 if on_gpu else torch.float32)
     counts = {"steps": plan.steps, "rows": len(spool), "supervised_tokens": spool.supervised_tokens}
     facts = {
         "curve": curve,
@@ -132,7 +137,25 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         "ranks": ranks,
         "parameters": _parameters(model),
     }
+    card = _about(spec, work, source, (data_facts or {}).get("k")) | counts | facts
+    export(engine, work, folder, run.zero_stage, torch.bfloat16 if on_gpu else torch.float32, card)
     return {"counts": counts, "facts": {**facts, **(data_facts or {})}}
+
+
+def _about(spec: dict[str, Any], work: Workspace, source: ModelSource, k: int | None) -> dict[str, Any]:
+    """What the model card says besides the numbers."""
+    training = Distillation if spec["objective"] == "kd" else Training
+    return {
+        "title": f"{source.name} after {work.kind}",
+        "objective": spec["objective"],
+        "base": source.name,
+        "base_hub": source.hub,
+        "training": training.model_validate(spec["training"]),
+        "k": k,
+        "seed": spec["seed"],
+        "data": spec["data"]["uri"],
+        "fingerprint": work.fingerprint,
+    }
 
 
 def _spooled(
@@ -148,12 +171,19 @@ def _spooled(
 
 
 def _engine(
-    module: SupervisedLoss, config: dict[str, Any], training: Training, plan: Plan, ranks: int, on_gpu: bool
+    module: SupervisedLoss, config: dict[str, Any], training: Training, run: TrainingRun, plan: Plan, on_gpu: bool
 ) -> Any:
+    ranks = torch.distributed.get_world_size()
     config["train_micro_batch_size_per_gpu"] = -(-plan.global_batch // (ranks * plan.micro_batches))
     config["gradient_accumulation_steps"] = plan.micro_batches
     config["gradient_clipping"] = training.gradient_clipping
     config["bf16"] = {"enabled": on_gpu}
+    place = {"device": "cpu", "pin_memory": on_gpu}
+    if run.offload != "none":
+        config["zero_optimization"]["offload_optimizer"] = place
+        config["zero_force_ds_cpu_optimizer"] = False
+    if run.offload == "parameters":
+        config["zero_optimization"]["offload_param"] = place
     config["optimizer"]["params"] |= {"lr": training.learning_rate, "weight_decay": training.weight_decay}
     engine, *_ = deepspeed.initialize(
         model=module,
@@ -165,25 +195,6 @@ def _engine(
     )
     engine.train()
     return engine
-
-
-def _export(engine: Any, work: Workspace, source: Path, zero_stage: int, is_first: bool, dtype: torch.dtype) -> None:
-    """The model as a Hugging Face folder: safetensors, and the tokenizer's files as they came."""
-    model = engine.module.model
-    state = model.state_dict()
-    if zero_stage == 3:  # each rank holds a part; rank 0 gets the whole, with the wrapper's prefix
-        state = engine._zero3_consolidated_16bit_state_dict()
-        state = {name.removeprefix("model."): tensor for name, tensor in (state or {}).items()}
-    if not is_first:
-        return
-    state = {name: tensor.to(dtype) for name, tensor in state.items()}
-    with tempfile.TemporaryDirectory() as target:
-        model.config.dtype = dtype
-        model.save_pretrained(target, state_dict=state, safe_serialization=True)
-        for path in source.iterdir():
-            if path.is_file() and path.suffix != ".safetensors" and not (Path(target) / path.name).exists():
-                shutil.copyfile(path, Path(target) / path.name)
-        work.put_folder("model/", Path(target))
 
 
 def _one_rank_first(work: Any) -> Any:

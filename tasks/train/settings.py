@@ -60,6 +60,9 @@ class TrainingRun(BaseModel):
     )
     gradient_checkpointing: bool = Field(False, description="computes activations twice to save memory")
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        "none", description="what lies in the machine's memory instead of the GPU's (parameters: ZeRO-3 only)"
+    )
     checkpoint_every_s: float = Field(30.0, gt=0, description="seconds between checkpoints in storage")
     checkpoints_kept: int = Field(1, ge=1, description="how many of the last checkpoints stay in storage")
     stall_timeout_s: float = Field(1800.0, gt=0, description="end a run that reports nothing for this long")

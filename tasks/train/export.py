@@ -1,0 +1,47 @@
+"""The finished model as a Hugging Face folder: safetensors, the tokenizer's files as they came, and a card."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from infra.artifacts import Workspace
+
+CARD = "README.md"
+_TEMPLATES = Environment(
+    loader=PackageLoader("tasks.train"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+
+
+def export(
+    engine: Any, work: Workspace, source: Path, zero_stage: int, dtype: torch.dtype, card: Mapping[str, Any]
+) -> None:
+    """Put the folder into the workspace. Every rank calls it; the first one writes."""
+    model = engine.module.model
+    state = model.state_dict()
+    if zero_stage == 3:  # each rank holds a part; rank 0 gets the whole, with the wrapper's prefix
+        state = engine._zero3_consolidated_16bit_state_dict()
+        state = {name.removeprefix("model."): tensor for name, tensor in (state or {}).items()}
+    if torch.distributed.get_rank() != 0:
+        return
+    state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    with tempfile.TemporaryDirectory() as target:
+        model.config.dtype = dtype
+        model.save_pretrained(target, state_dict=state, safe_serialization=True)
+        for path in source.iterdir():
+            wanted = path.is_file() and path.suffix != ".safetensors" and path.name != CARD
+            if wanted and not (Path(target) / path.name).exists():
+                shutil.copyfile(path, Path(target) / path.name)
+        (Path(target) / CARD).write_text(render_card(card))
+        work.put_folder("model/", Path(target))
+
+
+def render_card(facts: Mapping[str, Any]) -> str:
+    """The model card: what was trained, on what, from what, and how it went."""
+    return _TEMPLATES.get_template("model_card.md.jinja").render(**facts)
