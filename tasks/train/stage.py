@@ -17,6 +17,7 @@ from infra.shared_memory import remove_buffers_of, remove_unused_buffers
 from tasks.train.settings import Training, TrainingRun
 
 STAGE_VERSION = 2
+PROGRAM = "tasks.train.program"
 _CPU_RANKS = 2
 Stage = Literal["sft", "kd", "sft_control"]
 
@@ -52,7 +53,7 @@ def train(
     }
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
     port = _free_port()
-    launcher += ["--master_port", str(port), "--no_local_rank", "--module", "tasks.train.program"]
+    launcher += ["--master_port", str(port), "--no_local_rank", "--module", PROGRAM]
     threads = max(1, (os.cpu_count() or 1) // ranks)
     remove_unused_buffers()  # of runs that were killed
     try:

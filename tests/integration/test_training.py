@@ -83,7 +83,7 @@ def test_training_lowers_the_loss_and_exports_a_model_that_loads(uninterrupted: 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer("list all books", return_tensors="pt").input_ids
     assert torch.isfinite(model(ids).logits).all()
-    assert {path.suffix for path in folder.iterdir()} <= {".safetensors", ".json", ".jinja"}
+    assert {path.suffix for path in folder.iterdir()} <= {".safetensors", ".json", ".jinja", ".md"}
 
 
 def test_a_killed_rank_is_noticed_and_the_rerun_continues_the_same_curve(
