@@ -18,6 +18,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from tests.endpoint_answers import BIG_TEXT, REFUSAL, TEXT_FAULTS, answer
 
 HANG_S = 60.0
 FAULTS = ("429", "500", "hang", "cut", *TEXT_FAULTS)
+DECLINED = "declined"  # by a content policy, and the message quotes the key: only where it is asked for
 _HEAD = "HTTP/1.1 {} x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{}\r\n"
 
 
@@ -40,12 +42,15 @@ class Book:
         self.by_agent: Counter[str] = Counter()
         self.in_flight: Counter[str] = Counter()
         self.answered: set[str] = set()
+        self.tokens: Counter[str] = Counter()
         self.repeated = 0
         self.max_in_flight = 0
+        self.first = self.last = 0.0  # when the first request came and when the last answer left
 
     def arrived(self, key: str, agent: str) -> int:
         """Count a request in; how often its body came before."""
         before = self.seen[key]
+        self.first = self.first or time.monotonic()
         self.repeated += key in self.answered or self.in_flight[key] > 0
         self.seen[key] += 1
         self.by_agent[agent] += 1
@@ -54,6 +59,7 @@ class Book:
         return before
 
     def left(self, key: str, answered: bool) -> None:
+        self.last = time.monotonic()
         self.in_flight[key] -= 1
         if not self.in_flight[key]:
             del self.in_flight[key]
@@ -65,9 +71,12 @@ class Book:
             "requests": self.seen.total(),
             "distinct": len(self.seen),
             "repeated": self.repeated,
+            "in_flight": self.in_flight.total(),
             "max_in_flight": self.max_in_flight,
+            "seconds": self.last - self.first,
             "by_fault": dict(self.by_fault),
             "by_agent": dict(self.by_agent),
+            "tokens": dict(self.tokens),
         }
 
 
@@ -113,9 +122,9 @@ class Connection(asyncio.Protocol):
                 401, _error(f"Incorrect API key provided: {given}.", "invalid_request_error", "invalid_api_key")
             )
         else:
-            self._chat(body)
+            self._chat(body, given)
 
-    def _chat(self, body: bytes) -> None:
+    def _chat(self, body: bytes, key: str) -> None:
         try:
             request = json.loads(body)
             prompt = next(m["content"] for m in request["messages"] if m["role"] == "user")
@@ -134,6 +143,11 @@ class Connection(asyncio.Protocol):
         elif fault == "429":
             refused = _error("Rate limit reached for requests", "requests", "rate_limit_exceeded")
             self._later(0.0, self._answer, 429, refused, "Retry-After: 1\r\n")
+        elif fault == DECLINED:
+            declined = _error(
+                f"Declined for {key}: our content policy", "invalid_request_error", "content_policy_violation"
+            )
+            self._later(0.0, self._answer, 400, declined)
         elif fault == "500":
             self._later(0.0, self._answer, 500, _error("The server had an error", "server_error", None))
         else:
@@ -152,6 +166,7 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, status: int, document: dict[str, Any], headers: str = "") -> None:
         self._done(answered=status == 200)
+        self._book.tokens.update(document.get("usage", {}))
         self._write(status, document, headers)
 
     def _cut(self, status: int, document: dict[str, Any]) -> None:
@@ -248,7 +263,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes a free one")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds until an answer")
     parser.add_argument("--faults", type=float, default=0.0, help="share of the requests that meet a fault")
-    parser.add_argument("--kinds", nargs="+", choices=FAULTS, default=FAULTS, help="the faults, evenly")
+    parser.add_argument("--kinds", nargs="+", choices=(*FAULTS, DECLINED), default=FAULTS, help="the faults, evenly")
     parser.add_argument("--faults-of-a-body", type=int, default=10**9, help="how often one body meets faults")
     parser.add_argument("--seed", type=int, default=0, help="of the answers and of the faults")
     parser.add_argument("--require-key", default="", help="answer 401 to any other bearer")

@@ -32,10 +32,17 @@ _SCHEMA = {
 _SYSTEM = "Rewrite the instruction so that a student has more to learn from it, and answer it step by step. " * 6
 
 
-def raw_litellm(url: str, requests: int, concurrency: int) -> dict[str, float]:
-    """Requests a second of bare `litellm.acompletion`, in a process of its own, and its CPU ms a request."""
-    command = [sys.executable, "-m", "tests.bench.requests", url, str(requests), str(concurrency)]
-    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+def raw_litellm(url: str, asks: list[dict[str, Any]], concurrency: int) -> dict[str, float]:
+    """Requests a second of bare `litellm.acompletion`, in a process of its own, and its CPU ms a request.
+
+    An ask has `messages`, `schema` and `schema_name`; the last `2 * concurrency` are asked first, to build
+    clients, and are not timed.
+    """
+    command = [sys.executable, "-m", "tests.bench.requests", url, str(concurrency)]
+    lines = "\n".join(map(json.dumps, asks))
+    ran = subprocess.run(
+        command, check=True, input=lines, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    )
     return json.loads(ran.stdout.splitlines()[-1])
 
 
@@ -74,12 +81,14 @@ def run(arguments: list[str]) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as home, endpoint(latency=options.latency) as url:
         os.environ["DISTILFLOW_HOME"] = home
-        bare = [raw_litellm(url, options.requests, options.concurrency)]
+        numbers = [*range(options.requests), *range(-2 * options.concurrency, 0)]
+        asks = [{"messages": _messages(number), "schema": _SCHEMA, "schema_name": "Rewritten"} for number in numbers]
+        bare = [raw_litellm(url, asks, options.concurrency)]
         by_processes = {
             processes: through_providers(url, options.requests, options.concurrency, processes)
             for processes in options.processes
         }
-        bare.append(raw_litellm(url, options.requests, options.concurrency))
+        bare.append(raw_litellm(url, asks, options.concurrency))
         assert tell(url, "stats")["max_in_flight"] == options.concurrency
     best = max(figures["requests_s"] for figures in by_processes.values())
     raw = max(figures["requests_s"] for figures in bare)
@@ -112,28 +121,29 @@ def _cpu_s(pids: list[int]) -> float:
     return sum(int(fields[11]) + int(fields[12]) for fields in stats) / ticks
 
 
-async def _bare(url: str, requests: int, concurrency: int) -> dict[str, float]:
+async def _bare(url: str, asks: list[dict[str, Any]], concurrency: int) -> dict[str, float]:
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     os.environ["LITELLM_LOG"] = "ERROR"
     import litellm
 
     litellm.suppress_debug_info = True
-    schema = {"name": "Rewritten", "schema": _SCHEMA, "strict": True}
     free = asyncio.Semaphore(concurrency)
 
     async def ask(number: int) -> None:
+        schema = {"name": asks[number]["schema_name"], "schema": asks[number]["schema"], "strict": True}
         async with free:
             await litellm.acompletion(
                 model="openai/bench",
                 api_base=url,
                 api_key="key",
-                messages=_messages(number),
+                messages=asks[number]["messages"],
                 temperature=1.0,
                 response_format={"type": "json_schema", "json_schema": schema},
                 timeout=120,
             )
 
-    await asyncio.gather(*[ask(-number) for number in range(1, 2 * concurrency)])
+    requests = len(asks) - 2 * concurrency
+    await asyncio.gather(*[ask(number) for number in range(requests, len(asks))])
     before = resource.getrusage(resource.RUSAGE_SELF)
     rate = await _rate(ask, requests)
     after = resource.getrusage(resource.RUSAGE_SELF)
@@ -142,4 +152,4 @@ async def _bare(url: str, requests: int, concurrency: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(_bare(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))))
+    print(json.dumps(asyncio.run(_bare(sys.argv[1], list(map(json.loads, sys.stdin)), int(sys.argv[2])))))

@@ -51,7 +51,7 @@ def test_an_unreachable_llm() -> None:
         probe.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
     flags = ["--agent-model=openai/x", f"--augmentation.api-base={address}"]
-    assert f"no LLM answers at {address}" in _sentence("run", *flags, OPENAI_API_KEY="sk-x")
+    assert f"the LLM at {address} cannot be reached" in _sentence("run", *flags, OPENAI_API_KEY="sk-x")
 
 
 def test_a_missing_provider_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

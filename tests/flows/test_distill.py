@@ -61,7 +61,7 @@ def test_the_prefect_ui_has_the_stages_and_the_table() -> None:
 
     tasks, artifacts = asyncio.run(look())
     assert STAGES | {"check"} <= tasks | {"check"}
-    assert {"comparison", "report", "augment-rejected", "sft-progress"} <= artifacts
+    assert {"comparison", "report", "augment-card", "augment-left-out", "sft-progress"} <= artifacts
 
 
 @pytest.mark.usefixtures("first_run")

@@ -1,0 +1,99 @@
+"""The augmentation stage on made-up seeds, here or as a program of its own, which tests kill and the bench measures.
+
+    python -m tests.augmentation '{"url": "http://127.0.0.1:1234/v1", "seeds": 100, "options": {}, "batch": 100}'
+
+prints one line of JSON: the artifact's reference, the batches that this process did, how long it took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from infra.artifacts import ArtifactRef
+from tasks.augment import stage
+from tasks.augment.providers import Deployment
+from tasks.augment.settings import Augmentation
+from tasks.seeds.stage import Sources, load
+from tests.endpoint_answers import answer
+
+ROOT = Path(__file__).parents[1]
+MODEL = "openai/test"
+_CATEGORIES = ("Reasoning", "Writing", "Translation", "Knowledge", "Summarization")
+
+
+async def _alone(_name: str, do: Callable[[], Awaitable[None]]) -> None:
+    await do()
+
+
+def load_seeds(count: int) -> ArtifactRef:
+    """The artifact of `count` seeds, the same ones each time; fewer are the start of more."""
+    rows = answer({"agent": "expansion", "n": count + 1}, seed=0)["instructions"]
+    lines = [
+        json.dumps({**row, "output": row["response"], "category": _CATEGORIES[number % len(_CATEGORIES)]})
+        for number, row in enumerate(rows)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        seeds, heldout = Path(folder) / "seeds.jsonl", Path(folder) / "heldout.jsonl"
+        seeds.write_text("\n".join(lines[1:]))
+        heldout.write_text(lines[0])
+        return load(Sources(str(seeds), str(heldout), None), heldout_share=0.1, response_required=False)
+
+
+def augment(url: str, seeds: int, options: dict[str, Any], key: str = "key", as_task: Any = _alone) -> ArtifactRef:
+    """The stage's artifact, made here; `options` are Augmentation's."""
+    loaded, chosen = load_seeds(seeds), Augmentation.model_validate(options)
+    work = stage.workspace(loaded, chosen, MODEL)
+    return stage.augment(work, loaded, chosen, Deployment(MODEL, url, key), lambda done, total: None, as_task)
+
+
+def start(url: str, seeds: int, options: dict[str, Any], batch: int = 100, **environment: str) -> subprocess.Popen[str]:
+    """The stage in a process of its own, with batches of so many seeds."""
+    told = json.dumps({"url": url, "seeds": seeds, "options": options, "batch": batch})
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.augmentation", told],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def told(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What a process that ended well has printed."""
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    return json.loads(out.splitlines()[-1])
+
+
+def memory_mib(pid: int | str = "self") -> float:
+    """The most memory that a process had at a time (of its own program, unlike `ru_maxrss`)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def main() -> None:
+    done: list[str] = []
+
+    async def as_task(name: str, do: Callable[[], Awaitable[None]]) -> None:
+        await do()
+        done.append(name)
+
+    given = json.loads(sys.argv[1])
+    stage._SEEDS_PER_BATCH = given["batch"]
+    started = time.monotonic()
+    ref = augment(given["url"], given["seeds"], given["options"], as_task=as_task)
+    seconds = round(time.monotonic() - started, 1)
+    figures = {"seconds": seconds, "cpu_s": round(time.process_time(), 1), "memory_mib": memory_mib()}
+    print(json.dumps({"ref": ref.model_dump(), "batches": done, **figures}))
+
+
+if __name__ == "__main__":
+    main()
