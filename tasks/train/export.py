@@ -27,7 +27,8 @@ def export(
     state = model.state_dict()
     if zero_stage == 3:  # each rank holds a part; rank 0 gets the whole, with the wrapper's prefix
         state = engine._zero3_consolidated_16bit_state_dict()
-        state = {name.removeprefix("model."): tensor for name, tensor in (state or {}).items()}
+        ours = {name for name in state or {} if name.startswith("model.")}  # and not the loss's view of the head
+        state = {name.removeprefix("model."): state[name] for name in ours}
     if torch.distributed.get_rank() != 0:
         return
     state = {name: tensor.to(dtype) for name, tensor in state.items()}

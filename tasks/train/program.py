@@ -29,8 +29,9 @@ from tasks.train.data import total_steps
 from tasks.train.examples import Examples
 from tasks.train.export import export
 from tasks.train.feed import feeding
+from tasks.train.fused_head import FusedHead
 from tasks.train.loop import Plan, rate_at, run_steps
-from tasks.train.losses import cross_entropy_sum, topk_kl_sum
+from tasks.train.losses import DistillationLoss
 from tasks.train.memory import ModelShape, advice
 from tasks.train.packing import use_packed_attention
 from tasks.train.settings import Distillation, Training, TrainingRun
@@ -40,10 +41,11 @@ from tasks.train.spool import Spool, write_spool
 class SupervisedLoss(nn.Module):
     """A causal LM whose forward is the summed loss of a micro-batch: logits for supervised positions only."""
 
-    def __init__(self, model: Any, kd: Distillation | None):
+    def __init__(self, model: Any, loss: DistillationLoss | None):
         super().__init__()
         self.model = model
-        self.kd = kd
+        self.head = FusedHead(model.get_output_embeddings())
+        self.loss = loss
 
     def forward(
         self,
@@ -57,13 +59,9 @@ class SupervisedLoss(nn.Module):
     ) -> Tensor:
         decoder = self.model.get_decoder()
         hidden_1TH = decoder(input_ids=input_ids_1T, position_ids=position_ids_1T, rows=rows, use_cache=False)[0]
-        logits_NV = self.model.get_output_embeddings()(hidden_1TH[0].index_select(0, positions_N))
-        if self.kd is None:
-            return cross_entropy_sum(logits_NV, labels_N)
-        assert teacher_ids_NK is not None
-        assert teacher_logprobs_NK is not None
-        kl = topk_kl_sum(logits_NV, teacher_ids_NK, teacher_logprobs_NK, self.kd.temperature, self.kd.tail)
-        return (1 - self.kd.kd_weight) * cross_entropy_sum(logits_NV, labels_N) + self.kd.kd_weight * kl
+        hidden_NH = hidden_1TH[0].index_select(0, positions_N)
+        loss: Tensor = self.head(hidden_NH, labels_N, teacher_ids_NK, teacher_logprobs_NK, self.loss)
+        return loss
 
 
 def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
@@ -93,7 +91,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         micro_batches=-(-training.global_batch // (ranks * run.micro_batch)),
         checkpoint_every_s=run.checkpoint_every_s,
     )
-    engine = _engine(SupervisedLoss(model, kd), spec["deepspeed"], training, run, plan, on_gpu)
+    engine = _engine(SupervisedLoss(model, _loss(kd) if kd else None), spec["deepspeed"], training, run, plan, on_gpu)
 
     scratch = reporter.folder / "checkpoint"  # one for all ranks of this machine
     layout = {"ranks": ranks, "zero_stage": run.zero_stage}
@@ -140,6 +138,10 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     card = _about(spec, work, source, (data_facts or {}).get("k")) | counts | facts
     export(engine, work, folder, run.zero_stage, torch.bfloat16 if on_gpu else torch.float32, card)
     return {"counts": counts, "facts": {**facts, **(data_facts or {})}}
+
+
+def _loss(kd: Distillation) -> DistillationLoss:
+    return DistillationLoss(kd.divergence, kd.tail, kd.temperature, kd.js_beta, kd.kd_weight)
 
 
 def _about(spec: dict[str, Any], work: Workspace, source: ModelSource, k: int | None) -> dict[str, Any]:

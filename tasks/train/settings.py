@@ -30,6 +30,10 @@ class Distillation(Training):
     temperature: float = Field(
         1.0, gt=0, le=20, description="softens both distributions; scales the loss by its square"
     )
+    divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon", "total_variation"] = Field(
+        "forward_kl", description="from teacher to student, on the top K (paper: forward_kl)"
+    )
+    js_beta: float = Field(0.5, gt=0, lt=1, description="weight of the teacher in the Jensen-Shannon mixture")
     tail: Literal["renormalise", "bucket"] = Field(
         "renormalise",
         description="probability outside the top K: renormalised away (the paper) or kept as one bucket (K+1)",

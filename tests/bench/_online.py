@@ -19,8 +19,8 @@ from tasks.train.packing import use_packed_attention
 class OnlineLoss(program.SupervisedLoss):
     """The same loss on what the teacher says now."""
 
-    def __init__(self, model: Any, kd: Any):
-        super().__init__(model, kd)
+    def __init__(self, model: Any, loss: Any):
+        super().__init__(model, loss)
         teacher: Any = AutoModelForCausalLM.from_pretrained(os.environ["BENCH_ONLINE_TEACHER"], dtype=torch.float32)
         use_packed_attention(teacher)
         self._teacher = [teacher.eval()]  # in a list: not a part of what is trained

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from infra.models import load_tokenizer, resolve
 from tasks.logits.engines import TransformersEngine
@@ -16,8 +17,10 @@ from tasks.logits.format import MAX_ERROR, decode_shard, encode_shard
 from tasks.logits.store import ScoredRow
 from tasks.rows import Row
 from tasks.tokens import TokenisedRow, tokenise
-from tasks.train.data import Example, collate
-from tasks.train.losses import cross_entropy_sum, topk_kl_sum
+from tasks.train.data import Example
+from tasks.train.losses import DistillationLoss
+from tasks.train.packing import pack, use_packed_attention
+from tasks.train.program import SupervisedLoss
 
 K = 10
 ROWS = [
@@ -39,34 +42,35 @@ def stored(engine: TransformersEngine) -> list[ScoredRow]:
     return list(decode_shard(encode_shard(engine.score(rows, K)), "s"))
 
 
-def _losses(engine: TransformersEngine, rows: list[ScoredRow]) -> tuple[float, float]:
-    """The teacher's own KL to its stored scores, and its cross-entropy, per token."""
-    examples = [Example(r.row_id, r.ids, r.response_start, r.topk_ids_RK, r.logprobs_RK) for r in rows]
-    batch = collate(examples, 0)
-    model: Any = engine._model
+@pytest.fixture(scope="module")
+def model() -> Any:
+    loaded: Any = AutoModelForCausalLM.from_pretrained(resolve("demo", "teacher").fetch(), dtype=torch.float32)
+    use_packed_attention(loaded)
+    return loaded
+
+
+def _losses(model: Any, rows: list[ScoredRow]) -> tuple[float, float]:
+    """The teacher's own KL to its stored scores, and its cross-entropy, per token, as training computes them."""
+    batch = pack([Example(r.row_id, r.ids, r.response_start, r.topk_ids_RK, r.logprobs_RK) for r in rows])
+    teacher = (batch.teacher_ids_NK, batch.teacher_logprobs_NK)
+    inputs = (batch.input_ids_1T, batch.position_ids_1T, batch.positions_N, batch.labels_N, *teacher, *batch.rows)
     with torch.no_grad():
-        logits_BTV = model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT).logits
-    logits_NV = logits_BTV.flatten(0, 1)[batch.positions_N]
-    assert batch.teacher_ids_NK is not None
-    assert batch.teacher_logprobs_NK is not None
-    kl = topk_kl_sum(logits_NV, batch.teacher_ids_NK, batch.teacher_logprobs_NK, 1.0, "renormalise")
+        kl, cross_entropy = (
+            SupervisedLoss(model, DistillationLoss(kd_weight=weight))(*inputs) for weight in (1.0, 0.0)
+        )
     tokens = len(batch.labels_N)
-    return float(kl) / tokens, float(cross_entropy_sum(logits_NV, batch.labels_N)) / tokens
+    return float(kl) / tokens, float(cross_entropy) / tokens
 
 
-def test_a_teacher_has_nothing_to_learn_from_its_own_scores(
-    engine: TransformersEngine, stored: list[ScoredRow]
-) -> None:
-    kl, cross_entropy = _losses(engine, stored)
+def test_a_teacher_has_nothing_to_learn_from_its_own_scores(model: Any, stored: list[ScoredRow]) -> None:
+    kl, cross_entropy = _losses(model, stored)
     assert 0 <= kl < 1e-4
     actual = np.concatenate([row.actual_logprobs_R for row in stored])
     assert -actual.mean() == pytest.approx(cross_entropy, abs=MAX_ERROR)
 
 
 @pytest.mark.parametrize("shift", [1, -1])
-def test_scores_shifted_by_one_token_are_caught(
-    engine: TransformersEngine, stored: list[ScoredRow], shift: int
-) -> None:
+def test_scores_shifted_by_one_token_are_caught(model: Any, stored: list[ScoredRow], shift: int) -> None:
     shifted = [
         replace(
             row,
@@ -75,5 +79,5 @@ def test_scores_shifted_by_one_token_are_caught(
         )
         for row in stored
     ]
-    kl, _ = _losses(engine, shifted)
+    kl, _ = _losses(model, shifted)
     assert kl > 0.5
