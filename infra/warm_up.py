@@ -13,6 +13,7 @@ import os
 import shutil
 
 from infra import settings
+from infra.torch_extensions import survive_kills
 
 
 def main() -> None:
@@ -28,6 +29,7 @@ def main() -> None:
             return
         from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
+        survive_kills()
         ShareMemCommBuilder().load(verbose=False)
 
 

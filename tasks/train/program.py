@@ -24,6 +24,7 @@ from infra import child
 from infra.artifacts import ArtifactRef, Workspace
 from infra.errors import ConfigurationError, OutOfMemoryError
 from infra.models import ModelSource
+from infra.torch_extensions import survive_kills
 from tasks.train import checkpoints
 from tasks.train.data import total_steps
 from tasks.train.examples import Examples
@@ -73,6 +74,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     source = ModelSource.model_validate(spec["model"])
     data = ArtifactRef.model_validate(spec["data"])
     on_gpu = torch.cuda.is_available()
+    survive_kills()
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
     ranks, is_first = torch.distributed.get_world_size(), torch.distributed.get_rank() == 0
     torch.manual_seed(spec["seed"])

@@ -102,7 +102,7 @@ def test_ctrl_c_in_each_stage_or_a_kill_leaves_no_process_and_the_next_run_conti
         message = cli.interrupt(process)
         assert process.returncode == 130, (stage, message)
         assert message == "distilflow: stopped; what is finished is kept, the same command continues\n", stage
-        assert cli.engines() == [], stage
+        cli.wait_for(lambda: cli.engines() == [], 30)  # guardians are the last to go
     # and SIGKILL, which nobody can handle
     process = cli.start(*words, **env)
     cli.wait_for(lambda: any((home / "work").glob("evaluate-*")))

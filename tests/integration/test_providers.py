@@ -170,11 +170,12 @@ def test_prices_and_answer_modes_are_told() -> None:
 def test_a_killed_process_is_replaced_and_its_requests_are_asked_again() -> None:
     async def kill_and_ask(providers: Providers) -> list[Reply]:
         asked = [asyncio.create_task(providers.complete(_request(f"Sort list {n}"))) for n in range(8)]
-        await asyncio.sleep(0.5)
+        while (await asyncio.to_thread(tell, url, "stats"))["requests"] < 8:
+            await asyncio.sleep(0.05)
         os.kill(providers.pids[0], signal.SIGKILL)
         return await asyncio.gather(*asked)
 
-    with endpoint(latency=1.5) as url:
+    with endpoint(latency=5) as url:
         assert len(_with(_to(url), kill_and_ask, processes=2)) == 8
         assert tell(url, "stats")["requests"] == 12  # half of the eight were with the process that died
         assert len(_with(_to(url), kill_and_ask, processes=1)) == 8

@@ -1,0 +1,41 @@
+"""Extensions are locked by processes that live, and by no others."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from infra.torch_extensions import Baton, survive_kills
+
+HOLDER = """
+import sys, time
+from infra.torch_extensions import Baton
+assert Baton(sys.argv[1]).try_acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_owner_holds_nothing(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    lock.touch()  # what torch's own baton leaves behind
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        baton = Baton(str(lock))
+        assert not baton.try_acquire()
+        holder.kill()
+        holder.wait()
+    baton.wait()
+    assert baton.try_acquire()
+    assert not Baton(str(lock)).try_acquire()
+    baton.release()
+    assert Baton(str(lock)).try_acquire()
+
+
+def test_torch_compiles_behind_it() -> None:
+    from torch.utils import cpp_extension
+
+    before = cpp_extension.FileBaton
+    survive_kills()
+    assert cpp_extension.FileBaton is Baton
+    vars(cpp_extension)["FileBaton"] = before
