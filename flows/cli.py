@@ -106,7 +106,7 @@ def estimate(
 
 @app.command
 def export(to: Path, *, form: Format | None = None, table: RowTable = "kept", artifact: str | None = None) -> None:
-    """Write the augmented rows of a run to a file that other trainers read.
+    """Write the augmented rows of a run, or the teacher's scores, to a file that other trainers read.
 
     Parameters
     ----------
@@ -115,9 +115,9 @@ def export(to: Path, *, form: Format | None = None, table: RowTable = "kept", ar
     form
         alpaca, sharegpt, messages (JSONL), or parquet with all columns.
     table
-        kept, rejected or failed.
+        kept, rejected or failed rows, or topk: the teacher's log-probabilities (Parquet).
     artifact
-        s3:// address of the augment stage's artifact; that of the latest run without.
+        s3:// address of the stage's artifact (augment, or logits for topk); that of the latest run without.
     """
     from flows.data_commands import export_rows
 

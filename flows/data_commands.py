@@ -50,26 +50,45 @@ def print_estimate(
 
 
 def export_rows(to: Path, form: Format | None, table: RowTable, artifact: str | None) -> None:
-    """Write augmented rows to a file."""
+    """Write augmented rows, or the teacher's scores, to a file."""
+    if table == "topk":
+        _export_scores(to, form, artifact)
+        return
     form = form or ("parquet" if to.suffix == ".parquet" else "alpaca")
     with embedded_storage():
         storage.ensure_bucket()
-        count = export(_augmented(artifact), to, form, table)
+        count = export(_of_stage("augment", artifact), to, form, table)
     console.print(f"{count:,} {table} rows in {to} ({form})", soft_wrap=True)
 
 
-def _augmented(uri: str | None) -> ArtifactRef:
+def _export_scores(to: Path, form: Format | None, artifact: str | None) -> None:
+    """The top-K store as Parquet columns, as other trainers read them."""
+    from tasks.logits.exchange import export_parquet
+    from tasks.logits.store import TopKReader
+
+    if form not in (None, "parquet"):
+        raise ConfigurationError(f"the teacher's scores are exported as parquet, not {form}")
+    with embedded_storage():
+        storage.ensure_bucket()
+        partial = to.with_name(to.name + ".partial")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        count = export_parquet(TopKReader(_of_stage("logits", artifact)), partial)
+        partial.rename(to)
+    console.print(f"the teacher's scores of {count:,} rows in {to} (parquet)", soft_wrap=True)
+
+
+def _of_stage(stage: str, uri: str | None) -> ArtifactRef:
     """The artifact named, or that of the latest run."""
     if uri is None:
         try:
-            uri = json.loads((latest() / "results.json").read_text())["stages"]["augment"]["uri"]
+            uri = json.loads((latest() / "results.json").read_text())["stages"][stage]["uri"]
         except FileNotFoundError as error:
             raise ConfigurationError(
                 "no run has finished here yet: name the artifact with --artifact s3://…"
             ) from error
     ref = artifact_at(str(uri))
-    if ref.kind != "augment":
-        raise ConfigurationError(f"{uri} is of the {ref.kind} stage: name an artifact of the augment stage")
+    if ref.kind != stage:
+        raise ConfigurationError(f"{uri} is of the {ref.kind} stage: name an artifact of the {stage} stage")
     return ref
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Format = Literal["alpaca", "sharegpt", "messages", "parquet"]  # of exported rows
-RowTable = Literal["kept", "rejected", "failed"]
+RowTable = Literal["kept", "rejected", "failed", "topk"]
 Price = Annotated[float, Field(ge=0)]
 _NEVER_CHANGES_ROWS = {"enabled", "concurrency", "processes", "requests_per_minute", "tokens_per_minute", "timeout_s"}
 

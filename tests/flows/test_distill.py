@@ -1,10 +1,13 @@
 """The whole pipeline through the command line: real SeaweedFS, Prefect, LiteLLM over HTTP, vLLM, 2-rank DeepSpeed."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import cli
 import pytest
+
+from tasks.logits.exchange import import_parquet
 
 VARIANTS = {"base", "sft", "sft_control", "kd", "teacher"}
 STAGES = {"seeds", "augment", "sft", "logits", "sft_control", "kd", "evaluate", "report"}
@@ -62,6 +65,21 @@ def test_the_prefect_ui_has_the_stages_and_the_table() -> None:
     tasks, artifacts = asyncio.run(look())
     assert STAGES | {"check"} <= tasks | {"check"}
     assert {"comparison", "report", "augment-card", "augment-left-out", "sft-progress"} <= artifacts
+
+
+@pytest.mark.usefixtures("first_run")
+def test_rows_and_scores_of_a_run_are_exported(bucket_env: dict[str, str], tmp_path: Path) -> None:
+    done = cli.run("export", str(tmp_path / "rows.jsonl"), "--form=sharegpt", **bucket_env)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert f"{len(rows)} kept rows" in done.stdout
+    assert all(row["conversations"][-1]["from"] == "gpt" for row in rows)
+    done = cli.run("export", str(tmp_path / "scores.parquet"), "--table=topk", **bucket_env)
+    assert done.returncode == 0, done.stderr
+    assert sum(1 for _ in import_parquet(tmp_path / "scores.parquet")) == len(rows)
+    done = cli.run("export", str(tmp_path / "x.jsonl"), "--artifact=s3://flow-test/nothing/", **bucket_env)
+    assert "there is no finished artifact at s3://flow-test/nothing/" in done.stderr
+    assert done.returncode == 78
 
 
 @pytest.mark.usefixtures("first_run")
