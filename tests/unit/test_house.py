@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +37,10 @@ def test_importing_a_flow_imports_no_engine(module: str) -> None:
 )
 def test_a_stages_own_modules_do_not_know_prefect(module: str) -> None:
     assert "prefect" not in _imported_with(module)
+
+
+def test_no_link_is_committed() -> None:
+    """A link points into the machine that it was made on: a clone would use that machine's files, or none."""
+    root = Path(__file__).parents[2]
+    listed = subprocess.run(["git", "ls-files", "--stage"], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert not [line for line in listed.splitlines() if line.startswith("120000")]
