@@ -37,6 +37,10 @@ class StageFailedError(DistilflowError):
     """A stage failed elsewhere, after all the tries that could help."""
 
 
+class SomeFailedError(DistilflowError):
+    """Of several independent pieces of work some failed; the others are done."""
+
+
 BY_EXIT_CODE = {e.exit_code: e for e in (ConfigurationError, TransientError, OutOfMemoryError)}
 
 

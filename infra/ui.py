@@ -166,6 +166,11 @@ def say(markup: str) -> None:
         console.print(markup, soft_wrap=True)
 
 
+def log(text: str) -> None:
+    """A line in the run's log in the Prefect UI."""
+    get_run_logger().info("%s", text)
+
+
 def publish_table(key: str, rows: list[dict[str, Any]], description: str) -> None:
     """A table among the run's artifacts in the Prefect UI."""
     create_table_artifact(table=rows, key=key, description=description)
