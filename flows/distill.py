@@ -10,7 +10,7 @@ from pydantic import Field
 
 from flows.dispatched import answers
 from flows.outcome import Outcome, publish_latest
-from flows.params import preset_for, with_preset
+from flows.params import Student, Teacher, preset_for, with_preset
 from flows.preflight import check
 from flows.stage import placed
 from infra.models import ModelSource
@@ -30,8 +30,8 @@ from tasks.train.task import train
 @flow(name="distill", flow_run_name="{student}-from-{teacher}-k{k}", retries=0, validate_parameters=True)
 @answers
 def distill(
-    student: str = "demo",
-    teacher: str = "demo",
+    student: Student = "demo",
+    teacher: Teacher = "demo",
     seeds: str = "demo",
     k: Annotated[int, Field(ge=1, le=256)] = 10,
     agent_model: str = "demo",

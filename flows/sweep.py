@@ -16,6 +16,7 @@ from flows.dispatched import answers
 from flows.distill import distill
 from flows.grid import Point, deployment_of, grid
 from flows.outcome import Outcome, publish_latest_leaderboard
+from flows.params import Student, Teacher
 from infra.artifacts import ArtifactRef
 from infra.errors import DistilflowError, SomeFailedError
 from infra.ui import log, say
@@ -23,7 +24,6 @@ from tasks.report.leaderboard import Entry
 from tasks.report.stage import report_data
 from tasks.report.task import leaderboard
 
-Names = Annotated[list[str], Field(min_length=1)]
 TopK = Annotated[int, Field(ge=1, le=256)]
 Rows = Annotated[int, Field(ge=1)]
 
@@ -31,8 +31,8 @@ Rows = Annotated[int, Field(ge=1)]
 @flow(name="sweep", retries=0, validate_parameters=True)
 @answers
 def sweep(
-    students: Names = ["demo"],  # noqa: B006 (a flow's parameters are JSON)
-    teachers: Names = ["demo"],  # noqa: B006
+    students: Annotated[list[Student], Field(min_length=1)] = ["demo"],  # noqa: B006 (a flow's parameters are JSON)
+    teachers: Annotated[list[Teacher], Field(min_length=1)] = ["demo"],  # noqa: B006
     ks: Annotated[list[TopK], Field(min_length=1)] = [10],  # noqa: B006
     rows: list[Rows] | None = None,
     others: dict[str, list[Any]] | None = None,
