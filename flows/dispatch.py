@@ -16,7 +16,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, State, WorkerStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Crashed
 from pydantic import TypeAdapter
 
 from flows.dispatched import answer_of, is_dead, prefect_client, set_state, watched_claims
@@ -100,6 +100,7 @@ class Dispatched:
         state = run.state
         assert state is not None
         if state.is_running() and is_dead(run.id, self._claims):
+            set_state(run.id, Crashed(message="its process is gone"))
             return  # its state tells the next time
         if not state.is_final():
             self._say(_waits_for(client, run))

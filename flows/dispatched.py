@@ -22,7 +22,7 @@ import httpx
 import prefect.runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.states import Cancelling, Crashed
+from prefect.states import Cancelling
 from pydantic import TypeAdapter
 
 from infra import settings, storage
@@ -47,7 +47,7 @@ def answers(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         storage.ensure_bucket()
         with Claims(_folder()) as claims, _ends_with_its_parent():
-            claims.take(_claim(run_id))
+            claims.seize(_claim(run_id))  # whoever had this run before is dead, or Prefect would not run it
             try:
                 result = function(*args, **kwargs)
             except DistilflowError as error:
@@ -75,11 +75,8 @@ def watched_claims() -> Claims:
 
 
 def is_dead(run_id: UUID, watched: Claims) -> bool:
-    """Whether the run's process is gone without a word. Prefect is then told so too."""
-    if not watched.abandoned(_claim(str(run_id))):
-        return False
-    set_state(run_id, Crashed(message="its process is gone"))
-    return True
+    """Whether the run's process is gone without a word, whatever Prefect shows."""
+    return watched.abandoned(_claim(str(run_id)))
 
 
 @contextlib.contextmanager
