@@ -77,6 +77,33 @@ def status() -> None:
 
 
 @app.command
+def bootstrap(
+    *,
+    gpus: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    llm: dict[str, int] | None = None,
+    kubernetes: bool = False,
+    redeploy: bool = False,
+) -> None:
+    """Create work pools, limits, failure notifications and deployments on the Prefect server; repeatable.
+
+    Parameters
+    ----------
+    gpus
+        GPUs of all workers together: how many stages may hold at a time (default: this machine's, or 1).
+    llm
+        Requests in flight to an LLM provider, over all runs: --llm.openai 512.
+    kubernetes
+        Create the work pools kubernetes-cpu and kubernetes-gpu too.
+    redeploy
+        Bring the deployments that exist back to prefect.yaml, after an update of distilflow.
+    """
+    with services.lasting_services("prefect"):
+        from infra.bootstrap import bootstrap
+
+        bootstrap(gpus, llm or {}, kubernetes, redeploy)
+
+
+@app.command
 def estimate(
     *,
     seeds: str = "demo",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from infra.artifacts import ArtifactRef, facts_of
+from infra.limits import GPU, held
 from infra.models import ModelSource
 from infra.stage_task import stage_task
 from infra.ui import skipped_note, stage_view
@@ -20,7 +21,8 @@ def evaluate(
         refs = {name: ref for name, work in works.items() if (ref := work.find())}
         missing = {name: work for name, work in works.items() if name not in refs}
         if missing:
-            refs |= stage.evaluate(missing, models, teacher, seeds, evaluation, view.follow(stage.describe))
+            with held(GPU, 1, view.note):
+                refs |= stage.evaluate(missing, models, teacher, seeds, evaluation, view.follow(stage.describe))
         shown = refs["kd"]
         skipped = skipped_note(facts_of(shown)["skipped"])
         spent = shown.model_copy(update={"seconds": sum(ref.seconds for ref in refs.values()), "cached": not missing})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from infra.artifacts import ArtifactRef, facts_of
+from infra.devices import gpu_slots, gpus
+from infra.limits import GPU, held
 from infra.models import ModelSource
 from infra.stage_task import stage_task
 from infra.ui import skipped_note, stage_view
@@ -19,7 +21,10 @@ def train(
     """Train `model` with DeepSpeed: on rows (sft, sft_control) or on the teacher's top K (kd)."""
     work = stage.workspace(name, model, data, training, seed)
     with stage_view(name, _DOING[name]) as view:
-        ref = work.find() or stage.train(work, name, model, data, training, run, seed, view.follow(stage.describe))
+        ref = work.find()
+        if ref is None:
+            with held(GPU, gpu_slots(run.processes or gpus()), view.note):
+                ref = stage.train(work, name, model, data, training, run, seed, view.follow(stage.describe))
         counts = ref.counts
         skipped = skipped_note(facts_of(ref)["skipped"])
         return view.done(ref, f"{counts['steps']:,} steps on {counts['rows']:,} rows{skipped}")
