@@ -1,4 +1,4 @@
-"""The command line: `distilflow run`, `estimate`, `export`, `up`, `down`, `status`.
+"""The command line: `distilflow run`, `estimate`, `export`, `up`, `down`, `status`, `bootstrap`, `worker`.
 
 Environment that Prefect reads when it is imported is set here first, which is why the flow is imported late.
 """
@@ -13,7 +13,7 @@ import sys
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, validators
 from pydantic import ValidationError
@@ -101,6 +101,25 @@ def bootstrap(
         from infra.bootstrap import bootstrap
 
         bootstrap(gpus, llm or {}, kubernetes, redeploy)
+
+
+@app.command
+def worker(
+    pool: Literal["cpu", "gpu"], *, limit: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None
+) -> None:
+    """Take runs of a work pool on this machine, until Ctrl-C; what is under way then goes back to the queue.
+
+    Parameters
+    ----------
+    pool
+        cpu or gpu.
+    limit
+        Runs at a time on this machine (default: the pool's limit).
+    """
+    with services.lasting_services():
+        from infra.worker import run_worker
+
+        run_worker(pool, limit)
 
 
 @app.command
