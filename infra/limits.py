@@ -87,8 +87,7 @@ def create_missing(client: SyncPrefectClient, name: str, limit: int) -> bool:
 
 def _acquire(client: SyncPrefectClient, name: str, slots: int, note: Note) -> UUID:
     """Wait for the slots; the lease that holds them."""
-    since = time.monotonic()
-    next_note = since
+    since = next_note = time.monotonic()
     while (lease := _try(client, name, slots)) is None:
         now = time.monotonic()
         if now >= next_note:
@@ -96,8 +95,8 @@ def _acquire(client: SyncPrefectClient, name: str, slots: int, note: Note) -> UU
             limit = client.read_global_concurrency_limit_by_name(name)
             note(_waiting(name, slots, limit.limit, limit.active_slots, now - since))
         time.sleep(_POLL_S)
-    if (waited := time.monotonic() - since) >= _POLL_S:
-        note(f"has its {slots} of {name!r} after {waited:.0f} s")
+    if next_note > since:
+        note(f"has its {slots} of {name!r} after {time.monotonic() - since:.0f} s")
     return lease
 
 
