@@ -152,6 +152,8 @@ def _run(flow: Any, kwargs: dict[str, Any]) -> None:
 
     from flows.outcome import latest
     from infra.ui import console, say
+    from tasks.plan.model import Plan
+    from tasks.plan.view import plan_table
     from tasks.report.console import comparison_table
 
     signal.signal(signal.SIGTERM, _interrupt)
@@ -166,6 +168,9 @@ def _run(flow: Any, kwargs: dict[str, Any]) -> None:
         except ParameterTypeError as error:
             _fail(" ".join(str(error).split()), 2)
         console.print()
+        if isinstance(outcome, Plan):
+            console.print(plan_table(outcome))
+            return
         console.print(comparison_table(outcome.report))
         console.print(f"report   {latest() / 'report.html'}", soft_wrap=True)
         console.print(f"numbers  {latest() / 'results.json'}", soft_wrap=True)
