@@ -17,7 +17,7 @@ from tasks.plan.sizes import Size
 from tasks.train.settings import Training, TrainingRun
 
 # Measured with `python -m tests.bench store` at K = 1, 2, 5, 10, 20 and 50 on a vocabulary of 262,144: within 4 %.
-_STORE_BASE, _STORE_IDS, _STORE_GAPS = 2.5, 1.26, 0.755  # bytes a token, and a token and rank
+_STORE_BASE, _STORE_IDS, _STORE_GAPS = 2.4, 1.26, 0.755  # bytes a token, and a token and rank
 _STORE_VOCABULARY_BITS = 18.0
 _STORE_HALVING = 0.11  # a rank, for half the error
 _STORE_PROMPT = 1.5
@@ -28,7 +28,7 @@ _READ_BYTES_S = 1e9  # weights from disk
 _BANDWIDTH_USED = 0.6
 _STEP_PER_LAYER_S = 1e-3  # transformers' `generate` on a GPU: kernel launches
 _START_S = {"train": 60.0, "logits": 60.0, "evaluate": 20.0}
-_START_CPU_S = {"train": 25.0, "logits": 40.0, "evaluate": 10.0}
+_START_CPU_S = {"train": 25.0, "logits": 40.0, "evaluate": 30.0}
 
 
 def training_flops(student: Size, training: Training, run: TrainingRun, tokens: float) -> float:

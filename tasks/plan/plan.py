@@ -62,6 +62,10 @@ class Known:
     def agents_price_known(self) -> bool:
         return self.agents_are_free or (self.agents is not None and self.agents.priced)
 
+    @property
+    def roles(self) -> dict[str, Size]:
+        return {"student": self.student, "teacher": self.teacher}
+
     def fitting(self, max_length: int) -> Fitting:
         return self.lengths.fitting(max_length)
 
@@ -251,18 +255,14 @@ def _disk(known: Known, store: int) -> int:
 
 def _assumptions(known: Known) -> list[str]:
     machine = known.machine
-    said = [
-        f"{machine.utilisation:.0%} of {machine.tflops:,.3g} TFLOP/s a device are reached"
-        + (" (measured on the demo)" if machine.is_cpu else " (assumed; hardware.utilisation)")
-    ]
+    said = [f"{machine.utilisation:.0%} of a device's {machine.tflops:,.3g} TFLOP/s are used (hardware.utilisation)"]
     if known.rows_at_most:
-        said.append("rows are the most there can be: nothing is taken to be rejected")
-    if known.lengths.guessed:
-        said.append("tokens are guessed from 4 bytes of text each: the student's tokenizer was not reached")
-    for role, size in (("student", known.student), ("teacher", known.teacher)):
-        if size.from_table:
-            said.append(f"the {role}'s size is that of the built-in table of Qwen2.5")
+        said.append("the agents reject nothing")
     if known.agents is not None and known.to_do("augment") and not known.agents_are_free:
-        said.append(f"an LLM writes {_AGENT_TOKENS_S:.0f} tokens a second to each request")
+        said.append(f"their LLM writes {_AGENT_TOKENS_S:.0f} tokens a second to each request")
+    if known.lengths.guessed:
+        said.append("a token has 4 bytes of text (the student's tokenizer was not reached)")
+    if tabled := [role for role, size in known.roles.items() if size.from_table]:
+        said.append(f"{' and '.join(tabled)} are as large as in the built-in table of Qwen2.5")
     said.append("memory is good to about a fifth, hours to a factor of two")
     return said

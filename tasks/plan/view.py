@@ -47,7 +47,7 @@ def stage_rows(plan: Plan) -> list[Row]:
     rows.append({name: total.get(name, "") for name in rows[0]})
     silent = {"device-hours"} if plan.on_cpu else set()
     silent |= set() if plan.usd else {"cost"}
-    return [{name: value for name, value in row.items() if name not in silent} for row in rows]
+    return [_without(silent, row) for row in rows]
 
 
 def agent_rows(plan: Plan) -> list[Row]:
@@ -69,7 +69,8 @@ def agent_rows(plan: Plan) -> list[Row]:
         "answer tokens": amount(sum(agent.completion_tokens for agent in plan.agents)),
         "cost": _usd(None if any(a.usd is None for a in plan.agents) else sum(a.usd or 0 for a in plan.agents)),
     }
-    return [*rows, total]
+    silent = set() if any(agent.usd for agent in plan.agents) else {"cost"}
+    return [_without(silent, row) for row in [*rows, total]]
 
 
 def _stage(stage: StagePlan) -> Row:
@@ -83,7 +84,7 @@ def _stage(stage: StagePlan) -> Row:
         "device-hours": "" if stage.device_hours is None else f"{stage.device_hours:,.1f}",
         "cost": _usd(stage.usd),
     }
-    return row | {"time": "done", "device-hours": "0"} if stage.done else row
+    return row | {"memory a device": "", "time": "done"} if stage.done else row
 
 
 def _facts(plan: Plan) -> dict[str, str]:
@@ -107,6 +108,10 @@ def _problem(problem: Problem) -> Table:
     line = Table.grid(padding=(0, 1))
     line.add_row(Text(mark, style=f"bold {style}"), Text(problem.text, style=style))
     return line
+
+
+def _without(silent: set[str], row: Row) -> Row:
+    return {name: value for name, value in row.items() if name not in silent}
 
 
 def _table(rows: list[Row]) -> Table:
