@@ -251,8 +251,13 @@ def _run(flow: Any, kwargs: dict[str, Any], show: Callable[[Any], None]) -> None
 def _show_run(outcome: Any) -> None:
     from flows.outcome import latest
     from infra.ui import console
+    from tasks.plan.model import Plan
+    from tasks.plan.view import plan_table
     from tasks.report.console import comparison_table
 
+    if isinstance(outcome, Plan):
+        console.print(plan_table(outcome))
+        return
     console.print(comparison_table(outcome.report))
     console.print(f"report   {latest() / 'report.html'}", soft_wrap=True)
     console.print(f"numbers  {latest() / 'results.json'}", soft_wrap=True)

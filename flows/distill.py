@@ -10,7 +10,8 @@ from pydantic import Field
 
 from flows.dispatched import answers
 from flows.outcome import Outcome, publish_latest
-from flows.params import Student, Teacher, preset_for, with_preset
+from flows.params import Preset, Student, Teacher, preset_for, with_preset
+from flows.plan import plan
 from flows.preflight import check
 from flows.stage import placed
 from infra.models import ModelSource
@@ -20,6 +21,8 @@ from tasks.evaluate.settings import Evaluation
 from tasks.evaluate.task import evaluate
 from tasks.logits.settings import Scoring
 from tasks.logits.task import score_logits
+from tasks.plan.hardware import Hardware
+from tasks.plan.model import Plan
 from tasks.report.task import report
 from tasks.seeds.stage import Sources
 from tasks.seeds.task import load_seeds
@@ -46,7 +49,9 @@ def distill(
     evaluation: Evaluation | None = None,
     run: TrainingRun | None = None,
     stages_on: str | None = None,
-) -> Outcome:
+    plan_only: bool = False,
+    hardware: Hardware | None = None,
+) -> Outcome | Plan:
     """Distil `teacher` into `student` on your data, as in DistilQwen2.5 (arXiv 2504.15027).
 
     Finished stages are found by their records in storage and not done again, so a rerun continues where the
@@ -70,6 +75,8 @@ def distill(
         evaluation: how variants are compared
         run: how training is run; never changes a result
         stages_on: deployment that training, scoring and evaluation run in, such as stage/gpu; without it they run here
+        plan_only: say what the run will take (rows, tokens, memory, hours, money) and what will go wrong; spend nothing
+        hardware: what to plan for
     """
     started = time.time()
     preset = preset_for(student)
@@ -77,6 +84,10 @@ def distill(
     sft_settings, kd_settings = with_preset(sft, preset.sft), with_preset(kd, preset.kd)
     how, running = with_preset(evaluation, preset.evaluation), with_preset(run, preset.run)
     scoring_settings = with_preset(scoring, preset.scoring)
+    if plan_only:
+        resolved = Preset(agents, sft_settings, kd_settings, scoring_settings, how, running)
+        sources = Sources.of(seeds, heldout, databases)
+        return plan(student, teacher, sources, k, agent_model, heldout_share, seed, resolved, hardware or Hardware())
     base, teacher_model = check(student, teacher, kd_settings)
 
     data = load_seeds(Sources.of(seeds, heldout, databases), heldout_share, response_required=not agents.enabled)

@@ -15,13 +15,18 @@ from tasks.tokens import tokenizer_digests
 from tasks.train.settings import Distillation
 
 
-@task(name="check", persist_result=False)
-def check(student: str, teacher: str, kd: Distillation) -> tuple[ModelSource, ModelSource]:
-    """Resolve both models and refuse what would fail hours later; raises ConfigurationError."""
+def check_settings(kd: Distillation) -> None:
+    """Refuse settings that contradict each other; raises ConfigurationError."""
     if kd.tail == "bucket" and kd.temperature != 1.0:
         raise ConfigurationError(
             f"kd.tail=bucket needs kd.temperature=1, not {kd.temperature:g}: the teacher's tail is known at 1 only"
         )
+
+
+@task(name="check", persist_result=False)
+def check(student: str, teacher: str, kd: Distillation) -> tuple[ModelSource, ModelSource]:
+    """Resolve both models and refuse what would fail hours later; raises ConfigurationError."""
+    check_settings(kd)
     home = settings.home()
     home.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(home).free < settings.min_free_mib() * 2**20:

@@ -37,7 +37,10 @@ _LONGEST = 10_000  # characters: half of what an agent may write
 
 @dataclass(frozen=True)
 class Estimate:
-    """Requests, tokens and $ by agent for all `seeds`, from `sample` of them; `rows` reach verification's end."""
+    """Requests, tokens and $ by agent for all `seeds`, from `sample` of them; `rows` reach verification's end.
+
+    `examples` are the sample's rows that do, in a rehearsal as long as they may become.
+    """
 
     seeds: int
     sample: int
@@ -45,6 +48,7 @@ class Estimate:
     rows: int
     usage: dict[str, Usage] = field(default_factory=dict)
     priced: bool = True
+    examples: tuple[Row, ...] = ()
 
     @property
     def total(self) -> Usage:
@@ -58,7 +62,7 @@ def estimate(
     seeds: ArtifactRef, options: Augmentation, endpoint: Deployment, *, sample: int = 100, paid: bool = False
 ) -> Estimate:
     """The estimate for a seeds artifact. Raises what the stage would raise for a wrong model, key or address."""
-    rows = _sample(read_rows(seeds, TRAIN), sample)
+    rows = sampled(read_rows(seeds, TRAIN), sample)
     return asyncio.run((_measure if paid else _rehearse)(rows, seeds, options, endpoint))
 
 
@@ -76,7 +80,7 @@ async def _measure(rows: list[Row], seeds: ArtifactRef, options: Augmentation, e
     scales = _scales(scale, kept, options)
     scaled = {agent: _scaled(used, scales[agent]) for agent, used in usage.items()}
     rows_out = round(len(checked.rows) * scales["verification"])
-    return Estimate(seeds.counts["seeds"], len(rows), True, rows_out, scaled, priced)
+    return Estimate(seeds.counts["seeds"], len(rows), True, rows_out, scaled, priced, tuple(checked.rows))
 
 
 async def _rehearse(rows: list[Row], seeds: ArtifactRef, options: Augmentation, endpoint: Deployment) -> Estimate:
@@ -98,7 +102,7 @@ async def _rehearse(rows: list[Row], seeds: ArtifactRef, options: Augmentation, 
             cost = prompt * price[0] + answer * price[1]
             usage.merge({agent: vars(_scaled(Usage(len(texts), 0, prompt, answer, cost), scales[agent]))})
     rows_out = round(len(kept) * scales["verification"])
-    return Estimate(seeds.counts["seeds"], len(rows), False, rows_out, dict(usage), priced)
+    return Estimate(seeds.counts["seeds"], len(rows), False, rows_out, dict(usage), priced, tuple(kept))
 
 
 class _Rehearsal:
@@ -138,7 +142,7 @@ class _Rehearsal:
         return {"correct": True, "evidence": _REASON, "tests": []}
 
 
-def _sample(rows: Iterable[Row], size: int) -> list[Row]:
+def sampled(rows: Iterable[Row], size: int) -> list[Row]:
     """`size` rows of a stream, each as likely as any other (reservoir), the same ones every time."""
     dice = random.Random(0)
     chosen: list[Row] = []

@@ -91,6 +91,15 @@ def test_a_rerun_finds_every_record(home: Path, bucket_env: dict[str, str]) -> N
 
 
 @pytest.mark.usefixtures("first_run")
+def test_a_plan_finds_what_is_done(bucket_env: dict[str, str]) -> None:
+    done = cli.run("run", *cli.SMALL, "--plan-only", **bucket_env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" done") == 6
+    changed = cli.run("run", *cli.SMALL, "--plan-only", "--kd.temperature=1.5", **bucket_env)
+    assert changed.stdout.count(" done") == 4  # kd, and what depends on it, is not
+
+
+@pytest.mark.usefixtures("first_run")
 def test_changing_k_redoes_logits_and_kd_and_nothing_before(home: Path, bucket_env: dict[str, str]) -> None:
     done = cli.run("run", *cli.SMALL, "--k=4", "--scoring.engine=transformers", **bucket_env)
     assert done.returncode == 0, done.stderr

@@ -52,7 +52,7 @@ def test_every_flag_and_variable_that_the_readme_names_is_real() -> None:
 
 
 def _fields(model: str) -> set[str]:
-    from flows import params
+    from flows import distill
 
-    names: set[str] = set(getattr(params, model).model_fields)
+    names: set[str] = set(getattr(distill, model).model_fields)
     return names

@@ -1,0 +1,116 @@
+"""What a stage takes, from sizes and counts alone: floating-point operations, bytes, seconds.
+
+Training computes 6 operations a parameter and token (Kaplan et al., 2001.08361), 8 with gradient checkpointing
+(the forward pass twice), 4 where the weights are frozen (LoRA); a forward pass 2. Attention's own operations are
+left out: under a tenth at the lengths that rows have.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tasks.evaluate.settings import Evaluation
+from tasks.logits.format import MAX_ERROR
+from tasks.logits.settings import Scoring
+from tasks.plan.hardware import Machine
+from tasks.plan.sizes import Size
+from tasks.train.settings import Training, TrainingRun
+
+# Measured with `python -m tests.bench store` at K = 1, 2, 5, 10, 20 and 50 on a vocabulary of 262,144: within 4 %.
+_STORE_BASE, _STORE_IDS, _STORE_GAPS = 2.4, 1.26, 0.755  # bytes a token, and a token and rank
+_STORE_VOCABULARY_BITS = 18.0
+_STORE_HALVING = 0.11  # a rank, for half the error
+_STORE_PROMPT = 1.5
+_LOGITS_ENTRY = 6.5  # bytes a batched token and vocabulary entry: 7.5 GiB at 8192 × 152k (vllm#52054)
+_CHECKPOINT = 14  # bytes a parameter: weights, fp32 master weights, Adam's two moments
+CONTEXT = 2**30  # on each device: CUDA, NCCL, the allocator's fragments
+_READ_BYTES_S = 1e9  # weights from disk
+_BANDWIDTH_USED = 0.6
+_STEP_PER_LAYER_S = 1e-3  # transformers' `generate` on a GPU: kernel launches
+_START_S = {"train": 60.0, "logits": 60.0, "evaluate": 20.0}
+_START_CPU_S = {"train": 25.0, "logits": 40.0, "evaluate": 30.0}
+
+
+def training_flops(student: Size, training: Training, run: TrainingRun, tokens: float) -> float:
+    """Operations of a training on so many tokens, all epochs together."""
+    per_token = 4 if training.lora else 6
+    return (per_token + 2 * run.gradient_checkpointing) * student.parameters * tokens
+
+
+def forward_flops(model: Size, tokens: float) -> float:
+    """Operations of scoring so many tokens."""
+    return 2.0 * model.parameters * tokens
+
+
+def seconds(machine: Machine, flops: float, devices: int) -> float:
+    """How long so many devices compute."""
+    return flops / (machine.flops_s * devices)
+
+
+def weight_bytes(machine: Machine) -> int:
+    """Of a parameter at work: bf16 on GPUs, fp32 on a CPU."""
+    return 4 if machine.is_cpu else 2
+
+
+def start_seconds(machine: Machine, kind: str, model: Size) -> float:
+    """Until a stage's engine computes: its libraries, and its weights from disk."""
+    start = _START_CPU_S if machine.is_cpu else _START_S
+    return start[kind] + 2 * model.parameters / _READ_BYTES_S
+
+
+def generation_seconds(machine: Machine, model: Size, rows: float, how: Evaluation) -> float:
+    """Greedy answers of the longest kind: every token of a batch reads all weights once."""
+    reading = weight_bytes(machine) * model.parameters / (machine.bandwidth * _BANDWIDTH_USED)
+    computing = seconds(machine, forward_flops(model, how.batch_rows), 1)
+    step = max(reading, computing) + model.shape.layers * _STEP_PER_LAYER_S
+    return math.ceil(rows / how.batch_rows) * how.max_new_tokens * step
+
+
+def agents_seconds(
+    requests: int,
+    completion_tokens: int,
+    tokens: int,
+    tokens_s: float,
+    concurrency: int,
+    processes: int,
+    per_minute: tuple[int | None, int | None],
+) -> float:
+    """The slowest of: answers that are written, LiteLLM's CPU (300 requests a second a process), the limits."""
+    requests_m, tokens_m = per_minute
+    return max(
+        completion_tokens / (tokens_s * concurrency),
+        requests / (300.0 * processes),
+        60.0 * requests / requests_m if requests_m else 0.0,
+        60.0 * tokens / tokens_m if tokens_m else 0.0,
+    )
+
+
+def store_bytes(teacher: Size, k: int, max_error: float, responses: float, prompts: float) -> int:
+    """The top-K store (FORMAT.md): linear in K; an id takes bits as the vocabulary does, a gap as the error does."""
+    ids = _STORE_IDS * math.log2(teacher.vocabulary) / _STORE_VOCABULARY_BITS
+    gaps = max(0.25, _STORE_GAPS + _STORE_HALVING * math.log2(MAX_ERROR / max_error))
+    return round(responses * (_STORE_BASE + k * (ids + gaps)) + prompts * _STORE_PROMPT)
+
+
+def scoring_memory(machine: Machine, teacher: Size, scoring: Scoring) -> int:
+    """Bytes on each of `tensor_parallel` GPUs: weights, a step's cache and activations, and its logits, whole."""
+    shape, width = teacher.shape, weight_bytes(machine)
+    tokens = max(scoring.max_batched_tokens, scoring.max_length + 1)
+    cache = tokens * shape.layers * 2 * teacher.kv_width * width
+    activations = tokens * width * (10 * shape.hidden + 4 * shape.intermediate)
+    logits = scoring.max_batched_tokens * teacher.vocabulary * _LOGITS_ENTRY
+    split = (width * teacher.parameters + cache + activations) / scoring.tensor_parallel
+    return int(split + logits) + CONTEXT
+
+
+def evaluation_memory(machine: Machine, student: Size, teacher: Size, how: Evaluation, long_row: float) -> int:
+    """Bytes on the one device that evaluates: student and teacher beside each other, and both their logits."""
+    width = weight_bytes(machine)
+    weights = width * (student.parameters + teacher.parameters)
+    logits = how.batch_rows * long_row * width * (student.vocabulary + teacher.vocabulary)
+    return int(weights + logits) + CONTEXT
+
+
+def checkpoint_bytes(student: Size, training: Training) -> int:
+    """One checkpoint of all ranks; with adapters the weights alone count."""
+    return (2 if training.lora else _CHECKPOINT) * student.parameters

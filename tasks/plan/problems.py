@@ -1,0 +1,178 @@
+"""What would go wrong, in the order in which it would: sentences that say what is wrong and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tasks.plan import costs
+from tasks.plan.model import Plan, Problem, StagePlan
+from tasks.plan.plan import Known
+from tasks.train.memory import advice
+from tasks.train.settings import Training
+
+_GIB = 2**30
+_IDLE_HOURS = 1.0
+_LONG_ON_A_CPU = 24.0
+
+
+def find(known: Known, plan: Plan) -> list[Problem]:
+    """Those of the settings, the data, the money, the disk and the devices; what stops the run comes first."""
+    found = [
+        *_of_settings(known),
+        *_of_rows(known),
+        *_of_money(known),
+        *_of_disk(plan),
+        *_of_memory(known, plan),
+        *_of_no_gpu(known, plan),
+        *_of_idle_devices(known, plan),
+    ]
+    return sorted(found, key=lambda problem: not problem.stops)
+
+
+def _of_settings(known: Known) -> Iterator[Problem]:
+    if known.teacher.parameters <= known.student.parameters:
+        yield _warning(
+            f"the teacher ({_billions(known.teacher.parameters)}) is no larger than the student "
+            f"({_billions(known.student.parameters)}): choose a larger teacher"
+        )
+    if not known.machine.is_cpu and known.ranks > known.machine.devices:
+        yield _stop(f"run.processes asks for {known.ranks} ranks and there are {known.machine.devices} devices")
+    for name, training in (("sft", known.sft), ("kd", known.kd)):
+        if known.to_do(name) and known.run.micro_batch * known.ranks > training.global_batch:
+            yield _warning(
+                f"{known.ranks} ranks × run.micro_batch {known.run.micro_batch} is more than {name}.global_batch "
+                f"{training.global_batch}: a rank gets {-(-training.global_batch // known.ranks)} rows at once"
+                + (", some get none" if known.ranks > training.global_batch else "")
+            )
+    if not known.machine.is_cpu and known.to_do("logits"):
+        yield from _of_tensor_parallel(known)
+
+
+def _of_tensor_parallel(known: Known) -> Iterator[Problem]:
+    parallel = known.scoring.tensor_parallel
+    if parallel > known.machine.devices:
+        yield _stop(f"scoring.tensor_parallel is {parallel} and there are {known.machine.devices} devices")
+    elif not _divides(known, parallel):
+        fit = [n for n in range(1, known.machine.devices + 1) if _divides(known, n)]
+        yield _stop(
+            f"scoring.tensor_parallel {parallel} does not divide the teacher's {known.teacher.heads} attention heads: "
+            f"use {_one_of(fit)}"
+        )
+
+
+def _of_rows(known: Known) -> Iterator[Problem]:
+    limits = [("sft", known.sft.max_length), ("scoring", known.scoring.max_length), ("kd", known.kd.max_length)]
+    for limit in sorted({limit for _name, limit in limits}):
+        names = ", ".join(f"{name}.max_length" for name, its in limits if its == limit)
+        yield from _left_out("rows", known.lengths.fitting(limit).share, limit, names)
+    limit = known.evaluation.max_length
+    yield from _left_out("held-out rows", known.heldout_lengths.fitting(limit).share, limit, "evaluation.max_length")
+
+
+def _left_out(rows: str, share: float, limit: int, names: str) -> Iterator[Problem]:
+    if share == 0.0:
+        yield _stop(f"none of the {rows} has less than {limit:,} tokens: raise {names}")
+    elif share < 1.0:
+        yield _warning(f"{1 - share:.1%} of the {rows} are longer than {limit:,} tokens and left out: raise {names}")
+
+
+def _of_money(known: Known) -> Iterator[Problem]:
+    found, budget = known.agents, known.augmentation.budget_usd
+    if found is None or known.agents_are_free or not known.to_do("augment"):
+        return
+    if not known.agents_price_known:
+        text = "LiteLLM knows no price of the agents' model: set augmentation.usd_per_million_tokens"
+        yield _stop(text) if budget is not None else _warning(text)
+    elif budget is not None and found.total.cost_usd > budget:
+        yield _warning(
+            f"the agents cost about ${found.total.cost_usd:,.2f} and augmentation.budget_usd is ${budget:,.2f}, which "
+            f"reaches about {budget / found.total.cost_usd:.0%} of the seeds"
+        )
+
+
+def _of_disk(plan: Plan) -> Iterator[Problem]:
+    if plan.disk_bytes > plan.disk_free_bytes:
+        yield _stop(
+            f"scores, models and checkpoints take about {plan.disk_bytes / _GIB:,.0f} GiB under DISTILFLOW_HOME, where "
+            f"{plan.disk_free_bytes / _GIB:,.0f} GiB are free: point it at a larger disk, or AWS_ENDPOINT_URL_S3 at "
+            "a storage elsewhere"
+        )
+
+
+def _of_memory(known: Known, plan: Plan) -> Iterator[Problem]:
+    device = f"{known.machine.memory / _GIB:.0f} GiB"
+    trainings: dict[str, Training] = {"sft": known.sft, "sft_control": known.kd, "kd": known.kd}
+    said: dict[str, list[str]] = {}
+    for stage in _too_large(plan, plan.memory_bytes):
+        if stage.name in trainings:
+            tokens = known.micro_batch_tokens(trainings[stage.name])
+            text = advice(known.student.shape, known.run, known.ranks, tokens)
+            said.setdefault(text, []).append(stage.name)
+    for text, names in said.items():
+        yield _stop(f"{', '.join(names)}: out of memory on devices of {device}: {text}")
+    for stage in _too_large(plan, int(plan.memory_bytes * known.scoring.gpu_memory)):
+        if stage.name == "logits":
+            yield _stop(f"logits: {_needs(stage)}, more than vLLM may take of {device}: {_for_scoring(known)}")
+    for stage in _too_large(plan, plan.memory_bytes):
+        if stage.name == "evaluate":
+            yield _stop(
+                f"evaluate: {_needs(stage)} for student and teacher on one device of {device}: "
+                + ("lower evaluation.batch_rows" if _weights(known) < plan.memory_bytes else "use a larger device")
+            )
+
+
+def _for_scoring(known: Known) -> str:
+    """What makes the teacher fit."""
+    room = known.machine.memory * known.scoring.gpu_memory
+    for parallel in range(known.scoring.tensor_parallel + 1, known.machine.devices + 1):
+        other = known.scoring.model_copy(update={"tensor_parallel": parallel})
+        if _divides(known, parallel) and costs.scoring_memory(known.machine, known.teacher, other) <= room:
+            return f"set scoring.tensor_parallel to {parallel}"
+    return "use more or larger devices, or a smaller teacher"
+
+
+def _of_no_gpu(known: Known, plan: Plan) -> Iterator[Problem]:
+    if known.machine.is_cpu and plan.hours > _LONG_ON_A_CPU:
+        yield _warning("this is a plan for a CPU: plan for GPUs with hardware.device and hardware.devices (8 × H100)")
+
+
+def _of_idle_devices(known: Known, plan: Plan) -> Iterator[Problem]:
+    for stage in plan.stages:
+        idle = known.machine.devices - (stage.devices or known.machine.devices)
+        if stage.name in ("logits", "evaluate") and idle > 0 and stage.hours > _IDLE_HOURS:
+            more = ": runs side by side share it" if stage.name == "logits" else ""
+            yield _warning(
+                f"{stage.name} leaves {idle} of {known.machine.devices} devices idle for {stage.hours:,.1f} hours{more}"
+            )
+
+
+def _too_large(plan: Plan, memory: int) -> Iterator[StagePlan]:
+    return (s for s in plan.stages if not s.done and s.memory_bytes is not None and s.memory_bytes > memory)
+
+
+def _divides(known: Known, parallel: int) -> bool:
+    return known.teacher.heads % parallel == 0 and known.teacher.shape.intermediate % parallel == 0
+
+
+def _weights(known: Known) -> int:
+    return costs.weight_bytes(known.machine) * (known.student.parameters + known.teacher.parameters) + costs.CONTEXT
+
+
+def _needs(stage: StagePlan) -> str:
+    return f"takes about {(stage.memory_bytes or 0) / _GIB:,.0f} GiB"
+
+
+def _billions(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} billion parameters" if parameters >= 1e7 else f"{parameters / 1e6:.1f} million"
+
+
+def _one_of(numbers: list[int]) -> str:
+    return " or ".join(map(str, numbers))
+
+
+def _stop(text: str) -> Problem:
+    return Problem(stops=True, text=text)
+
+
+def _warning(text: str) -> Problem:
+    return Problem(stops=False, text=text)

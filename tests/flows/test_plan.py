@@ -1,0 +1,161 @@
+"""`plan_only`: near what the demo really takes, asks nobody, leaves nothing but seeds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import cli
+import pytest
+
+from infra import storage
+from infra.artifacts import ArtifactRef, facts_of
+from infra.demo import endpoint as demo
+from infra.models import load_tokenizer, resolve
+from tasks.augment import stage as augment
+from tasks.augment.providers import Deployment
+from tasks.plan.model import Plan, StagePlan
+from tasks.rows import KEPT, read_rows
+from tasks.seeds.stage import Sources, load
+from tasks.tokens import TokenisedRow, tokenise
+from tests.endpoint import endpoint, tell
+
+
+@pytest.fixture
+def prefect(services: object) -> Iterator[None]:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings(updates={PREFECT_API_URL: os.environ["PREFECT_API_URL"]}):
+        yield
+
+
+def _planned(**parameters: Any) -> Plan:
+    from flows.distill import distill
+
+    made = distill(plan_only=True, **parameters)
+    assert isinstance(made, Plan)
+    return made
+
+
+def _stage(plan: Plan, name: str) -> StagePlan:
+    return next(stage for stage in plan.stages if stage.name == name)
+
+
+def _stages_in(bucket: str) -> set[str]:
+    return {name.partition("/")[0] for name in storage.keys(f"s3://{bucket}/")}
+
+
+@pytest.mark.usefixtures("prefect")
+def test_the_demos_plan_is_near_what_the_demo_takes(bucket: str) -> None:
+    from flows.params import PRESETS
+
+    plan = _planned()
+    assert _stages_in(bucket) == {"seeds"}
+    assert (plan.seeds, plan.heldout, plan.rows_at_most) == (200, 640, True)
+    assert [_stage(plan, name).steps for name in ("sft", "sft_control", "kd")] == [400, 400, 400]
+    assert plan.problems == []
+
+    rows = _augmented(PRESETS["demo"].augment)
+    assert plan.rows / 1.5 < rows.counts["rows"] <= plan.rows
+    tokens, supervised = _tokens(rows)
+    assert plan.tokens_per_row == pytest.approx(tokens, rel=0.15)
+    assert plan.response_tokens_per_row == pytest.approx(supervised, rel=0.15)
+    planned = {agent.agent: agent for agent in plan.agents}
+    usage = facts_of(rows)["usage"]
+    for name, used in usage.items():
+        requests = used["requests"] + used["from_cache"]
+        assert requests <= planned[name].requests < 1.5 * requests, name
+    written = sum(used["completion_tokens"] for used in usage.values())
+    assert written < sum(agent.completion_tokens for agent in plan.agents) < 1.5 * written
+
+    after = _planned()
+    assert (after.rows, after.rows_at_most) == (rows.counts["rows"], False)
+    assert after.tokens_per_row == pytest.approx(tokens, rel=0.03)
+    assert [stage.name for stage in after.stages if stage.done] == ["augment"]
+
+
+def _augmented(options: Any) -> ArtifactRef:
+    seeds = load(Sources.of("demo", None, None), heldout_share=0.1, response_required=False)
+    work = augment.workspace(seeds, options, "demo")
+    with demo.demo_llm() as url:
+        return augment.augment(work, seeds, options, Deployment(demo.MODEL, url, "demo"), lambda *_: None)
+
+
+def _tokens(rows: ArtifactRef) -> tuple[float, float]:
+    """Mean tokens and supervised tokens of a row."""
+    tokenizer = load_tokenizer(resolve("demo", "student"))
+    tokenised = [tokenise(row, tokenizer, 384) for row in read_rows(rows, KEPT)]
+    usable = [row for row in tokenised if isinstance(row, TokenisedRow)]
+    tokens, supervised = sum(len(row.ids) for row in usable), sum(row.response_tokens for row in usable)
+    return tokens / len(usable), supervised / len(usable)
+
+
+@pytest.mark.usefixtures("prefect")
+def test_a_plan_asks_no_llm_and_is_among_the_runs_artifacts(bucket: str) -> None:
+    from tasks.augment.settings import Augmentation
+
+    with endpoint() as url:
+        options = Augmentation(expansions_per_seed=1, api_base=url, usd_per_million_tokens=(100.0, 100.0), budget_usd=1)
+        plan = _planned(agent_model="openai/test", augmentation=options)
+        assert tell(url, "stats")["requests"] == 0
+    assert _stages_in(bucket) == {"seeds"}
+    assert plan.agents
+    assert plan.rows == 400
+    (problem,) = plan.problems
+    assert "augmentation.budget_usd is $1.00" in problem.text
+    assert {"plan", "plan-summary"} <= asyncio.run(_artifact_keys())
+
+
+async def _artifact_keys() -> set[str]:
+    from prefect.client.orchestration import get_client
+
+    async with get_client() as client:
+        return {str(artifact.key) for artifact in await client.read_artifacts(limit=200)}
+
+
+@pytest.mark.usefixtures("services")
+def test_without_hub_and_key_a_plan_still_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    words = ["--student=7B", "--teacher=72B", "--agent-model=openai/gpt-4o", "--hardware.device=A100-80"]
+    found = cli.run("run", "--plan-only", *words, DISTILFLOW_BUCKET="plan-cli")
+    assert found.returncode == 0, found.stderr
+    assert found.stderr == ""
+    for words_shown in (
+        "7B distilled from 72B · plan for 1 × A100-80, nothing spent",
+        "✗ student '7B': offline",
+        "set OPENAI_API_KEY",
+        "sft, sft_control, kd: out of memory",
+        "student and teacher are as large as in the built-in table",
+    ):
+        assert words_shown in " ".join(found.stdout.split()), words_shown
+
+
+@pytest.mark.usefixtures("prefect", "bucket")
+def test_a_provider_that_cannot_be_reached_is_a_problem_of_the_plan() -> None:
+    from tasks.augment.settings import Augmentation
+
+    with endpoint() as url:
+        pass  # and it is gone
+    plan = _planned(agent_model="openai/test", augmentation=Augmentation(expansions_per_seed=1, api_base=url))
+    assert any(problem.stops and "cannot be reached" in problem.text for problem in plan.problems)
+    assert any("no price" in problem.text for problem in plan.problems)
+    assert sum(agent.requests for agent in plan.agents) > 0
+
+
+@pytest.mark.usefixtures("prefect", "bucket")
+def test_without_augmentation_rows_are_counted() -> None:
+    from tasks.augment.settings import Augmentation
+
+    plan = _planned(augmentation=Augmentation(enabled=False))
+    assert (plan.rows, plan.rows_at_most, plan.agents) == (200, False, [])
+    assert _stage(plan, "augment").usd == 0
+
+
+@pytest.mark.usefixtures("prefect", "bucket")
+def test_settings_that_contradict_each_other_are_a_problem_of_the_plan() -> None:
+    from tasks.train.settings import Distillation
+
+    plan = _planned(kd=Distillation(tail="bucket"), seeds="demo")
+    assert plan.problems[0].text.startswith("kd.tail=bucket needs kd.temperature=1")

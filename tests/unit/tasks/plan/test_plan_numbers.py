@@ -1,0 +1,199 @@
+"""The plan's numbers against ones worked out by hand, or measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+from plan_known import GIB, GPU, known
+
+from infra.artifacts import ArtifactRef
+from infra.errors import ConfigurationError
+from tasks.logits.format import MAX_ERROR
+from tasks.logits.settings import Scoring
+from tasks.plan import costs
+from tasks.plan.hardware import Hardware, gpu_named, machine
+from tasks.plan.lengths import Lengths, guessed
+from tasks.plan.model import Plan, StagePlan
+from tasks.plan.plan import STAGES, make_plan
+from tasks.plan.sizes import Size, size_of
+from tasks.rows import Row
+from tasks.train.settings import Lora, Training, TrainingRun
+
+BILLIONS = {"0.5B": 0.494, "1.5B": 1.544, "3B": 3.086, "7B": 7.616, "14B": 14.770, "32B": 32.764, "72B": 72.706}
+N = 494_000_000  # about the student's parameters
+
+
+def _plan(**changed: object) -> Plan:
+    return make_plan(known(**changed), lambda known, plan: [])
+
+
+def _stage(plan: Plan, name: str) -> StagePlan:
+    return next(stage for stage in plan.stages if stage.name == name)
+
+
+@pytest.mark.parametrize(("name", "billions"), BILLIONS.items())
+def test_the_built_in_table_has_the_sizes_of_the_real_models(name: str, billions: float) -> None:
+    assert size_of(name, None).parameters / 1e9 == pytest.approx(billions, rel=1e-3)
+    assert size_of(f"Qwen/Qwen2.5-{name}-Instruct", None) == dataclasses.replace(
+        size_of(name, None), name=f"Qwen/Qwen2.5-{name}-Instruct"
+    )
+
+
+def test_an_unknown_model_that_cannot_be_reached_has_no_size() -> None:
+    with pytest.raises(ConfigurationError, match="is no Qwen2.5"):
+        size_of("someone/model", None)
+
+
+def test_rows_tokens_and_steps_are_those_of_the_settings() -> None:
+    plan = _plan()
+    assert (plan.tokens_per_epoch, plan.supervised_tokens_per_epoch) == (100_000, 40_000)
+    sft, kd, control = (_stage(plan, name) for name in ("sft", "kd", "sft_control"))
+    assert (sft.rows, sft.steps, sft.tokens) == (1000, 30, 300_000)  # 3 epochs of 1000 rows by 100
+    assert (kd.steps, kd.tokens) == (control.steps, control.tokens) == (50, 500_000)
+    assert _stage(plan, "logits").tokens == 100_000
+    assert _stage(plan, "evaluate").tokens == 5 * 100 * 100
+
+
+def test_hours_come_from_operations_and_the_share_of_the_peak_that_is_used() -> None:
+    student, teacher = size_of("0.5B", None), size_of("7B", None)
+    plan = _plan()
+    start = 60 + 2 * student.parameters / 1e9
+    training = 6 * student.parameters * 300_000 / (4 * 50e12)
+    assert _stage(plan, "sft").hours * 3600 == pytest.approx(start + training)
+    start = 60 + 2 * teacher.parameters / 1e9
+    assert _stage(plan, "logits").hours * 3600 == pytest.approx(start + 2 * teacher.parameters * 1e5 / (2 * 50e12))
+    assert _stage(plan, "logits").devices == 2
+
+
+@pytest.mark.parametrize(
+    ("lora", "checkpointing", "per_token"), [(None, False, 6), (None, True, 8), (Lora(), False, 4), (Lora(), True, 6)]
+)
+def test_a_training_computes_so_many_operations_a_parameter_and_token(
+    lora: Lora | None, checkpointing: bool, per_token: int
+) -> None:
+    student, run = size_of("0.5B", None), TrainingRun(gradient_checkpointing=checkpointing)
+    found = costs.training_flops(student, Training(lora=lora), run, 1000)
+    assert found == per_token * student.parameters * 1000
+
+
+@pytest.mark.parametrize(("k", "measured"), [(1, 4.34), (2, 6.43), (5, 12.64), (10, 22.73), (20, 42.87), (50, 103.08)])
+def test_bytes_of_the_store_are_those_that_were_measured(k: int, measured: float) -> None:
+    teacher = dataclasses.replace(size_of("7B", None), vocabulary=262_144)  # that of the measured model
+    assert costs.store_bytes(teacher, k, MAX_ERROR, 10_000, 0) / 10_000 == pytest.approx(measured, rel=0.04)
+
+
+@pytest.mark.parametrize(("error", "measured"), [(MAX_ERROR / 2, 24.02), (MAX_ERROR * 2, 21.54)])
+def test_a_finer_grid_takes_as_many_bytes_more_as_were_measured(error: float, measured: float) -> None:
+    teacher = dataclasses.replace(size_of("7B", None), vocabulary=262_144)
+    assert costs.store_bytes(teacher, 10, error, 10_000, 0) / 10_000 == pytest.approx(measured, rel=0.02)
+
+
+def test_scoring_needs_weights_cache_and_the_logits_of_a_step() -> None:
+    """72B over 4 GPUs: 135.4 GiB of weights; logits as measured in vllm#52054: 7.5 GiB at 8192 x 152k."""
+    teacher = size_of("72B", None)
+    found = costs.scoring_memory(GPU, teacher, Scoring(tensor_parallel=4, max_batched_tokens=8192))
+    weights, logits = 2 * teacher.parameters / 4, 7.5 * GIB
+    cache = 8192 * 80 * 2 * 1024 * 2 / 4
+    assert found == pytest.approx(weights + logits + cache + GIB, rel=0.02)
+    half = costs.scoring_memory(GPU, teacher, Scoring(tensor_parallel=8, max_batched_tokens=8192))
+    assert found / 2 < half < found
+
+
+def test_agents_are_as_slow_as_the_slowest_of_writing_litellm_and_limits() -> None:
+    def seconds(requests_a_minute: int | None, tokens_a_minute: int | None) -> float:
+        return costs.agents_seconds(9000, 64_000, 600_000, 50.0, 64, 1, (requests_a_minute, tokens_a_minute))
+
+    assert seconds(None, None) == 30  # 300 requests a second
+    assert costs.agents_seconds(90, 64_000, 600_000, 50.0, 64, 1, (None, None)) == 20  # 64 at once, 50 tokens a second
+    assert seconds(900, None) == 600
+    assert seconds(900, 30_000) == 1200
+
+
+def test_money_is_the_agents_and_the_devices_hours() -> None:
+    plan = _plan()
+    assert plan.usd == 6.0
+    assert {agent.agent: agent.usd for agent in plan.agents} == {"expansion": 4.0, "selection": 2.0}
+    priced = _plan(machine=dataclasses.replace(GPU, usd_per_device_hour=3.0))
+    assert priced.usd == pytest.approx(6.0 + 3.0 * priced.device_hours)
+    sft, logits = _stage(priced, "sft"), _stage(priced, "logits")
+    assert priced.device_hours > 4 * sft.hours + 2 * logits.hours
+
+
+def test_what_is_done_costs_nothing() -> None:
+    done = {name: ArtifactRef(kind=name, uri="s3://x/", sha256="", fingerprint="") for name in STAGES}
+    plan = _plan(done=done, machine=dataclasses.replace(GPU, usd_per_device_hour=3.0), rows_at_most=False)
+    assert (plan.hours, plan.device_hours, plan.usd, plan.disk_bytes) == (0, 0, 0, 0)
+    assert plan.agents == []
+    part = _plan(done={name: done[name] for name in ("augment", "sft")})
+    assert [stage.name for stage in part.stages if stage.done] == ["augment", "sft"]
+    assert part.hours == pytest.approx(sum(_stage(part, name).hours for name in STAGES[2:]))
+
+
+def test_the_disk_holds_the_store_models_and_checkpoints() -> None:
+    parameters = size_of("0.5B", None).parameters
+    plan = _plan()
+    # three models in bf16, each with a kept checkpoint of 14 bytes a parameter beside it, and one being written
+    assert plan.disk_bytes == plan.store_bytes + 3 * 2 * parameters + 3 * 14 * parameters + 14 * parameters
+    assert _plan(stores_here=False).disk_bytes == 14 * parameters
+
+
+def test_rows_that_are_too_long_are_left_out_of_what_they_do_not_fit() -> None:
+    lengths = Lengths([60] * 8 + [3000] * 2, [40] * 10)
+    plan = _plan(lengths=lengths, scoring=Scoring(max_length=4096))
+    assert _stage(plan, "sft").rows == 800
+    assert _stage(plan, "logits").rows == 1000
+    assert lengths.fitting(2048).long_row == 100
+    assert Lengths([60], [40], unusable=1).fitting(2048).share == 0.5
+
+
+def test_guessed_tokens_are_four_bytes_each_in_any_language() -> None:
+    english = Row(instruction="a" * 400, response="b" * 80)
+    chinese = Row(instruction="学" * 133, response="习" * 27)
+    lengths = guessed([english, chinese])
+    assert lengths.prompts == [130, 130]
+    assert lengths.responses == [21, 21]
+    assert lengths.guessed
+
+
+@pytest.mark.parametrize(
+    ("driver", "name"),
+    [
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40"),
+        ("NVIDIA A100 80GB PCIe", "A100-80"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H200", "H200"),
+    ],
+)
+def test_a_gpu_is_known_by_the_name_that_its_driver_gives(driver: str, name: str) -> None:
+    assert gpu_named(driver) == name
+
+
+def test_a_gpu_in_no_table_is_refused_with_the_ones_that_are() -> None:
+    with pytest.raises(ConfigurationError, match="name the nearest of L4, .* as hardware.device"):
+        gpu_named("NVIDIA GeForce GTX 1060")
+
+
+def test_a_cpus_ranks_share_its_cores_and_its_memory() -> None:
+    two, four = (machine(Hardware(device="cpu", devices=devices)) for devices in (2, 4))
+    assert two.is_cpu
+    assert two.devices * two.tflops == pytest.approx(four.devices * four.tflops)
+    assert math.isclose(two.devices * two.memory, four.devices * four.memory, rel_tol=1e-6)
+    assert machine(Hardware(device="H100", devices=8, utilisation=0.5)).flops_s == 989e12 / 2
+
+
+def test_a_model_of_another_head_size_has_its_own_cache() -> None:
+    config = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "vocab_size": 100,
+    }
+    assert Size.of("mine", config).kv_width == 64

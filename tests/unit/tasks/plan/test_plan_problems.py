@@ -1,0 +1,142 @@
+"""Each problem is found where it is, and nowhere else; people see it first."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from plan_known import AGENTS, GIB, GPU, known
+from rich.console import Console
+
+from tasks.augment.settings import Augmentation
+from tasks.logits.settings import Scoring
+from tasks.plan.lengths import Lengths
+from tasks.plan.model import Plan
+from tasks.plan.plan import make_plan
+from tasks.plan.problems import find
+from tasks.plan.sizes import size_of
+from tasks.plan.view import amount, duration, plan_markdown, plan_table, size, stage_rows
+from tasks.train.settings import Training, TrainingRun
+
+
+def _plan(**changed: object) -> Plan:
+    return make_plan(known(**changed), find)
+
+
+def _only(**changed: object) -> tuple[bool, str]:
+    (problem,) = _plan(**changed).problems
+    return problem.stops, problem.text
+
+
+def test_a_plan_without_problems_has_none() -> None:
+    assert _plan().problems == []
+
+
+def test_a_training_that_is_too_large_comes_with_advice() -> None:
+    small = dataclasses.replace(GPU, memory=10 * GIB)
+    plan = _plan(machine=small, run=TrainingRun(micro_batch=8, zero_stage=0), teacher=size_of("1.5B", None))
+    stops, text = plan.problems[0].stops, plan.problems[0].text
+    assert stops
+    assert text.startswith("sft, sft_control, kd: out of memory on devices of 10 GiB: ZeRO-0 on 4 devices takes about")
+    assert "set run.zero_stage to 3" in text
+
+
+def test_a_teacher_that_is_too_large_is_told_how_many_gpus_hold_it() -> None:
+    eight = dataclasses.replace(GPU, devices=8)
+    scoring = next(p for p in _plan(teacher=size_of("72B", None), machine=eight).problems if "logits" in p.text)
+    assert scoring.stops
+    assert scoring.text.endswith("set scoring.tensor_parallel to 4")
+    evaluation = next(p for p in _plan(teacher=size_of("72B", None)).problems if "evaluate" in p.text)
+    assert evaluation.text.endswith("on one device of 80 GiB: use a larger device")
+
+
+def test_an_evaluation_whose_logits_are_too_large_needs_fewer_rows_at_once() -> None:
+    stops, text = _only(heldout_lengths=Lengths([2000], [40]), machine=dataclasses.replace(GPU, memory=50 * GIB))
+    assert stops
+    assert text.endswith("lower evaluation.batch_rows")
+
+
+@pytest.mark.parametrize(
+    ("parallel", "words"), [(8, "is 8 and there are 4 devices"), (3, "28 attention heads: use 1 or 2 or 4")]
+)
+def test_a_tensor_parallel_that_cannot_be_stops(parallel: int, words: str) -> None:
+    stops, text = _only(scoring=Scoring(tensor_parallel=parallel))
+    assert stops
+    assert words in text
+
+
+def test_rows_that_are_left_out_are_counted() -> None:
+    stops, text = _only(lengths=Lengths([60] * 3 + [5000], [40] * 4))
+    assert not stops
+    assert text == (
+        "25.0% of the rows are longer than 2,048 tokens and left out: "
+        "raise sft.max_length, scoring.max_length, kd.max_length"
+    )
+    assert _plan(sft=Training(max_length=50)).problems[0].stops
+
+
+def test_a_teacher_no_larger_than_its_student_is_noticed() -> None:
+    stops, text = _only(teacher=size_of("0.5B", None))
+    assert not stops
+    assert "no larger than the student" in text
+
+
+def test_a_budget_that_does_not_reach_says_how_far_it_does() -> None:
+    stops, text = _only(augmentation=Augmentation(budget_usd=1.5))
+    assert not stops
+    assert "cost about $6.00" in text
+    assert "25% of the seeds" in text
+    assert _plan(augmentation=Augmentation(budget_usd=6.0)).problems == []
+
+
+def test_an_unknown_price_stops_only_a_run_with_a_budget() -> None:
+    agents = dataclasses.replace(AGENTS, priced=False)
+    assert _only(agents=agents)[0] is False
+    stops, text = _only(agents=agents, augmentation=Augmentation(budget_usd=5))
+    assert stops
+    assert "usd_per_million_tokens" in text
+    assert _plan(agents=agents, agents_are_free=True).problems == []
+
+
+def test_a_disk_that_is_too_small_stops() -> None:
+    stops, text = _only(disk_free=10 * GIB)
+    assert stops
+    assert "where 10 GiB are free" in text
+
+
+def test_a_micro_batch_that_a_global_batch_cannot_fill() -> None:
+    texts = [p.text for p in _plan(run=TrainingRun(micro_batch=32)).problems]
+    assert texts[0].startswith("4 ranks × run.micro_batch 32 is more than sft.global_batch 100: a rank gets 25 rows")
+    assert len(texts) == 2
+
+
+def test_more_ranks_than_devices_stop() -> None:
+    assert "8 ranks and there are 4 devices" in _plan(run=TrainingRun(processes=8, micro_batch=8)).problems[0].text
+
+
+def test_idle_devices_are_noticed_where_they_idle_for_long() -> None:
+    stops, text = _only(rows=100_000_000, disk_free=10**15, agents=None)
+    assert not stops
+    assert text.startswith("logits leaves 2 of 4 devices idle for")
+
+
+def test_people_see_problems_first_and_what_is_done() -> None:
+    plan = _plan(disk_free=0, augmentation=Augmentation(budget_usd=1.5))
+    console = Console(width=120, record=True)
+    with console.capture() as captured:
+        console.print(plan_table(plan))
+    lines = captured.get().splitlines()
+    assert lines[0].strip() == "0.5B distilled from 7B · plan for 4 × GPU, nothing spent"
+    assert lines[2].startswith("✗ scores, models and checkpoints")
+    assert max(map(len, lines)) <= 120
+    markdown = plan_markdown(plan)
+    assert markdown.index("❌") < markdown.index("⚠️") < markdown.index("| stage |")
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+    assert [row["stage"] for row in stage_rows(plan)][-1] == "all"
+    assert stage_rows(plan)[-1]["cost"] == "≥ $6.00"
+
+
+def test_numbers_are_in_the_unit_that_a_person_would_use() -> None:
+    assert [duration(h) for h in (0, 0.001, 0.5, 3.25, 200)] == ["0", "4 s", "30 min", "3.2 h", "8 days"]
+    assert [amount(n) for n in (999, 1000, 999_999, 1_234_567)] == ["999", "1 k", "1 M", "1.23 M"]
+    assert [size(n) for n in (2048, 5 << 20, 3 << 29, 1 << 40)] == ["2 KiB", "5 MiB", "1.5 GiB", "1 TiB"]
