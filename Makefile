@@ -5,13 +5,14 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 EXTRA ?= cpu
 NAME ?= quality
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart run test check bench up down bootstrap clean lock demo
+.PHONY: help setup quickstart run test check bench up down bootstrap images clean lock demo
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +58,13 @@ down: setup ## Stop what `up` started
 bootstrap: setup ## Create work pools, limits and deployments on the Prefect server (after `up`)
 	@$(BIN)/distilflow bootstrap
 
+# REGISTRY=…/ goes in front of the images' names (end it with a slash). The training image builds on the vLLM image.
+images: ## Build the images of workers (needs Docker): make images REGISTRY=registry.example.com/team/
+	docker build -f infra/images/light.Dockerfile -t $(REGISTRY)distilflow-light:$(VERSION) .
+	docker build -f infra/images/vllm.Dockerfile -t $(REGISTRY)distilflow-vllm:$(VERSION) .
+	docker build -f infra/images/train.Dockerfile -t $(REGISTRY)distilflow-train:$(VERSION) \
+	  --build-arg VLLM_IMAGE=$(REGISTRY)distilflow-vllm:$(VERSION) .
+
 clean: ## Delete all local state (.distilflow) and caches; keeps .venv
 	@if [ -x $(BIN)/distilflow ]; then $(BIN)/distilflow down; fi
 	@rm -rf .distilflow .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
@@ -68,6 +76,8 @@ lock: ## Resolve the locks anew (needs uv; UV_FIND_LINKS or UV_INDEX for PyTorch
 	sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' cpu.lock
 	env -u UV_FIND_LINKS uv pip compile pyproject.toml --extra gpu --extra dev --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --no-annotate --quiet --output-file gpu.lock
+	env -u UV_FIND_LINKS uv pip compile pyproject.toml --extra cluster --constraint gpu.lock --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --no-annotate --quiet --output-file light.lock
 
 demo: setup ## Make the demo's data and models anew (about half an hour on one core)
 	@$(BIN)/python -m infra.demo.build

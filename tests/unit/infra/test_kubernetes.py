@@ -1,0 +1,236 @@
+"""The Kubernetes pools' templates, rendered by Prefect's own worker, and the manifests, against Kubernetes' schemas."""
+
+import asyncio
+import copy
+import json
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun
+from prefect.utilities.schema_tools.validation import ValidationError, is_valid_schema, validate
+from prefect.utilities.templating import find_placeholders
+from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+
+FOLDER = Path(__file__).parents[3] / "infra/kubernetes"
+POOLS = ("cpu", "gpu")
+VERSIONS = ("1.30", "1.34", "1.37")
+MANIFESTS = [
+    (path.name, document) for path in sorted(FOLDER.glob("*.yaml")) for document in yaml.safe_load_all(path.read_text())
+]
+EVERYTHING = {
+    "image": "registry.example.com/team/distilflow-vllm:0.1.0",
+    "image_pull_policy": "Always",
+    "namespace": "research",
+    "service_account_name": "somebody",
+    "config_map_name": "settings",
+    "secret_name": "keys",
+    "scratch": "1Ti",
+    "cpu_request": "500m",
+    "memory_request": "2Gi",
+    "memory_limit": "4Gi",
+    "node_selector": {"zone": "a"},
+    "tolerations": [{"key": "spot", "operator": "Exists"}],
+    "active_deadline_seconds": 3600,
+    "finished_job_ttl": 60,
+    "termination_grace_seconds": 40,
+    "pod_watch_timeout_seconds": 30,
+    "env": {"NCCL_DEBUG": "INFO"},
+    "command": "prefect flow-run execute",
+    "name": "a-job",
+    "labels": {"team": "nlp"},
+}
+ONLY_GPU = {"gpus": 4, "shared_memory": "32Gi", "model_cache": {"claimName": "models"}}
+
+
+def _template(pool: str) -> dict[str, Any]:
+    template: dict[str, Any] = json.loads((FOLDER / f"{pool}-pool.json").read_text())
+    return template
+
+
+def _variables(pool: str) -> dict[str, Any]:
+    properties: dict[str, Any] = _template(pool)["variables"]["properties"]
+    return properties
+
+
+def _job(pool: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The Job that Prefect's Kubernetes worker would create, less the two fields that it wants in a wrong place."""
+
+    async def rendered() -> dict[str, Any]:
+        nobody = PrefectClient("http://127.0.0.1:9/api")  # asked only for blocks and variables, of which there are none
+        configuration = await KubernetesWorkerJobConfiguration.from_template_and_values(
+            _template(pool), values, client=nobody
+        )
+        configuration.prepare_for_flow_run(FlowRun(flow_id=uuid.uuid4(), name="swift-fox"))
+        return configuration.job_manifest
+
+    job = copy.deepcopy(asyncio.run(rendered()))
+    pod = job["spec"]["template"]["spec"]
+    assert (pod.pop("parallelism"), pod.pop("completions")) == (1, 1)
+    return job
+
+
+def _container(job: dict[str, Any]) -> dict[str, Any]:
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    found: dict[str, Any] = container
+    return found
+
+
+def _all_values(pool: str) -> dict[str, Any]:
+    return EVERYTHING | (ONLY_GPU if pool == "gpu" else {})
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_pools_variables_are_a_schema_that_its_defaults_fit(pool: str) -> None:
+    schema = _template(pool)["variables"]
+    Draft202012Validator.check_schema(schema)
+    is_valid_schema(schema)
+    validate({name: of["default"] for name, of in schema["properties"].items() if "default" in of}, schema, True)
+    assert all(of.get("title") and of.get("description") for of in schema["properties"].values())
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_every_variable_is_used_and_every_placeholder_is_a_variable(pool: str) -> None:
+    placeholders = {found.name for found in find_placeholders(_template(pool)["job_configuration"])}
+    assert placeholders == _variables(pool).keys()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("pool", POOLS)
+def test_the_job_is_valid_with_defaults_and_with_everything_set(pool: str, version: str) -> None:
+    kubernetes_validate.validate(_job(pool, {}), version, strict=True)
+    assert _all_values(pool).keys() == _variables(pool).keys()
+    validate(_all_values(pool), _template(pool)["variables"], raise_on_error=True)
+    kubernetes_validate.validate(_job(pool, _all_values(pool)), version, strict=True)
+
+
+def test_gpus_and_shared_memory_reach_the_pod() -> None:
+    job = _job("gpu", _all_values("gpu"))
+    assert _container(job)["resources"]["limits"] == {"nvidia.com/gpu": 4, "memory": "4Gi"}
+    volumes = {volume["name"]: volume for volume in job["spec"]["template"]["spec"]["volumes"]}
+    mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in _container(job)["volumeMounts"]}
+    assert mounts["/dev/shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "32Gi"}
+    assert mounts["/var/cache/huggingface"]["persistentVolumeClaim"] == {"claimName": "models"}
+
+
+def test_a_cpu_job_asks_for_no_gpu() -> None:
+    assert "nvidia.com" not in json.dumps(_job("cpu", {}))
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_secrets_come_from_kubernetes_and_stand_in_no_job(pool: str) -> None:
+    container = _container(_job(pool, _all_values(pool)))
+    assert container["envFrom"] == [{"configMapRef": {"name": "settings"}}, {"secretRef": {"name": "keys"}}]
+    ours = [each for each in container["env"] if not each["name"].startswith("PREFECT")]
+    assert ours == [{"name": "NCCL_DEBUG", "value": "INFO"}]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_the_job_runs_prefects_command_in_the_images_entrypoint_as_the_images_user(pool: str) -> None:
+    job = _job(pool, {})
+    assert _container(job)["args"] == ["prefect", "flow-run", "execute"]
+    assert "command" not in _container(job)
+    assert job["spec"]["template"]["spec"]["securityContext"]["runAsUser"] == 10001
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_deadline_and_clean_up_reach_the_job(pool: str) -> None:
+    spec = _job(pool, {"active_deadline_seconds": 5, "finished_job_ttl": 7, "termination_grace_seconds": 31})["spec"]
+    assert (spec["activeDeadlineSeconds"], spec["ttlSecondsAfterFinished"], spec["backoffLimit"]) == (5, 7, 0)
+    assert spec["template"]["spec"]["terminationGracePeriodSeconds"] == 31
+    assert "activeDeadlineSeconds" not in _job(pool, {})["spec"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"gpus": 0},
+        {"gpus": "two"},
+        {"shared_memory": "lots"},
+        {"gpu": 1},
+        {"model_cache": {"claim": "x"}},
+        {"image": ""},
+    ],
+    ids=str,
+)
+def test_prefect_refuses_wrong_job_variables(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        validate(wrong, _template("gpu")["variables"], raise_on_error=True)
+
+
+def test_both_pools_mean_the_same_by_a_variable() -> None:
+    cpu, gpu = _variables("cpu"), _variables("gpu")
+    assert gpu.keys() - cpu.keys() == ONLY_GPU.keys()
+    for name in cpu:
+        differs = {key for key in cpu[name] | gpu[name] if cpu[name].get(key) != gpu[name].get(key)}
+        assert differs <= {"default", "description"}, name
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(("_file", "manifest"), MANIFESTS, ids=[f"{f}-{m['kind']}" for f, m in MANIFESTS])
+def test_a_manifest_is_valid(_file: str, manifest: dict[str, Any], version: str) -> None:
+    kubernetes_validate.validate(manifest, version, strict=True)
+    assert manifest["metadata"]["namespace"] == _variables("gpu")["namespace"]["default"]
+
+
+def _manifest(file: str, kind: str, name: str) -> dict[str, Any]:
+    (found,) = (m for f, m in MANIFESTS if f == file and m["kind"] == kind and m["metadata"]["name"] == name)
+    return found
+
+
+def test_the_workers_serve_both_pools_with_the_rights_that_they_need() -> None:
+    pod = _manifest("worker.yaml", "Deployment", "distilflow-worker")["spec"]["template"]["spec"]
+    commands = {container["name"]: " ".join(container["args"]) for container in pod["containers"]}
+    assert commands.keys() == {"kubernetes-cpu", "kubernetes-gpu"}
+    for pool, command in commands.items():
+        assert f"prefect worker start --type kubernetes --pool {pool} --with-healthcheck" in command
+    ports = [container["livenessProbe"]["httpGet"]["port"] for container in pod["containers"]]
+    assert ports == [8080, 8081]
+    assert "PREFECT_WORKER_WEBSERVER_PORT=8081" in commands["kubernetes-gpu"]
+
+    role = _manifest("worker.yaml", "Role", "distilflow-worker")
+    allowed = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+    # what prefect_kubernetes calls: create and delete Jobs, follow them and their pods, fetch a crashed pod's log
+    needed = {("jobs", verb) for verb in ("create", "delete", "get", "list", "watch")}
+    needed |= {("pods", "list"), ("pods", "watch"), ("pods", "get"), ("pods/log", "get")}
+    assert needed <= allowed
+    subject = _manifest("worker.yaml", "RoleBinding", "distilflow-worker")["subjects"][0]
+    assert subject["name"] == pod["serviceAccountName"]
+    _manifest("worker.yaml", "ServiceAccount", _variables("gpu")["service_account_name"]["default"])
+
+
+def test_the_two_nodes_hostfile_names_the_pods_and_their_gpus() -> None:
+    file = "two-node-training.yaml"
+    job = _manifest(file, "Job", "distilflow-two-nodes")
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    service = _manifest(file, "Service", pod["subdomain"])
+    assert (service["spec"]["clusterIP"], service["spec"]["publishNotReadyAddresses"]) == ("None", True)
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+
+    nodes = job["spec"]["completions"]
+    assert (job["spec"]["completionMode"], job["spec"]["parallelism"]) == ("Indexed", nodes)
+    gpus = container["resources"]["limits"]["nvidia.com/gpu"]
+    (mounted,) = (volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume)
+    hostfile = _manifest(file, "ConfigMap", mounted)["data"]["hostfile"].splitlines()
+    name = f"{job['metadata']['name']}-{{}}.{pod['subdomain']}"
+    assert hostfile == [f"{name.format(index)} slots={gpus}" for index in range(nodes)]
+
+    (folder,) = (mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "hostfile")
+    assert f"--run.hostfile={folder}/hostfile" in container["args"]
+    assert f"--scoring.tensor-parallel={gpus}" in container["args"]
+    assert "--run.launcher=each_node" in container["args"]
+
+
+def test_no_manifest_holds_a_secret() -> None:
+    assert "Secret" not in {manifest["kind"] for _, manifest in MANIFESTS}
+    for path in FOLDER.iterdir():
+        assert not re.search(r"(?i)(password|secret_access_key|token|api_key)\W+value\W+\w", path.read_text()), (
+            path.name
+        )
