@@ -21,9 +21,20 @@ import psutil
 from infra import storage
 from infra.errors import TransientError
 
+_SURELY_DEAD_S = 600.0
 _RENEW_S = 10.0
 _STALE_S = 45.0
-_SURELY_DEAD_S = 600.0
+
+
+def owner_lives(claim: bytes, silent_s: float) -> bool:
+    """Whether the owner of a claim that was renewed `silent_s` ago by the storage's clock may still be at work.
+
+    A process of this machine is looked up; another machine's is given ten minutes, since there is no hurry.
+    """
+    owner: dict[str, Any] = json.loads(claim)
+    if owner["host"] == socket.gethostname():
+        return _born(owner["pid"]) == owner["born"]
+    return silent_s < _SURELY_DEAD_S
 
 
 class Claims:
@@ -104,17 +115,6 @@ class Claims:
                         storage.put(self._prefix + name, self._beat())
                 except TransientError:  # storage is away for a while: the claim goes stale or does not
                     break
-
-
-def owner_lives(claim: bytes, silent_s: float) -> bool:
-    """Whether the owner of a claim that was renewed `silent_s` ago by the storage's clock may still be at work.
-
-    A process of this machine is looked up; another machine's is given ten minutes, since there is no hurry.
-    """
-    owner: dict[str, Any] = json.loads(claim)
-    if owner["host"] == socket.gethostname():
-        return _born(owner["pid"]) == owner["born"]
-    return silent_s < _SURELY_DEAD_S
 
 
 def _born(pid: int) -> float | None:
