@@ -5,12 +5,13 @@ Environment that Prefect reads when it is imported is set here first, which is w
 
 from __future__ import annotations
 
-import functools
 import inspect
+import json
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -36,8 +37,8 @@ app = App(
 def main() -> None:
     """Entry point: one clear sentence and an exit code where something is wrong, never a traceback for a user error."""
     _quiet_libraries()
-    if len(sys.argv) > 1 and sys.argv[1] == "run":
-        _register_run()
+    if len(sys.argv) > 1:
+        register_flow(sys.argv[1])
     try:
         app(exit_on_error=False, print_error=False)
     except CycloptsError as error:
@@ -167,30 +168,60 @@ def _run_placeholder() -> None:
     """Distil a student: seeds → augment → sft → logits → kd → evaluate → report."""
 
 
-def _register_run() -> None:
-    """Give `run` the parameters of the flow itself, so that there is one list of them."""
-    from flows.distill import distill
+@app.command(name="sweep")
+def _sweep_placeholder() -> None:
+    """Distil every combination of students, teachers, K, …, and rank them by quality and cost."""
 
-    @functools.wraps(distill.fn)
+
+def register_flow(command: str) -> None:
+    """Give `run` or `sweep` the parameters of the flow itself, so that there is one list of them."""
+    flow: Any
+    show: Callable[[Any], None]
+    if command == "run":
+        from flows.distill import distill
+
+        flow, show = distill, _show_run
+    elif command == "sweep":
+        from flows.sweep import sweep
+
+        flow, show = sweep, _show_sweep
+    else:
+        return
+
     def run(**kwargs: Any) -> None:
-        _run(distill, kwargs)
+        _run(flow, kwargs, show)
 
-    signature = inspect.signature(distill.fn, eval_str=True)
-    flags = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in signature.parameters.values()]
+    run.__doc__ = flow.fn.__doc__
+    signature = inspect.signature(flow.fn, eval_str=True)
+    flags = [_as_flag(parameter) for parameter in signature.parameters.values()]
     run.__signature__ = signature.replace(parameters=flags, return_annotation=None)  # type: ignore[attr-defined]
     run.__annotations__ = {flag.name: flag.annotation for flag in flags}
-    del run.__wrapped__  # type: ignore[attr-defined]
-    del app["run"]
-    app.command(run, name="run")
+    del app[command]
+    app.command(run, name=command)
 
 
-def _run(flow: Any, kwargs: dict[str, Any]) -> None:
+def _as_flag(parameter: inspect.Parameter) -> inspect.Parameter:
+    """A flow's parameter as a flag: lists take several words, free-form settings are JSON."""
+    annotation, text = parameter.annotation, str(parameter.annotation)
+    if "dict[" in text:
+        annotation = Annotated[annotation, Parameter(converter=_json, accepts_keys=False, n_tokens=1)]
+    elif "list[" in text:
+        annotation = Annotated[annotation, Parameter(consume_multiple=True, negative=())]
+    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+
+
+def _json(_type: Any, tokens: Any) -> Any:
+    try:
+        return json.loads(tokens[0].value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is no JSON ({error})") from error
+
+
+def _run(flow: Any, kwargs: dict[str, Any], show: Callable[[Any], None]) -> None:
     from prefect.exceptions import ParameterTypeError
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from flows.outcome import latest
     from infra.ui import console, say
-    from tasks.report.console import comparison_table
 
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
@@ -204,11 +235,28 @@ def _run(flow: Any, kwargs: dict[str, Any]) -> None:
         except ParameterTypeError as error:
             _fail(" ".join(str(error).split()), 2)
         console.print()
-        console.print(comparison_table(outcome.report))
-        console.print(f"report   {latest() / 'report.html'}", soft_wrap=True)
-        console.print(f"numbers  {latest() / 'results.json'}", soft_wrap=True)
+        show(outcome)
         ui = "`make up` opens it again, with this run" if running.started else running.prefect_ui_url
         console.print(f"UI       {ui}", soft_wrap=True)
+
+
+def _show_run(outcome: Any) -> None:
+    from flows.outcome import latest
+    from infra.ui import console
+    from tasks.report.console import comparison_table
+
+    console.print(comparison_table(outcome.report))
+    console.print(f"report   {latest() / 'report.html'}", soft_wrap=True)
+    console.print(f"numbers  {latest() / 'results.json'}", soft_wrap=True)
+
+
+def _show_sweep(board: Any) -> None:
+    from flows.outcome import latest
+    from infra.ui import console
+    from tasks.report.console import leaderboard_table
+
+    console.print(leaderboard_table(board))
+    console.print(f"leaderboard  {latest() / 'leaderboard.html'}", soft_wrap=True)
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:

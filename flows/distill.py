@@ -8,9 +8,11 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
+from flows.dispatched import answers
 from flows.outcome import Outcome, publish_latest
-from flows.params import preset_for, with_preset
+from flows.params import Student, Teacher, preset_for, with_preset
 from flows.preflight import check
+from flows.stage import placed
 from infra.models import ModelSource
 from tasks.augment.settings import Augmentation
 from tasks.augment.task import augment
@@ -26,9 +28,10 @@ from tasks.train.task import train
 
 
 @flow(name="distill", flow_run_name="{student}-from-{teacher}-k{k}", retries=0, validate_parameters=True)
+@answers
 def distill(
-    student: str = "demo",
-    teacher: str = "demo",
+    student: Student = "demo",
+    teacher: Teacher = "demo",
     seeds: str = "demo",
     k: Annotated[int, Field(ge=1, le=256)] = 10,
     agent_model: str = "demo",
@@ -42,6 +45,7 @@ def distill(
     kd: Distillation | None = None,
     evaluation: Evaluation | None = None,
     run: TrainingRun | None = None,
+    stages_on: str | None = None,
 ) -> Outcome:
     """Distil `teacher` into `student` on your data, as in DistilQwen2.5 (arXiv 2504.15027).
 
@@ -65,6 +69,7 @@ def distill(
         kd: distillation, and its control run
         evaluation: how variants are compared
         run: how training is run; never changes a result
+        stages_on: deployment that training, scoring and evaluation run in, such as stage/gpu; without it they run here
     """
     started = time.time()
     preset = preset_for(student)
@@ -76,11 +81,11 @@ def distill(
 
     data = load_seeds(Sources.of(seeds, heldout, databases), heldout_share, response_required=not agents.enabled)
     rows = augment(data, agent_model, agents)
-    tuned = train("sft", base, rows, sft_settings, running, seed)
-    topk = score_logits(rows, teacher_model, k, scoring_settings)
+    tuned = placed(train, stages_on)("sft", base, rows, sft_settings, running, seed)
+    topk = placed(score_logits, stages_on)(rows, teacher_model, k, scoring_settings)
     start = ModelSource(name="sft", artifact=tuned)
-    control = train("sft_control", start, rows, kd_settings.training(), running, seed)
-    distilled = train("kd", start, topk, kd_settings, running, seed)
+    control = placed(train, stages_on)("sft_control", start, rows, kd_settings.training(), running, seed)
+    distilled = placed(train, stages_on)("kd", start, topk, kd_settings, running, seed)
     models = {
         "base": base,
         "sft": start,
@@ -88,7 +93,7 @@ def distill(
         "kd": ModelSource(name="kd", artifact=distilled),
         "teacher": teacher_model,
     }
-    evaluations = evaluate(models, teacher_model, data, how)
+    evaluations = placed(evaluate, stages_on)(models, teacher_model, data, how)
     stages = {"seeds": data, "augment": rows, "sft": tuned, "logits": topk, "sft_control": control, "kd": distilled}
     about = {
         "title": f"{student} distilled from {teacher}",

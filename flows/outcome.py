@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+import prefect.runtime
+from pydantic import BaseModel, Field
 
 from infra import settings
 from infra.artifacts import ArtifactReader, ArtifactRef
-from tasks.report.data import ReportData
+from tasks.report.stage import report_data
 
 
 class StageOutcome(BaseModel):
@@ -29,12 +30,13 @@ class Outcome(BaseModel):
     stages: dict[str, StageOutcome]
     report: ArtifactRef
     seconds: float
+    flow_run: str | None = Field(None, description="the run's id on the Prefect server")
 
     @staticmethod
     def of(
         stages: Mapping[str, ArtifactRef], evaluations: Mapping[str, ArtifactRef], page: ArtifactRef, seconds: float
     ) -> Outcome:
-        data = ReportData.model_validate_json(ArtifactReader(page).read("data.json"))
+        data = report_data(page)
         done = {**stages, "report": page}
         return Outcome(
             variants={
@@ -51,6 +53,7 @@ class Outcome(BaseModel):
             },
             report=page,
             seconds=round(seconds, 2),
+            flow_run=prefect.runtime.flow_run.id,
         )
 
 
@@ -67,6 +70,15 @@ def publish_latest(outcome: Outcome) -> Outcome:
         _replace(latest() / name, reader.read(name))
     _replace(latest() / "results.json", json.dumps(outcome.model_dump(mode="json"), indent=1).encode())
     return outcome
+
+
+def publish_latest_leaderboard(board: ArtifactRef) -> ArtifactRef:
+    """Leave `leaderboard.html`, `.md` and `.json` of this sweep in `latest/`."""
+    reader = ArtifactReader(board)
+    latest().mkdir(parents=True, exist_ok=True)
+    for name in reader.names():
+        _replace(latest() / name, reader.read(name))
+    return board
 
 
 def _replace(path: Path, data: bytes) -> None:

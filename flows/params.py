@@ -6,17 +6,29 @@ nested ones need only the fields that differ: what is left out comes from the st
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
+from infra.models import STUDENTS, TEACHERS
 from tasks.augment.settings import Augmentation
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
 from tasks.train.settings import Distillation, Training, TrainingRun
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def _model_name(presets: dict[str, str]) -> dict[str, Any]:
+    """What the run form and the server accept: a preset, a folder, or a hub name. The flow's own check says more."""
+    names = "|".join(re.escape(name) for name in ("demo", *presets))
+    return {"pattern": f"^({names}|.*/.*)$", "examples": ["demo", *presets]}
+
+
+Student = Annotated[str, Field(json_schema_extra=_model_name(STUDENTS))]
+Teacher = Annotated[str, Field(json_schema_extra=_model_name(TEACHERS))]
 
 
 @dataclass(frozen=True)

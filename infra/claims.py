@@ -14,16 +14,20 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import psutil
 
-from infra import storage
+from infra import settings, storage
+from infra.artifacts import ArtifactRef, Workspace
 from infra.errors import TransientError
 
 _SURELY_DEAD_S = 600.0
 _RENEW_S = 10.0
 _STALE_S = 45.0
+_POLL_S = 1.0
+_WHOLE = "claims/whole"
 
 
 def owner_lives(claim: bytes, silent_s: float) -> bool:
@@ -80,11 +84,21 @@ class Claims:
             return self._hold(name)
         return False
 
+    def seize(self, name: str) -> None:
+        """Take the piece from whoever had it: for an owner who knows that the last one is gone."""
+        storage.put(self._prefix + name, self._beat())
+        self._hold(name)
+
     def release(self, name: str) -> None:
         """Give a piece back; finished pieces are known by their results, not by claims."""
         with self._lock:
             self._held.discard(name)
         storage.delete(self._prefix + name)
+
+    def abandoned(self, name: str) -> bool:
+        """Whether the piece's owner is gone and has not given it back. Ask again: a silent one takes time to tell."""
+        found = storage.get_with_etag(self._prefix + name)
+        return found is not None and self._is_stale(name, *found)
 
     def _hold(self, name: str) -> bool:
         with self._lock:
@@ -115,6 +129,42 @@ class Claims:
                         storage.put(self._prefix + name, self._beat())
                 except TransientError:  # storage is away for a while: the claim goes stale or does not
                     break
+
+
+def made_once(
+    works: dict[str, Workspace],
+    make: Callable[[dict[str, Workspace]], dict[str, ArtifactRef]],
+    waiting: Callable[[str], None],
+) -> dict[str, ArtifactRef]:
+    """The finished artifacts of `works`: found, made by `make` from those that are missing, or awaited.
+
+    Of any number of runs that want the same artifact at a time one makes it; the others wait, say so once by
+    `waiting`, and take over where the maker dies.
+    """
+    found: dict[str, ArtifactRef] = {}
+    told = False
+    with Claims(f"s3://{settings.bucket()}/") as claims:
+        while True:
+            found |= {name: ref for name, work in works.items() if name not in found and (ref := work.find())}
+            missing = {name: work for name, work in works.items() if name not in found}
+            if not missing:
+                return {name: found[name] for name in works}
+            mine = {name: work for name, work in missing.items() if claims.take(_claim(work))}
+            # one that was finished between our look and our claim needs no making
+            found |= {name: ref for name, work in mine.items() if (ref := work.find())}
+            if to_make := {name: work for name, work in mine.items() if name not in found}:
+                found |= make(to_make)
+            for work in mine.values():
+                claims.release(_claim(work))
+            if not mine:
+                if not told:
+                    waiting(f"another run is at {', '.join(missing)}: its result is waited for")
+                    told = True
+                time.sleep(_POLL_S)
+
+
+def _claim(work: Workspace) -> str:
+    return f"{work.kind}/{work.fingerprint}/{_WHOLE}"
 
 
 def _born(pid: int) -> float | None:

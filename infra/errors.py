@@ -33,12 +33,20 @@ class OutOfMemoryError(DistilflowError):
     exit_code = 71  # EX_OSERR
 
 
+class StageFailedError(DistilflowError):
+    """A stage failed elsewhere, after all the tries that could help."""
+
+
+class SomeFailedError(DistilflowError):
+    """Of several independent pieces of work some failed; the others are done."""
+
+
 BY_EXIT_CODE = {e.exit_code: e for e in (ConfigurationError, TransientError, OutOfMemoryError)}
 
 
 def is_retryable(error: BaseException) -> bool:
     """Whether running the same stage again can help."""
-    return not isinstance(error, ConfigurationError | OutOfMemoryError)
+    return not isinstance(error, ConfigurationError | OutOfMemoryError | StageFailedError)
 
 
 def disk_full(where: Path | str) -> ConfigurationError:

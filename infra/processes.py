@@ -23,8 +23,15 @@ from typing import Any
 
 import psutil
 
-from infra import settings
-from infra.errors import BY_EXIT_CODE, OutOfMemoryError, TransientError, disk_full
+from infra import settings, storage
+from infra.errors import (
+    BY_EXIT_CODE,
+    ConfigurationError,
+    DistilflowError,
+    OutOfMemoryError,
+    TransientError,
+    disk_full,
+)
 
 Event = dict[str, Any]
 _POLL_S = 0.2
@@ -67,11 +74,14 @@ def run_supervised(
     on_event: Callable[[Event], None],
     env: Mapping[str, str] | None = None,
     stall_timeout_s: float = 900.0,
+    timeout_h: float | None = None,
+    log_uri: str | None = None,
 ) -> dict[str, Any]:
     """Run `command … FOLDER` to its end and return its `result.json`.
 
-    The child finds `spec.json` in FOLDER. Raises ConfigurationError, OutOfMemoryError or TransientError
-    with the child's own sentence where it wrote one, and the end of its log where it did not.
+    The child finds `spec.json` in FOLDER. Its whole log goes to `log_uri` in storage too. Raises ConfigurationError
+    (also after `timeout_h`), OutOfMemoryError or TransientError with the child's own sentence where it wrote one,
+    and the end of its log where it did not.
     """
     settings.work_dir().mkdir(parents=True, exist_ok=True)
     _remove_folders_of_the_dead()
@@ -83,21 +93,25 @@ def run_supervised(
     oom_kills_before = _kernel_oom_kills()
     try:
         with guarded([*command, str(folder)], log, env) as process, events.open() as stream:
-            code = _follow(process, stream, on_event, stall_timeout_s)
+            code = _follow(process, stream, on_event, stall_timeout_s, timeout_h)
         result = folder / "result.json"
         if code == 0 and result.exists():
             return json.loads(result.read_text())
-        raise _failure(name, code, folder, log, oom_kills_before)
+        raise _failure(name, code, folder, log, oom_kills_before, log_uri)
     finally:
-        _keep_log(name, log)
+        _keep_log(name, log, log_uri)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _follow(
-    process: subprocess.Popen[bytes], stream: Any, on_event: Callable[[Event], None], stall_timeout_s: float
+    process: subprocess.Popen[bytes],
+    stream: Any,
+    on_event: Callable[[Event], None],
+    stall_timeout_s: float,
+    timeout_h: float | None,
 ) -> int | None:
     """Pass on events until the process ends; None means that it stalled."""
-    last_sign_of_life = time.monotonic()
+    started = last_sign_of_life = time.monotonic()
     partial = ""
     while True:
         ended = process.poll() is not None
@@ -111,11 +125,15 @@ def _follow(
             return process.returncode
         if time.monotonic() - last_sign_of_life > stall_timeout_s:
             return None
+        if timeout_h is not None and time.monotonic() - started > timeout_h * 3600:
+            raise ConfigurationError(f"it took longer than timeout_h = {timeout_h:g}: raise it; a rerun continues")
         time.sleep(_POLL_S)
 
 
-def _failure(name: str, code: int | None, folder: Path, log: Path, oom_kills_before: int) -> Exception:
-    kept = settings.home() / "logs" / f"{name}.log"
+def _failure(
+    name: str, code: int | None, folder: Path, log: Path, oom_kills_before: int, log_uri: str | None
+) -> Exception:
+    kept = log_uri or settings.home() / "logs" / f"{name}.log"
     error = folder / "error.json"
     if error.exists():
         told = json.loads(error.read_text())
@@ -162,12 +180,17 @@ def _kernel_oom_kills() -> int:
     return total
 
 
-def _keep_log(name: str, log: Path) -> None:
-    if log.exists():
-        kept = settings.home() / "logs" / f"{name}.log"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError):
-            shutil.copyfile(log, kept)
+def _keep_log(name: str, log: Path, uri: str | None) -> None:
+    """The last log of its kind beside the local state, and in storage, where people of another machine find it."""
+    if not log.exists():
+        return
+    kept = settings.home() / "logs" / f"{name}.log"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):
+        shutil.copyfile(log, kept)
+    if uri is not None:
+        with contextlib.suppress(DistilflowError):  # it is the smaller loss
+            storage.upload(log, uri)
 
 
 def _python_path() -> str:

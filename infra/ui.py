@@ -74,14 +74,16 @@ class StageView:
     def _publish_progress(self) -> None:
         """Keep a progress artifact, and a log line now and then, until the stage is over."""
         artifact: UUID | None = None
-        shown = None
+        shown, first = None, None
         next_log = self._started + _LOG_INTERVAL_S
         while not self._over.wait(_UI_INTERVAL_S) or self._state != shown:
             if self._state is None or self._state == shown:
                 continue
             shown = done, total, note = self._state
             share = 100.0 * done / max(total, 1)
-            text = " ".join(filter(None, [self._doing, note]))
+            began, already = first = first or (time.monotonic(), done)  # a resumed stage does not start at 0
+            left = (time.monotonic() - began) * (total - done) / (done - already) if done > already else None
+            text = " · ".join(filter(None, [self._doing, note, f"{done:,} of {total:,}", _about(left)]))
             try:
                 if artifact is None:
                     key = re.sub("[^a-z0-9-]", "-", f"{self.name}-progress")
@@ -93,8 +95,7 @@ class StageView:
                 get_run_logger().warning("%s: the Prefect server does not take its progress (%s)", self.name, error)
             if time.monotonic() >= next_log:
                 next_log += _LOG_INTERVAL_S
-                left = (time.monotonic() - self._started) * (total - done) / max(done, 1)
-                get_run_logger().info("%s: %d of %d, %s, about %.0f s left", self.name, done, total, text, left)
+                get_run_logger().info("%s: %s", self.name, text)
 
     def note(self, text: str) -> None:
         """A line under the stage: something that people should know."""
@@ -112,6 +113,15 @@ class StageView:
         mark = "[dim]=[/dim]" if ref.cached else "[green]✓[/green]"
         say(f"{mark} [bold]{self.name:<12}[/bold] {escape(text)} [dim]· {took} · {ref.uri}[/dim]")
         return ref
+
+
+def _about(seconds: float | None) -> str:
+    """Time that is left, as roughly as it is known."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"about {seconds:.0f} s left"
+    return f"about {seconds / 60:.0f} min left" if seconds < 5400 else f"about {seconds / 3600:.1f} h left"
 
 
 def _resumed(event: Event) -> str:
@@ -164,6 +174,11 @@ def say(markup: str) -> None:
     """A line on the console of a person's run (above the bar, where there is one)."""
     if on_console():
         console.print(markup, soft_wrap=True)
+
+
+def log(text: str) -> None:
+    """A line in the run's log in the Prefect UI."""
+    get_run_logger().info("%s", text)
 
 
 def publish_table(key: str, rows: list[dict[str, Any]], description: str) -> None:

@@ -14,7 +14,8 @@ class Evaluation(BaseModel):
     max_new_tokens: int = Field(256, ge=1, description="longest generated answer in tokens")
     max_length: int = Field(2048, ge=16, description="longest held-out row in tokens; longer ones are skipped")
     batch_rows: int = Field(32, ge=1, description="rows computed at once; lower it when memory runs out")
+    timeout_h: float | None = Field(None, gt=0, description="hours after which evaluation is ended (default: never)")
 
     def identity(self) -> dict[str, int | None]:
         """What changes the numbers."""
-        return self.model_dump(exclude={"batch_rows"})
+        return self.model_dump(exclude={"batch_rows", "timeout_h"})

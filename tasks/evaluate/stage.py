@@ -49,6 +49,8 @@ def evaluate(
             on_event=on_event,
             env={"TOKENIZERS_PARALLELISM": "false"},
             stall_timeout_s=1800.0,
+            timeout_h=evaluation.timeout_h,
+            log_uri=f"{next(iter(missing.values())).uri}log.txt",
         )
     refs = {}
     for name, work in works.items():

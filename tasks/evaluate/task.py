@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from infra.artifacts import ArtifactRef, facts_of
+from infra.artifacts import ArtifactRef, Workspace, facts_of
+from infra.claims import made_once
 from infra.models import ModelSource
 from infra.stage_task import stage_task
 from infra.ui import skipped_note, stage_view
@@ -17,15 +18,17 @@ def evaluate(
     """Numbers of each variant on the same held-out rows; only what changed is evaluated."""
     works = {name: stage.workspace(model, teacher, seeds, evaluation) for name, model in models.items()}
     with stage_view("evaluate", "evaluating") as view:
-        refs = {name: ref for name, work in works.items() if (ref := work.find())}
-        missing = {name: work for name, work in works.items() if name not in refs}
-        if missing:
-            refs |= stage.evaluate(missing, models, teacher, seeds, evaluation, view.follow(stage.describe))
+
+        def make(missing: dict[str, Workspace]) -> dict[str, ArtifactRef]:
+            return stage.evaluate(missing, models, teacher, seeds, evaluation, view.follow(stage.describe))
+
+        refs = made_once(works, make, view.note)
+        new = [ref for ref in refs.values() if not ref.cached]
         shown = refs["kd"]
         skipped = skipped_note(facts_of(shown)["skipped"])
-        spent = shown.model_copy(update={"seconds": sum(ref.seconds for ref in refs.values()), "cached": not missing})
+        spent = shown.model_copy(update={"seconds": sum(ref.seconds for ref in refs.values()), "cached": not new})
         view.done(
             spent,
-            f"{len(works)} variants on {shown.counts['rows']:,} held-out rows, {len(missing)} of them new{skipped}",
+            f"{len(works)} variants on {shown.counts['rows']:,} held-out rows, {len(new)} of them new{skipped}",
         )
-        return {name: refs[name] for name in works}
+        return refs

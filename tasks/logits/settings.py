@@ -26,3 +26,4 @@ class Scoring(BaseModel):
     tensor_parallel: int = Field(1, ge=1, description="GPUs that hold one teacher together")
     gpu_memory: float = Field(0.9, gt=0, le=1, description="share of the GPU's memory that vLLM may take")
     max_batched_tokens: int = Field(4096, ge=256, description="tokens a step; memory grows with it times vocabulary")
+    timeout_h: float | None = Field(None, gt=0, description="hours after which scoring is ended (default: never)")

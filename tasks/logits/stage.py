@@ -54,6 +54,8 @@ def score(
             "TOKENIZERS_PARALLELISM": "false",
         },
         stall_timeout_s=_STALL_TIMEOUT_S,
+        timeout_h=scoring.timeout_h,
+        log_uri=f"{work.uri}log.txt",
     )
     return work.publish((SHARDS, TOKENIZER), result["counts"], result["facts"])
 

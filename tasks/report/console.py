@@ -7,17 +7,26 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.artifacts import ArtifactReader, ArtifactRef
-from tasks.report.data import ReportData
 from tasks.report.page import comparison_rows, verdict
+from tasks.report.stage import report_data
 
 
 def comparison_table(report: ArtifactRef) -> Group:
     """The verdict, and every variant's numbers."""
-    data = ReportData.model_validate_json(ArtifactReader(report).read("data.json"))
-    rows = comparison_rows(data)
+    data = report_data(report)
+    return _table(verdict(data), comparison_rows(data))
+
+
+def leaderboard_table(board: ArtifactRef) -> Group:
+    """The verdict, and every combination's numbers."""
+    told = ArtifactReader(board).read_json("leaderboard.json")
+    return _table(told["verdict"], told["rows"])
+
+
+def _table(sentence: str, rows: list[dict[str, str]]) -> Group:
     table = Table(title=None, box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(rows[0]):
         table.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*(Text(value) for value in row.values()))
-    return Group(Text(verdict(data)), Text(""), table, Text(""))
+    return Group(Text(sentence), Text(""), table, Text(""))

@@ -42,7 +42,7 @@ def render_page(data: ReportData) -> str:
     """The whole report as one HTML document: no scripts, no network, light and dark, printable."""
     compared = {row.name: row for row in compare(data)}
     figures = plots(data)
-    return _template().render(
+    return template("page.html.jinja").render(
         data=data,
         verdict=verdict(data),
         demo_note=DEMO_NOTE,
@@ -59,18 +59,18 @@ def render_page(data: ReportData) -> str:
 
 def render_markdown(data: ReportData) -> str:
     """Verdict and comparison table: what the Prefect UI shows beside the run."""
-    lines = [f"**{_markdown(verdict(data))}**", ""]
+    lines = [f"**{markdown_text(verdict(data))}**", ""]
     if data.demo:
         lines += [f"*{DEMO_NOTE}*", ""]
     if rows := comparison_rows(data):
         columns = list(rows[0])
         lines.append("| " + " | ".join(columns) + " |")
         lines.append("|" + "|".join([" --- ", *[" ---: "] * (len(columns) - 1)]) + "|")
-        lines += ["| " + " | ".join(_markdown(cell) for cell in row.values()) + " |" for row in rows]
+        lines += ["| " + " | ".join(markdown_text(cell) for cell in row.values()) + " |" for row in rows]
         lines.append("")
     lines.append(
-        f"Student {_markdown(data.student)}, teacher {_markdown(data.teacher)}, K = {data.k}, seed {data.seed}. "
-        "Intervals are over held-out requests, for this one training seed."
+        f"Student {markdown_text(data.student)}, teacher {markdown_text(data.teacher)}, K = {data.k}, "
+        f"seed {data.seed}. Intervals are over held-out requests, for this one training seed."
     )
     return "\n".join(lines) + "\n"
 
@@ -83,7 +83,8 @@ class _Figure:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """One of our pages, to be filled; whatever is put in is escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -102,7 +103,7 @@ def _template() -> Template:
         "count": "{:,}".format,
         "usd": _usd,
     }
-    return environment.get_template("page.html.jinja")
+    return environment.get_template(name)
 
 
 def _json(value: Any) -> str:
@@ -117,7 +118,7 @@ def _same_for_all(numbers: list[int]) -> int | None:
     return numbers[0] if len(set(numbers)) == 1 else None
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Text on one line that neither Markdown nor the HTML in it can take for markup."""
     line = str(escape(" ".join(text.split()))).replace("&#39;", "'")
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 
 from infra.artifacts import ArtifactReader, ArtifactRef, Record, Workspace, read_record
 from infra.errors import ConfigurationError
+from tasks.report import leaderboard_page
 from tasks.report.data import AgentUse, Coverage, DataFlow, Example, Output, ReportData, Stage, Variant
+from tasks.report.leaderboard import Entry, rows, verdict
 from tasks.report.page import render_markdown, render_page
 
 KIND = "report"
@@ -42,6 +44,26 @@ def report(
     work.put("report.md", render_markdown(data).encode())
     work.put("data.json", data.model_dump_json(indent=1).encode())
     return work.publish(("report.html", "report.md", "data.json"), {"variants": len(data.variants)}, {})
+
+
+def leaderboard_workspace(entries: Sequence[Entry]) -> Workspace:
+    """The leaderboard of these runs."""
+    spec = {"entries": [[entry.name, entry.failed, entry.link] for entry in entries]}
+    inputs = {entry.name: entry.report for entry in entries if entry.report is not None}
+    return Workspace("leaderboard", STAGE_VERSION, spec, inputs)
+
+
+def leaderboard(work: Workspace, entries: list[Entry]) -> ArtifactRef:
+    """Write the page, the Markdown and the table as JSON."""
+    work.put("leaderboard.html", leaderboard_page.render_page(entries).encode())
+    work.put("leaderboard.md", leaderboard_page.render_markdown(entries).encode())
+    work.put_json("leaderboard.json", {"verdict": verdict(entries), "rows": rows(entries)})
+    return work.publish(("leaderboard.",), {"combinations": len(entries)}, {})
+
+
+def report_data(ref: ArtifactRef) -> ReportData:
+    """What a report says."""
+    return ReportData.model_validate_json(ArtifactReader(ref).read("data.json"))
 
 
 def gather(

@@ -9,8 +9,8 @@ from prefect.artifacts import create_markdown_artifact
 from infra.artifacts import ArtifactReader, ArtifactRef
 from infra.stage_task import stage_task
 from infra.ui import publish_table, stage_view
-from tasks.report import stage
-from tasks.report.data import ReportData
+from tasks.report import leaderboard_page, stage
+from tasks.report.leaderboard import Entry, rows, verdict
 from tasks.report.page import comparison_rows
 
 
@@ -20,8 +20,18 @@ def report(stages: dict[str, ArtifactRef], evaluations: dict[str, ArtifactRef], 
     work = stage.workspace(stages, evaluations, about)
     with stage_view("report", "writing the report") as view:
         ref = work.find() or stage.report(work, stages, evaluations, about)
-        reader = ArtifactReader(ref)
-        data = ReportData.model_validate_json(reader.read("data.json"))
+        reader, data = ArtifactReader(ref), stage.report_data(ref)
         publish_table("comparison", comparison_rows(data), data.title)
         create_markdown_artifact(reader.read("report.md").decode(), key="report", description=data.title)
         return view.done(ref, "page, Markdown and data")
+
+
+@stage_task(name="leaderboard")
+def leaderboard(entries: list[Entry]) -> ArtifactRef:
+    """Several runs side by side: a page in storage, and table and Markdown in the Prefect UI."""
+    work = stage.leaderboard_workspace(entries)
+    with stage_view("leaderboard", "comparing") as view:
+        ref = work.find() or stage.leaderboard(work, entries)
+        publish_table("leaderboard-table", rows(entries), verdict(entries))
+        create_markdown_artifact(leaderboard_page.render_markdown(entries), key="leaderboard", description="sweep")
+        return view.done(ref, f"{len(entries)} combinations")

@@ -82,3 +82,4 @@ class TrainingRun(BaseModel):
     checkpoints_kept: int = Field(1, ge=1, description="how many of the last checkpoints stay in storage")
     tensorboard: str | None = Field(None, description="folder for TensorBoard event files, one run a stage")
     stall_timeout_s: float = Field(1800.0, gt=0, description="end a run that reports nothing for this long")
+    timeout_h: float | None = Field(None, gt=0, description="hours after which a training is ended (default: never)")

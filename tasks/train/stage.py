@@ -68,6 +68,8 @@ def train(
                 "TORCH_EXTENSIONS_DIR": settings.torch_extensions_dir(),
             },
             stall_timeout_s=run.stall_timeout_s,
+            timeout_h=run.timeout_h,
+            log_uri=f"{work.uri}log.txt",
         )
     finally:
         remove_buffers_of(port)

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from infra.artifacts import ArtifactRef, facts_of
+from infra.claims import made_once
 from infra.models import ModelSource
 from infra.stage_task import stage_task
 from infra.ui import skipped_note, stage_view
 from tasks.train import stage
-from tasks.train.settings import Training, TrainingRun
+from tasks.train.settings import Distillation, Training, TrainingRun
 
 _DOING = {"sft": "fine-tuning", "sft_control": "fine-tuning on, without the teacher", "kd": "distilling"}
 
 
 @stage_task(name="train", task_run_name="{name}")
 def train(
-    name: stage.Stage, model: ModelSource, data: ArtifactRef, training: Training, run: TrainingRun, seed: int
+    name: stage.Stage,
+    model: ModelSource,
+    data: ArtifactRef,
+    training: Training | Distillation,
+    run: TrainingRun,
+    seed: int,
 ) -> ArtifactRef:
     """Train `model` with DeepSpeed: on rows (sft, sft_control) or on the teacher's top K (kd)."""
     work = stage.workspace(name, model, data, training, seed)
     with stage_view(name, _DOING[name]) as view:
-        ref = work.find() or stage.train(work, name, model, data, training, run, seed, view.follow(stage.describe))
+
+        def make(_missing: object) -> dict[str, ArtifactRef]:
+            return {name: stage.train(work, name, model, data, training, run, seed, view.follow(stage.describe))}
+
+        ref = made_once({name: work}, make, view.note)[name]
         counts = ref.counts
         skipped = skipped_note(facts_of(ref)["skipped"])
         return view.done(ref, f"{counts['steps']:,} steps on {counts['rows']:,} rows{skipped}")

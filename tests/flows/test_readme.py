@@ -29,7 +29,7 @@ def test_make_targets_of_the_readme_exist(command: str) -> None:
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(".venv/bin/distilflow")])
 def test_run_takes_the_flags_of_the_readme(command: str) -> None:
     parse = (
-        "import sys; from flows import cli; cli._quiet_libraries(); cli._register_run(); "
+        "import sys; from flows import cli; cli._quiet_libraries(); cli.register_flow(sys.argv[1]); "
         "cli.app.parse_args(sys.argv[1:], exit_on_error=False)"
     )
     words = shlex.split(command)[1:]

@@ -1,0 +1,98 @@
+"""The combinations of a sweep: every one checked before the first is started."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefect.exceptions import ParameterBindError, ParameterTypeError
+
+from flows.distill import distill
+from infra.errors import ConfigurationError
+
+_GRID = ("student", "teacher", "k")
+DEPLOYMENTS = {
+    "demo": "distill/demo",
+    **{size: f"distill/qwen2.5-{size.lower()}" for size in ("0.5B", "1.5B", "3B", "7B")},
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination: the parameters of its `distill` run."""
+
+    name: str
+    parameters: dict[str, Any]
+
+
+def grid(
+    students: Sequence[str],
+    teachers: Sequence[str],
+    ks: Sequence[int],
+    rows: Sequence[int] | None,
+    others: Mapping[str, Sequence[Any]],
+    shared: Mapping[str, Any],
+) -> list[Point]:
+    """Every combination, in the order of the lists; raises ConfigurationError where one is not a run of `distill`.
+
+    Keys of `others` and `shared` may name a nested setting with dots: `kd.temperature`.
+    """
+    axes = {"student": students, "teacher": teachers, "k": ks, **others}
+    if rows:
+        axes["augmentation.max_rows"] = rows
+    if twice := [key for key in shared if key in axes]:
+        raise ConfigurationError(f"{', '.join(twice)}: both among the sweep's lists and in `shared`; leave one out")
+    if empty := [key for key, values in axes.items() if not values]:
+        raise ConfigurationError(f"{', '.join(empty)}: the list is empty")
+    points = {}
+    for values in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, values, strict=True))
+        point = Point(_name(chosen), _nested({**shared, **chosen}))
+        _check(point)
+        points[point.name] = point
+    return list(points.values())
+
+
+def deployment_of(point: Point) -> str:
+    """The deployment that distils the combination's student."""
+    student = point.parameters["student"]
+    if student not in DEPLOYMENTS:
+        known = ", ".join(DEPLOYMENTS)
+        raise ConfigurationError(f"there is no deployment for the student {student!r}: use {known}, or this process")
+    return DEPLOYMENTS[student]
+
+
+def _name(chosen: Mapping[str, Any]) -> str:
+    """`0.5B-from-14B-k10`, then what else is varied."""
+    name = f"{chosen['student']}-from-{chosen['teacher']}-k{chosen['k']}"
+    for key, value in chosen.items():
+        if key == "augmentation.max_rows":
+            name += f"-{value}-rows"
+        elif key not in _GRID:
+            name += f"-{key}={value if isinstance(value, str | int | float) else json.dumps(value)}"
+    return name
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    parameters: dict[str, Any] = {}
+    for key, value in flat.items():
+        *folders, last = key.split(".")
+        place = parameters
+        for folder in folders:
+            inner = dict(place.get(folder) or {})
+            place[folder] = inner
+            place = inner
+        place[last] = (
+            {**place[last], **value} if isinstance(place.get(last), dict) and isinstance(value, dict) else value
+        )
+    return parameters
+
+
+def _check(point: Point) -> None:
+    try:
+        distill.validate_parameters(point.parameters)
+    except (ParameterTypeError, ParameterBindError, TypeError) as error:
+        raise ConfigurationError(f"{point.name}: {' '.join(str(error).split())}") from error

@@ -1,0 +1,70 @@
+"""What orchestration costs: a rerun that finds everything, a stage's share of it, the way through a pool, an import.
+
+`python -m tests.bench orchestrate [--runs N]`: the demo of a few steps on servers that are up (started here, in a
+folder of their own). `warm_rerun_s` is the whole command, as a person waits for it; `overhead_per_stage_s` the flow
+alone, divided by its stages; `dispatch_s` what sending a stage to a pool with an idle worker adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SMALL = [
+    *("--sft.max-steps=10", "--kd.max-steps=10", "--evaluation.max-rows=20", "--augmentation.expansions-per-seed=0"),
+    *("--augmentation.max-rows=60", "--scoring.engine=transformers"),
+]
+_FLOWS = "import flows.distill, flows.sweep, flows.stage, sys; print('torch' in sys.modules)"
+
+
+def run(words: list[str]) -> dict[str, Any]:
+    """Medians of `--runs` runs each."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench orchestrate", description=__doc__)
+    parser.add_argument("--runs", type=int, default=5)
+    runs = parser.parse_args(words).runs
+    sys.path.insert(0, str(Path(__file__).parents[1] / "flows"))
+    from cluster import cluster  # the tests' own
+
+    with tempfile.TemporaryDirectory() as folder, cluster(Path(folder)) as production:
+        results = Path(folder) / "latest" / "results.json"
+        _distil()
+        reruns, inside, dispatched = [], [], []
+        for _ in range(runs):
+            reruns.append(_distil())
+            outcome = json.loads(results.read_text())
+            assert all(stage["cached"] for stage in outcome["stages"].values())
+            inside.append(outcome["seconds"])
+            _distil("--stages-on=stage/gpu")
+            dispatched.append(json.loads(results.read_text())["seconds"])
+        stages = len(outcome["stages"])
+        sent = len([run for run in production.stages()]) // runs
+    imports = [_seconds([sys.executable, "-c", _FLOWS]) for _ in range(runs)]
+    imported = subprocess.run([sys.executable, "-c", _FLOWS], capture_output=True, text=True, check=True).stdout
+    return {
+        "warm_rerun_s": round(statistics.median(reruns), 2),
+        "overhead_per_stage_s": round(statistics.median(inside) / stages, 3),
+        "dispatch_s": round((statistics.median(dispatched) - statistics.median(inside)) / sent, 2),
+        "flow_import_s": round(statistics.median(imports), 2),
+        "imports_torch": imported.strip() == "True",
+        "stages": stages,
+        "runs": runs,
+    }
+
+
+def _distil(*words: str) -> float:
+    return _seconds([sys.executable, "-m", "flows.cli", "run", *SMALL, *words])
+
+
+def _seconds(command: list[str]) -> float:
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    return time.monotonic() - began

@@ -1,0 +1,114 @@
+"""`prefect.yaml`: every deployment's parameters are what its flow takes, and the paper's presets are what it says."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from prefect.flows import Flow, load_flow_from_entrypoint
+from prefect.utilities.callables import parameter_schema
+
+from flows.grid import DEPLOYMENTS, grid
+from flows.params import PRESETS
+from infra.models import STUDENTS, TEACHERS
+
+ROOT = Path(__file__).parents[2]
+FILE = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+BY_NAME: dict[str, dict[str, Any]] = {}
+for deployment in FILE["deployments"]:
+    flow_name = deployment["entrypoint"].split(".")[-1]
+    BY_NAME[f"{flow_name}/{deployment['name']}"] = deployment
+
+
+def _flow(name: str) -> Flow[..., Any]:
+    flow: Flow[..., Any] = load_flow_from_entrypoint(BY_NAME[name]["entrypoint"])
+    return flow
+
+
+def _schema(name: str) -> dict[str, Any]:
+    schema = parameter_schema(_flow(name)).model_dump_for_openapi()
+    return {**schema, "definitions": schema.get("definitions", {})}
+
+
+def test_all_deployments_are_there() -> None:
+    wanted = {f"distill/qwen2.5-{size}" for size in ("0.5b", "1.5b", "3b", "7b")}
+    wanted |= {"distill/demo", "sweep/teacher-size", "stage/gpu"}
+    assert wanted <= BY_NAME.keys()
+    assert set(DEPLOYMENTS.values()) <= BY_NAME.keys()
+
+
+@pytest.mark.parametrize("name", sorted(BY_NAME))
+def test_a_deployments_parameters_fit_its_flow(name: str) -> None:
+    given = BY_NAME[name].get("parameters", {})
+    assert _flow(name).name == name.split("/")[0]
+    jsonschema.validate(given, {**_schema(name), "additionalProperties": False, "required": []})
+    if name.startswith("distill/"):
+        _flow(name).validate_parameters(given)
+
+
+@pytest.mark.parametrize("name", sorted(BY_NAME))
+def test_a_deployment_is_described_versioned_and_pulled_from_nowhere(name: str) -> None:
+    deployment = BY_NAME[name]
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert deployment["version"] == version
+    assert deployment["tags"]
+    assert len(deployment["description"]) > 40
+    assert ":" not in deployment["entrypoint"], "a file's folder on sys.path shadows libraries: name the module"
+    assert FILE["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}]
+
+
+@pytest.mark.parametrize("size", list(STUDENTS))
+def test_a_students_deployment_shows_its_preset(size: str) -> None:
+    """What the run form shows is what a run without it would take."""
+    given, preset = BY_NAME[f"distill/qwen2.5-{size.lower()}"]["parameters"], PRESETS[size]
+    assert given["student"] == size
+    assert given["teacher"] in TEACHERS
+    assert given["k"] == 10
+    shown = {"augmentation": preset.augment, "sft": preset.sft, "kd": preset.kd, "run": preset.run}
+    for name, settings in shown.items():
+        assert {field: getattr(settings, field) for field in given[name]} == given[name], name
+    assert (preset.sft.epochs, preset.sft.learning_rate, preset.kd.kd_weight) == (3, 2e-5, 0.5)
+    assert preset.augment.max_rows == 100_000
+
+
+def test_one_schedule_is_weekly_and_waits_to_be_switched_on() -> None:
+    schedules = [schedule for deployment in BY_NAME.values() for schedule in deployment.get("schedules", [])]
+    assert [(s["cron"], s["active"]) for s in schedules] == [("0 3 * * 1", False)]
+
+
+def test_the_run_form_has_words_bounds_and_choices_for_every_parameter() -> None:
+    for name in ("distill/demo", "sweep/teacher-size", "stage/gpu"):
+        schema = _schema(name)
+        for parameter, shown in schema["properties"].items():
+            assert shown.get("description"), (name, parameter)
+        for model, shown in schema["definitions"].items():
+            for field, described in shown["properties"].items():
+                assert described.get("description") or "$ref" in str(described), (model, field)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"student": "0.7B"},
+        {"teacher": "7b"},
+        {"k": 0},
+        {"k": 1000},
+        {"heldout_share": 1},
+        {"kd": {"divergence": "backward_kl"}},
+        {"kd": {"kd_weight": 1.5}},
+        {"sft": {"epoch": 3}},
+        {"run": {"zero_stage": 4}},
+        {"evaluation": {"max_rows": 0}},
+    ],
+)
+def test_the_form_and_the_server_refuse_wrong_values(wrong: dict[str, Any]) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(wrong, _schema("distill/demo"))
+
+
+def test_the_teacher_sweep_is_a_grid_of_runs() -> None:
+    given = BY_NAME["sweep/teacher-size"]["parameters"]
+    points = grid(given["students"], given["teachers"], given["ks"], None, {}, given["shared"])
+    assert [point.name for point in points] == ["0.5B-from-14B-k10", "0.5B-from-32B-k10", "0.5B-from-72B-k10"]

@@ -1,0 +1,278 @@
+"""Deployed and run as in production: a Prefect server, two pools with a worker each, stages sent to the gpu pool.
+
+Then the same run is killed and cancelled at every stage, and must come out the same.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from cluster import SMALL, Cluster, cluster, kill, wait_for
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.schedules import IntervalSchedule
+
+from flows.dispatched import answer_of
+from infra import services, storage
+from infra.artifacts import Record, artifact_at, read_record
+from infra.models import DEMO
+
+pytestmark = pytest.mark.timeout(2400)
+STAGES = ("sft", "logits", "sft_control", "kd", "evaluate")
+FAST = {"scoring": {"engine": "transformers"}}
+
+
+@pytest.fixture(scope="module")
+def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("production")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def first_run(production: Cluster) -> dict[str, Any]:
+    """The outcome of a run that nothing happened to."""
+    run = production.run("distill/demo", **SMALL)
+    assert production.wait_for_end(run) == "Completed"
+    outcome: dict[str, Any] = answer_of(run)["result"]
+    return outcome
+
+
+def test_a_deployed_run_sends_its_heavy_stages_to_the_gpu_pool(production: Cluster, first_run: dict[str, Any]) -> None:
+    runs = production.stages()
+    assert [run.name for run in runs] == list(STAGES)
+    assert {run.work_pool_name for run in runs} == {"gpu"}
+    assert all(run.state and run.state.is_completed() for run in runs)
+    assert not any(stage["cached"] for stage in first_run["stages"].values())
+    assert all(first_run["stages"][name]["seconds"] > 0 for name in STAGES)
+    assert production.engines() == []
+
+
+@pytest.mark.usefixtures("first_run")
+def test_bootstrap_a_second_time_changes_nothing(production: Cluster) -> None:
+    lines = production.bootstrap().splitlines()
+    assert lines
+    assert not [line for line in lines if line.startswith(("created", "updated"))]
+
+
+@pytest.mark.usefixtures("first_run")
+def test_a_schedule_fires_and_its_run_finds_everything_done(production: Cluster) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=15)
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("distill/demo")
+        client.update_deployment(deployment.id, DeploymentUpdate(parameters={**deployment.parameters, **SMALL}))
+        schedule = IntervalSchedule(interval=timedelta(days=1), anchor_date=soon)
+        (made,) = client.create_deployment_schedules(deployment.id, [(schedule, True)])
+
+    def scheduled() -> list[Any]:
+        with get_client(sync_client=True) as client:
+            runs = client.read_flow_runs(limit=200)
+        return [r for r in runs if r.auto_scheduled and r.state and not r.state.is_scheduled()]
+
+    wait_for(scheduled, 120)
+    run = scheduled()[0]
+    assert production.wait_for_end(run.id, 120) == "Completed"
+    with get_client(sync_client=True) as client:
+        client.delete_deployment_schedule(deployment.id, made.id)
+    stages = answer_of(run.id)["result"]["stages"]
+    assert all(stage["cached"] for stage in stages.values())
+
+
+@pytest.mark.usefixtures("first_run")
+def test_a_sweep_computes_what_its_combinations_share_once(production: Cluster) -> None:
+    """2 teachers × 2 K through the deployments, two at a time, on other rows than the first run's."""
+    before = len(production.stages())
+    shared = {**SMALL, **FAST, "augmentation": {"expansions_per_seed": 1, "max_rows": 150}, "stages_on": "stage/gpu"}
+    teachers = ["demo", str(DEMO / "student")]
+    run = production.run(
+        "sweep/teacher-size", students=["demo"], teachers=teachers, ks=[4, 10], shared=shared, at_once=2
+    )
+    assert production.wait_for_end(run, 1500) == "Completed"
+    done = Counter(stage.name for stage in production.stages()[before:])
+    assert done == {"sft": 1, "sft_control": 1, "logits": 4, "kd": 4, "evaluate": 4}
+    board = artifact_at(answer_of(run)["result"]["uri"])
+    table = json.loads(storage.get(board.uri + "leaderboard.json") or b"")["rows"]
+    assert len(table) == 4
+    assert {row["outcome"] for row in table} == {"finished"}
+    markdown = (storage.get(board.uri + "leaderboard.md") or b"").decode()
+    assert markdown.count("/runs/flow-run/") == 4
+    assert _batches_written(run) == {"written-00000": 1, "written-00001": 1}
+
+
+def _batches_written(sweep: Any) -> Counter[str]:
+    """How often each batch of rows was written, over all runs of the sweep."""
+    with get_client(sync_client=True) as client:
+        children = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [str(sweep)]}}), limit=50
+        )
+        ids = [run.id for run in children]
+        assert len(ids) == 4
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=ids)), limit=200)
+    return Counter(task.name for task in tasks if task.name.startswith("written-"))
+
+
+def test_a_failed_combination_does_not_stop_the_others(production: Cluster, first_run: dict[str, Any]) -> None:
+    shared = {**SMALL, "stages_on": "stage/gpu"}
+    run = production.run("sweep/teacher-size", students=["demo"], teachers=["demo", "./none"], ks=[10], shared=shared)
+    assert production.wait_for_end(run, 300) == "Failed"
+    told = answer_of(run)
+    assert told["error"].startswith("1 of 2 combinations failed (demo-from-./none-k10: unknown teacher './none'")
+    board = sorted(storage.keys("s3://distilflow/leaderboard/"))
+    tables = [json.loads(storage.get(f"s3://distilflow/leaderboard/{key}") or b"") for key in board if "json" in key]
+    rows = next(table["rows"] for table in tables if len(table.get("rows", [])) == 2)
+    assert [row["outcome"].split(":")[0] for row in rows] == ["finished", "failed"]
+    assert first_run["report"]["uri"]
+
+
+def _kill_flow(production: Cluster) -> None:
+    kill(production.flows("cpu"))
+
+
+def _kill_cpu_worker(production: Cluster) -> None:
+    production.kill_worker("cpu")
+    production.start_worker("cpu", "chaos")
+
+
+def _kill_gpu_worker(production: Cluster) -> None:
+    production.kill_worker("gpu")
+    production.start_worker("gpu", "chaos")
+
+
+def _kill_rank(production: Cluster) -> None:
+    wait_for(lambda: _named(production, "tasks.train.program", "--local_rank") or _named(production, "tasks.train"))
+    kill(_named(production, "tasks.train.program")[-1:])
+
+
+def _kill_engine_core(production: Cluster) -> None:
+    wait_for(lambda: _named(production, "EngineCore"))
+    kill(_named(production, "EngineCore"))
+
+
+def _restart_server(production: Cluster) -> None:
+    production.kill_server("prefect")
+    time.sleep(5)
+    production.start_servers()
+
+
+def _storage_away(production: Cluster) -> None:
+    production.kill_server("seaweedfs")
+    time.sleep(60)
+    production.start_servers()
+
+
+def _named(production: Cluster, *words: str) -> list[Any]:
+    return [p for p in production.engines() if all(word in " ".join([p.name(), *p.cmdline()]) for word in words)]
+
+
+KILLS: dict[str, tuple[str, Callable[[Cluster], None]]] = {
+    "flow process SIGKILL": ("sft", _kill_flow),
+    "DeepSpeed rank SIGKILL": ("sft", _kill_rank),
+    "vLLM EngineCore SIGKILL": ("logits", _kill_engine_core),
+    "gpu worker SIGKILL": ("sft_control", _kill_gpu_worker),
+    "cpu worker SIGKILL": ("kd", _kill_cpu_worker),
+    "Prefect server restart": ("kd", _restart_server),
+    "storage away for 60 s": ("evaluate", _storage_away),
+}
+
+
+def test_cancelled_and_killed_at_every_stage_it_comes_out_the_same(
+    production: Cluster, first_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    production.stop_workers()
+    monkeypatch.setenv("DISTILFLOW_BUCKET", "chaos")
+    for pool in ("cpu", "gpu"):
+        production.start_worker(pool, "chaos")
+    table: list[str] = []
+    finished: dict[str, Record] = {}
+
+    run = production.run("distill/demo", **SMALL)
+    wait_for(lambda: production.engines())  # the agents at work
+    run = _cancelled(production, run, "augment", table)
+    for stage in STAGES:
+        _in_stage(production, stage)
+        _remember(finished)
+        run = _cancelled(production, run, stage, table)
+        for name, (where, happens) in KILLS.items():
+            if where == stage:
+                _in_stage(production, stage)
+                _remember(finished)
+                happens(production)
+                run = _after(production, run, name, table)
+    assert production.wait_for_end(run, 600) == "Completed"
+    outcome = answer_of(run)["result"]
+    _remember(finished)
+    assert production.engines() == []
+    print("\n" + "\n".join(table))
+
+    for uri, before in finished.items():
+        now = read_record(uri)
+        assert now is not None
+        assert now.started_at == before.started_at, f"{uri} was made again"
+    assert outcome["variants"].keys() == first_run["variants"].keys()
+    for variant, numbers in first_run["variants"].items():
+        assert outcome["variants"][variant] == pytest.approx(numbers, rel=2e-3), variant
+    for stage in ("augment", "sft", "sft_control", "kd"):
+        _same(first_run["stages"][stage]["uri"], outcome["stages"][stage]["uri"])
+
+
+def _in_stage(production: Cluster, stage: str) -> None:
+    """Wait until the stage's engine runs."""
+
+    def runs() -> bool:
+        current = [s for s in production.stages() if s.name == stage and s.state and s.state.is_running()]
+        return bool(current and production.engines())
+
+    wait_for(runs, 300)
+
+
+def _cancelled(production: Cluster, run: Any, stage: str, table: list[str]) -> Any:
+    """Cancel the run, see everything end within a minute, and start it again."""
+    production.cancel(run)
+    began = time.monotonic()
+    assert production.wait_for_end(run, 60) == "Cancelled"
+    wait_for(lambda: production.engines() == [] and not _stages_under_way(production), 60)
+    table.append(f"cancelled in {stage:<12} everything gone after {time.monotonic() - began:4.0f} s")
+    return production.run("distill/demo", **SMALL)
+
+
+def _after(production: Cluster, run: Any, name: str, table: list[str]) -> Any:
+    """What the run is by now: still the same one, or started again where it died."""
+    began = time.monotonic()
+    time.sleep(3)
+    wait_for(lambda: services._kept(production.home).keys() == {"prefect", "seaweedfs"})
+    if name == "flow process SIGKILL":
+        assert production.wait_for_end(run, 60) == "Crashed"
+        wait_for(lambda: production.engines() == [] and not _stages_under_way(production), 60)
+        table.append(f"{name:<26} everything gone after {time.monotonic() - began:4.0f} s, started again")
+        return production.run("distill/demo", **SMALL)
+    table.append(f"{name:<26} goes on")
+    return run
+
+
+def _stages_under_way(production: Cluster) -> list[Any]:
+    return [stage for stage in production.stages() if stage.state and not stage.state.is_final()]
+
+
+def _remember(finished: dict[str, Record]) -> None:
+    """The records of what is finished by now."""
+    for key in list(storage.keys("s3://chaos/")):
+        if key.endswith("/record.json"):
+            uri = "s3://chaos/" + key.removesuffix("record.json")
+            if uri not in finished and (record := read_record(uri)):
+                finished[uri] = record
+
+
+def _same(one: str, other: str) -> None:
+    """Two artifacts of one kind in two buckets: the same rows, or the same loss curve."""
+    assert one.split("/", 3)[3] == other.split("/", 3)[3], "another fingerprint"
+    if "/augment/" in one:
+        assert artifact_at(one).sha256 == artifact_at(other).sha256
+        return
+    curves = [json.loads(storage.get(uri + "curve.json") or b"") for uri in (one, other)]
+    assert [loss for _, loss in curves[0]] == pytest.approx([loss for _, loss in curves[1]], rel=1e-3)
