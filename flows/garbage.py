@@ -15,8 +15,8 @@ from infra.gc import Garbage, Plan, Policy, Total, plan
 from infra.gc_deletion import Deleted, delete
 from infra.services import embedded_storage
 
-KINDS = ("seeds", "augment", "sft", "sft_control", "logits", "kd", "evaluate", "report", "sweep")
-ROOTS = ("report", "sweep")
+KINDS = ("seeds", "augment", "sft", "sft_control", "logits", "kd", "evaluate", "report", "leaderboard")
+ROOTS = ("report", "leaderboard")
 console = Console(highlight=False)
 
 

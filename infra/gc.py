@@ -33,11 +33,13 @@ DAY_S = 86400.0
 CLAIMS = "claims/"
 EXPIRING = {
     "answers": re.compile(r"[0-9a-f]{32}\.parquet"),  # were paid for: only where a person asks for it
-    "dispatched": re.compile(r"[0-9a-f-]{36}\.json"),
+    "dispatched": re.compile(r"[0-9a-f-]{36}\.(json|claim)"),
 }
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 _MODEL = re.compile(r"artifact:([0-9a-f]{64})")
+_LOG = "log.txt"
 _AT_ONCE = 8
+_DISPATCHED_DAYS = 1.0
 What = Literal["unreachable", "unfinished", "leftovers", "expired", "local copy"]
 _WHY: dict[What, str] = {
     "unreachable": "no kept report refers to it; last used {age} ago",
@@ -216,14 +218,18 @@ def live_claim(uri: str, claims: Iterable[Listed], now: float) -> bool:
 
 
 def names_in_record(uri: str) -> set[str] | None:
-    """The files that the record of an artifact lists; None where there is no record."""
+    """What belongs to an artifact: the files that its record lists, and its log, which the UI links to.
+
+    None where there is no record.
+    """
     data = storage.get(uri + RECORD)
-    return None if data is None else {entry.name for entry in _parsed(uri, data).files}
+    return None if data is None else {_LOG} | {entry.name for entry in _parsed(uri, data).files}
 
 
 def expired_files(folder: str, policy: Policy, now: float) -> Callable[[Listed], bool]:
     """Whether an object of an expiring folder goes: ours by its name, and older than the policy's limit."""
-    days = policy.answers_days if folder == "answers" else policy.grace_days
+    # what a dispatched stage answered, and its claim while it lives, may be waited for whatever the policy
+    days = policy.answers_days if folder == "answers" else max(policy.grace_days, _DISPATCHED_DAYS)
     before = -math.inf if days is None else now - days * DAY_S
     return lambda one: bool(EXPIRING[folder].fullmatch(one.name)) and one.modified <= before
 

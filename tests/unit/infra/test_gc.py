@@ -240,8 +240,12 @@ def test_paid_answers_go_only_when_that_is_asked(store: Store) -> None:
 def test_small_results_of_dispatched_stages_go_after_the_grace_age(store: Store) -> None:
     store.write(f"{BUCKET}dispatched/0b7c4a52-0b7c-4a52-8b7c-0b7c4a520b7c.json", b"{}", 8)
     store.write(f"{BUCKET}dispatched/1b7c4a52-0b7c-4a52-8b7c-0b7c4a520b7c.json", b"{}", 6)
+    store.write(f"{BUCKET}dispatched/2b7c4a52-0b7c-4a52-8b7c-0b7c4a520b7c.claim", b"{}", 8)
+    store.write(f"{BUCKET}dispatched/3b7c4a52-0b7c-4a52-8b7c-0b7c4a520b7c.claim", b"{}", 0)
     [one] = gc.plan(_policy()).garbage
-    assert (one.what, one.objects) == ("expired", 1)
+    assert (one.what, one.objects) == ("expired", 2)
+    [one] = gc.plan(_policy(grace_days=0)).garbage
+    assert one.objects == 3  # a run that lives keeps its claim
 
 
 def test_a_record_that_cannot_be_read_stops_everything(store: Store) -> None:

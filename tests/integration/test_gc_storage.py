@@ -31,6 +31,7 @@ def _made(kind: str, number: int, *inputs: ArtifactRef) -> ArtifactRef:
     work.put("data/a", b"alpha")
     work.put("data/b", b"beta")
     work.put("checkpoint/latest.json", b"{}")
+    work.put("log.txt", b"it went well")
     return work.publish(("data/",), {}, {})
 
 
@@ -71,6 +72,7 @@ def test_what_a_kept_report_reaches_stays_and_the_rest_is_listed_then_deleted(
     assert not [name for name in left if "checkpoint" in name or "claims" in name]
     for ref in (report, *_inputs(report), rows):
         assert ArtifactReader(ref).read("data/a") == b"alpha"
+        assert storage.get(ref.uri + "log.txt") == b"it went well"
     assert _found(gc.plan(POLICY)) == {}
 
 
@@ -133,7 +135,7 @@ _KILLED = """
 import os, signal, sys
 from infra import gc, gc_deletion, storage
 from infra.gc import DAY_S
-from tests.integration.test_gc import POLICY
+from tests.integration.test_gc_storage import POLICY
 
 real, delete = storage._date, storage.delete_all
 storage._date = lambda response: real(response) + 8 * DAY_S

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import cli
 import pytest
@@ -15,8 +16,9 @@ pytestmark = pytest.mark.usefixtures("services")
 
 
 @pytest.fixture
-def lost(bucket: str) -> Workspace:
-    """A workspace that nobody finished."""
+def lost(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A workspace that nobody finished; and no local copies of other tests' artifacts."""
+    monkeypatch.setenv("DISTILFLOW_HOME", str(tmp_path))
     work = Workspace("kd", 1, {}, {})
     work.put("checkpoint/latest.json", b"{}")
     return work
@@ -83,7 +85,8 @@ def test_every_kind_that_a_stage_makes_is_known() -> None:
     from tasks.seeds import stage as seeds
     from tasks.train import stage as train
 
-    made = {stage.KIND for stage in (augment, evaluate, logits, report, seeds)} | set(get_args(train.Stage))
+    board = report.leaderboard_workspace([]).kind
+    made = {board} | {stage.KIND for stage in (augment, evaluate, logits, report, seeds)} | set(get_args(train.Stage))
     assert made <= set(KINDS)
     assert set(ROOTS) <= set(KINDS)
-    assert report.KIND in ROOTS
+    assert {report.KIND, board} == set(ROOTS)
