@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed-$(EXTRA)
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart run test check bench up down clean lock demo
+.PHONY: help setup quickstart run test check bench up down bootstrap clean lock demo
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ up: setup ## Start the Prefect UI and storage, and keep them running
 
 down: setup ## Stop what `up` started
 	@$(BIN)/distilflow down
+
+bootstrap: setup ## Create work pools, limits and deployments on the Prefect server (after `up`)
+	@$(BIN)/distilflow bootstrap
 
 clean: ## Delete all local state (.distilflow) and caches; keeps .venv
 	@if [ -x $(BIN)/distilflow ]; then $(BIN)/distilflow down; fi

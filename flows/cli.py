@@ -1,4 +1,4 @@
-"""The command line: `distilflow run`, `estimate`, `export`, `gc`, `up`, `down`, `status`.
+"""The command line: `distilflow run`, `estimate`, `export`, `gc`, `up`, `down`, `status`, `bootstrap`, `worker`.
 
 Environment that Prefect reads when it is imported is set here first, which is why the flow is imported late.
 """
@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, validators
 from pydantic import ValidationError
@@ -75,6 +75,52 @@ def down() -> None:
 def status() -> None:
     """Say whether the services of `up` run, and where."""
     services.status()
+
+
+@app.command
+def bootstrap(
+    *,
+    gpus: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    llm: dict[str, int] | None = None,
+    kubernetes: bool = False,
+    redeploy: bool = False,
+) -> None:
+    """Create work pools, limits, failure notifications and deployments on the Prefect server; repeatable.
+
+    Parameters
+    ----------
+    gpus
+        GPUs of all workers together: how many stages may hold at a time (default: this machine's, or 1).
+    llm
+        Requests in flight to an LLM provider, over all runs: --llm.openai 512.
+    kubernetes
+        Create the work pools kubernetes-cpu and kubernetes-gpu too.
+    redeploy
+        Bring the deployments that exist back to prefect.yaml, after an update of distilflow.
+    """
+    with services.lasting_services("prefect"):
+        from infra.bootstrap import bootstrap
+
+        bootstrap(gpus, llm or {}, kubernetes, redeploy)
+
+
+@app.command
+def worker(
+    pool: Literal["cpu", "gpu"], *, limit: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None
+) -> None:
+    """Take runs of a work pool on this machine, until Ctrl-C; what is under way then goes back to the queue.
+
+    Parameters
+    ----------
+    pool
+        cpu or gpu.
+    limit
+        Runs at a time on this machine (default: the pool's limit).
+    """
+    with services.lasting_services():
+        from infra.worker import run_worker
+
+        run_worker(pool, limit)
 
 
 @app.command

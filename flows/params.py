@@ -6,11 +6,10 @@ nested ones need only the fields that differ: what is left out comes from the st
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, WithJsonSchema
 
 from infra.models import STUDENTS, TEACHERS
 from tasks.augment.settings import Augmentation
@@ -21,14 +20,14 @@ from tasks.train.settings import Distillation, Training, TrainingRun
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def _model_name(presets: dict[str, str]) -> dict[str, Any]:
-    """What the run form and the server accept: a preset, a folder, or a hub name. The flow's own check says more."""
-    names = "|".join(re.escape(name) for name in ("demo", *presets))
-    return {"pattern": f"^({names}|.*/.*)$", "examples": ["demo", *presets]}
+def _model_name(presets: dict[str, str]) -> WithJsonSchema:
+    """What the run form offers and the server accepts; the flow itself says more."""
+    preset = {"title": "preset", "type": "string", "enum": ["demo", *presets]}
+    return WithJsonSchema({"anyOf": [preset, {"title": "folder or hub name", "type": "string", "pattern": "/"}]})
 
 
-Student = Annotated[str, Field(json_schema_extra=_model_name(STUDENTS))]
-Teacher = Annotated[str, Field(json_schema_extra=_model_name(TEACHERS))]
+Student = Annotated[str, _model_name(STUDENTS)]
+Teacher = Annotated[str, _model_name(TEACHERS)]
 
 
 @dataclass(frozen=True)

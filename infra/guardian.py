@@ -1,8 +1,9 @@
 """A small process between a task and its engine, so that no engine outlives its task.
 
-`python -m infra.guardian [--death-fd N] [--grace S] -- COMMAND …` runs COMMAND in its own session and exits
-with its code. When the death pipe closes (the parent exited or was SIGKILLed), on TERM or INT, and when
-COMMAND ends, it ends everything that COMMAND started: TERM, then KILL after the grace. As a *child
+`python -m infra.guardian [--death-fd N] [--grace S] [--kill-first] -- COMMAND …` runs COMMAND in its own session
+and exits with its code. When the death pipe closes (the parent exited or was SIGKILLed), on TERM or INT, and when
+COMMAND ends, it ends everything that COMMAND started: TERM, then KILL after the grace (with --kill-first COMMAND
+itself gets KILL at once: it has nothing to say about how its children end). As a *child
 subreaper* it stays the ancestor of every process of the tree, also of those that changed session (torchrun's
 ranks) or outlived their parent (vLLM's EngineCore, vllm#55510), so none can hide.
 
@@ -74,7 +75,7 @@ def _reap() -> None:
         return
 
 
-def guard(command: list[str], death_fd: int | None, grace_s: float) -> int:
+def guard(command: list[str], death_fd: int | None, grace_s: float, kill_first: bool = False) -> int:
     """Run the command; return its exit code (128 + signal where a signal ended it)."""
     stop = False
 
@@ -92,6 +93,8 @@ def guard(command: list[str], death_fd: int | None, grace_s: float) -> int:
         elif select.select([death_fd], [], [], 0.1)[0]:
             break  # nothing is ever written: readable means closed
     code = child.poll()
+    if code is None and kill_first:
+        child.kill()
     end_tree(grace_s)
     if code is None:
         return KILLED
@@ -102,9 +105,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--death-fd", type=int)
     parser.add_argument("--grace", type=float, default=5.0)
+    parser.add_argument("--kill-first", action="store_true")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     args = parser.parse_args()
-    sys.exit(guard([word for word in args.command if word != "--"], args.death_fd, args.grace))
+    sys.exit(guard([word for word in args.command if word != "--"], args.death_fd, args.grace, args.kill_first))
 
 
 if __name__ == "__main__":

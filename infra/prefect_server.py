@@ -44,6 +44,9 @@ def server(home: Path, ports: list[int]) -> Server:
             **for_both,
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
             "PREFECT_SERVER_MEMO_STORE_PATH": str(folder / "memo_store.toml"),  # ignores PREFECT_HOME; halves a start
+            # who holds GPUs is known after a restart, too; in memory, their slots would be taken for ever
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+            "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "5",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "NO_COLOR": "1",

@@ -41,12 +41,17 @@ _LOG_LINES = 15
 
 @contextlib.contextmanager
 def guarded(
-    command: list[str], log: Path, env: Mapping[str, str] | None = None, grace_s: float = 5.0
+    command: list[str],
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    grace_s: float = 5.0,
+    kill_first: bool = False,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command under a guardian for the length of the `with`; its whole tree is gone afterwards."""
     read_end, write_end = os.pipe()
     tree = uuid.uuid4().hex
     guardian = [sys.executable, "-m", "infra.guardian", "--death-fd", str(read_end), "--grace", str(grace_s)]
+    guardian += ["--kill-first"] if kill_first else []
     with log.open("ab") as output:
         process = subprocess.Popen(
             [*guardian, "--", *command],

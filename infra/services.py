@@ -37,6 +37,7 @@ from infra.processes import guarded
 from infra.run_lock import add_guardian, exclusive
 
 _KINDS = {seaweedfs.NAME: seaweedfs, prefect_server.NAME: prefect_server}
+_VARIABLES = {seaweedfs.NAME: "AWS_ENDPOINT_URL_S3", prefect_server.NAME: "PREFECT_API_URL"}
 _START_TIMEOUT_S = 120.0
 _ANSWER_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 15.0
@@ -64,6 +65,21 @@ def embedded_services() -> Iterator[Services]:
     """
     with _embedded(_not_in_environment()) as (servers, started):
         yield _services(servers, started)
+
+
+@contextlib.contextmanager
+def lasting_services(*names: str) -> Iterator[None]:
+    """Services (all, or the named ones) that outlive this process: the environment's, else those of `up`.
+
+    Raises ConfigurationError where there are none: what is started for a moment is of no use to others.
+    """
+    kept = _kept(settings.home())
+    wanted = _not_in_environment() & set(names or _KINDS)
+    if missing := sorted(wanted - kept.keys()):
+        variables = " and ".join(_VARIABLES[name] for name in missing)
+        raise ConfigurationError(f"no {' and no '.join(missing)} is running: run `make up`, or set {variables}")
+    with _environment({name: _answering(*kept[name]) for name in sorted(wanted)}):
+        yield
 
 
 @contextlib.contextmanager

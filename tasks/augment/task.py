@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 
 from infra.artifacts import ArtifactReader, ArtifactRef, facts_of
 from infra.demo import endpoint as demo
+from infra.limits import held, llm
 from infra.stage_task import stage_task
 from infra.ui import StageView, publish_table, stage_view
 from tasks.augment import card, stage
@@ -52,7 +53,11 @@ async def _as_task(name: str, do: Callable[[], Awaitable[None]]) -> None:
 @contextlib.contextmanager
 def _endpoint(agent_model: str, options: Augmentation, view: StageView) -> Iterator[Deployment]:
     if agent_model != "demo":
-        yield Deployment(agent_model, options.api_base)
+        others = {llm(model) for model in (*options.routes.values(), *options.fallbacks)}
+        with contextlib.ExitStack() as stack:
+            for provider in sorted({llm(agent_model, options.api_base), *others}):  # one order: no two runs deadlock
+                stack.enter_context(held(provider, options.concurrency, view.note))
+            yield Deployment(agent_model, options.api_base)
         return
     view.note(demo.LABEL)
     with demo.demo_llm() as address:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from infra.artifacts import ArtifactRef, Workspace, facts_of
 from infra.claims import made_once
+from infra.limits import GPU, held
 from infra.models import ModelSource
 from infra.stage_task import stage_task
 from infra.ui import skipped_note, stage_view
@@ -20,7 +21,8 @@ def evaluate(
     with stage_view("evaluate", "evaluating") as view:
 
         def make(missing: dict[str, Workspace]) -> dict[str, ArtifactRef]:
-            return stage.evaluate(missing, models, teacher, seeds, evaluation, view.follow(stage.describe))
+            with held(GPU, 1, view.note):
+                return stage.evaluate(missing, models, teacher, seeds, evaluation, view.follow(stage.describe))
 
         refs = made_once(works, make, view.note)
         new = [ref for ref in refs.values() if not ref.cached]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from infra.artifacts import ArtifactRef, facts_of
+from infra.devices import gpu_slots
+from infra.limits import GPU, held
 from infra.models import ModelSource
 from infra.stage_task import stage_task
 from infra.ui import publish_table, skipped_note, stage_view
@@ -15,7 +17,10 @@ def score_logits(rows: ArtifactRef, teacher: ModelSource, k: int, scoring: Scori
     """The teacher's top-K log-probabilities of every response token (paper, section 3.2)."""
     work = stage.workspace(rows, teacher, k, scoring)
     with stage_view("logits", f"scoring with the teacher, top {k}") as view:
-        ref = work.find() or stage.score(work, rows, teacher, k, scoring, view.follow(stage.describe))
+        ref = work.find()
+        if ref is None:
+            with held(GPU, gpu_slots(scoring.tensor_parallel), view.note):
+                ref = stage.score(work, rows, teacher, k, scoring, view.follow(stage.describe))
         facts = facts_of(ref)
         for repaired in [] if ref.cached else facts["shards_repaired"]:
             view.warn(f"{repaired}; its rows were scored again")

@@ -9,7 +9,7 @@ import sys
 from importlib import resources
 from typing import Any, Literal
 
-from infra import settings
+from infra import devices, settings
 from infra.artifacts import ArtifactRef, Workspace
 from infra.models import ModelSource
 from infra.processes import Event, run_supervised
@@ -39,7 +39,7 @@ def train(
     on_event: Any,
 ) -> ArtifactRef:
     """Train under the DeepSpeed launcher in supervised processes; resumes from the last checkpoint."""
-    ranks = run.processes or _devices()
+    ranks = run.processes or devices.gpus() or _CPU_RANKS
     zero = resources.files("infra").joinpath(f"deepspeed/zero{run.zero_stage}.json").read_text()
     spec = {
         "objective": "kd" if stage == "kd" else "sft",
@@ -80,18 +80,6 @@ def train(
 def describe(event: Event) -> str:
     """A progress event as a short note."""
     return f"loss {event['loss']:.3f} · {event['tokens_s']:,.0f} tokens/s"
-
-
-def _devices() -> int:
-    """GPUs of this machine as the driver lists them (without importing torch), else the CPU's ranks."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip()]) or _CPU_RANKS
-    try:
-        gpus = len(os.listdir("/proc/driver/nvidia/gpus"))
-    except FileNotFoundError:
-        gpus = 0
-    return gpus or _CPU_RANKS
 
 
 def _free_port() -> int:

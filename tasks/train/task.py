@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from infra.artifacts import ArtifactRef, facts_of
 from infra.claims import made_once
+from infra.devices import gpu_slots, gpus
+from infra.limits import GPU, held
 from infra.models import ModelSource
 from infra.stage_task import stage_task
 from infra.ui import skipped_note, stage_view
@@ -27,7 +29,8 @@ def train(
     with stage_view(name, _DOING[name]) as view:
 
         def make(_missing: object) -> dict[str, ArtifactRef]:
-            return {name: stage.train(work, name, model, data, training, run, seed, view.follow(stage.describe))}
+            with held(GPU, gpu_slots(run.processes or gpus()), view.note):
+                return {name: stage.train(work, name, model, data, training, run, seed, view.follow(stage.describe))}
 
         ref = made_once({name: work}, make, view.note)[name]
         counts = ref.counts

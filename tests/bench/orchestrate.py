@@ -44,7 +44,7 @@ def run(words: list[str]) -> dict[str, Any]:
             _distil("--stages-on=stage/gpu")
             dispatched.append(json.loads(results.read_text())["seconds"])
         stages = len(outcome["stages"])
-        sent = len([run for run in production.stages()]) // runs
+        sent = len(production.stages()) // runs
     imports = [_seconds([sys.executable, "-c", _FLOWS]) for _ in range(runs)]
     imported = subprocess.run([sys.executable, "-c", _FLOWS], capture_output=True, text=True, check=True).stdout
     return {

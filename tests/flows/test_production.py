@@ -11,8 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
+from browser import page
 from cluster import SMALL, Cluster, cluster, kill, wait_for
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
@@ -128,6 +130,30 @@ def test_a_failed_combination_does_not_stop_the_others(production: Cluster, firs
     rows = next(table["rows"] for table in tables if len(table.get("rows", [])) == 2)
     assert [row["outcome"].split(":")[0] for row in rows] == ["finished", "failed"]
     assert first_run["report"]["uri"]
+
+
+def test_the_run_form_offers_choices_refuses_wrong_values_and_starts_a_run(production: Cluster) -> None:
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("distill/qwen2.5-0.5b")
+    with page() as form:
+        form.goto(f"http://127.0.0.1:{production.port}/deployments/deployment/{deployment.id}/run")
+        k = form.locator(".schema-form-property", has_text="teacher log-probabilities kept")
+        k.locator("input").fill("0")
+        form.get_by_role("button", name="Submit").click()
+        form.get_by_text("0 is less than the minimum of 1").wait_for()
+        k.locator("input").fill("5")
+        teacher = form.locator(".schema-form-property", has_text="demo, 14B, 32B, 72B")
+        teacher.locator(".p-select-button__control").click()
+        form.get_by_role("option", name="72B").or_(form.locator(".p-select-option", has_text="72B")).first.click()
+        form.get_by_role("button", name="Submit").click()
+        form.wait_for_url("**/runs/flow-run/**")
+        run = production.read(UUID(form.url.rsplit("/", 1)[1].split("?")[0]))
+    assert run.parameters["k"] == 5
+    assert run.parameters["teacher"] == "72B"
+    assert run.parameters["student"] == "0.5B"
+    assert run.parameters["kd"]["kd_weight"] == 0.5
+    assert production.wait_for_end(run.id, 120) == "Failed"  # its models are on the hub, which is not reached here
+    assert "student '0.5B'" in answer_of(run.id)["error"]
 
 
 def _kill_flow(production: Cluster) -> None:

@@ -31,6 +31,7 @@ def test_importing_a_flow_imports_no_engine(module: str) -> None:
         "tasks.augment.controller",
         "tasks.report.page",
         "infra.artifacts",
+        "infra.devices",
         "infra.gc_deletion",
         "infra.processes",
         "infra.services",

@@ -1,0 +1,41 @@
+"""Small flows that workers of the tests run: an engine under supervision, and a run that fails."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from prefect import flow, get_run_logger
+
+from infra import settings
+from infra.processes import guarded
+
+# an engine like ours: ignores TERM, and has a child in a session of its own
+_ENGINE = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)  # " + sys.argv[1]], start_new_session=True)
+open(sys.argv[2], "a").write("started\\n")
+time.sleep(3600)
+"""
+
+
+@flow(name="engine")
+def engine(mark: str) -> str:
+    """Starts an engine that works for an hour; on its second start it finds itself done."""
+    folder = settings.home()
+    starts = folder / f"{mark}.starts"
+    get_run_logger().info("in %s, home %s, bucket %s", Path.cwd(), folder, settings.bucket())
+    if starts.exists():
+        return "done by the run before"
+    with guarded([sys.executable, "-c", _ENGINE, mark, str(starts)], folder / f"{mark}.log"):
+        (folder / f"{mark}.pid").write_text(str(os.getpid()))
+        time.sleep(3600)
+    return "done"
+
+
+@flow(name="distill", flow_run_name="{student}-from-{teacher}")
+def failing(student: str = "small", teacher: str = "large") -> None:
+    raise ValueError("the seeds are empty")
