@@ -1,4 +1,4 @@
-"""The command line: `distilflow run`, `estimate`, `export`, `up`, `down`, `status`, `bootstrap`, `worker`.
+"""The command line: `distilflow run`, `estimate`, `export`, `gc`, `up`, `down`, `status`, `bootstrap`, `worker`.
 
 Environment that Prefect reads when it is imported is set here first, which is why the flow is imported late.
 """
@@ -169,6 +169,44 @@ def export(to: Path, *, form: Format | None = None, table: RowTable = "kept", ar
     from flows.data_commands import export_rows
 
     export_rows(to, form, table, artifact)
+
+
+@app.command
+def gc(
+    *,
+    delete: Annotated[bool, Parameter(negative=())] = False,
+    keep_days: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 30,
+    keep_last: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 10,
+    keep: Annotated[list[str] | None, Parameter(negative=())] = None,
+    grace_days: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 7,
+    answers_days: Annotated[float | None, Parameter(validator=validators.Number(gte=0))] = None,
+) -> None:
+    """List what no kept report refers to, and delete it where that is asked.
+
+    Kept are recent reports and leaderboards, with everything that they were made from; whatever a run made, used
+    or touched within the grace time; what a running worker holds; and anything in the bucket that is not distilflow's.
+    The rest goes: artifacts that only old reports refer to, or none; unfinished work; checkpoints and batches of
+    finished stages; results of dispatched stages; local copies of artifacts that are gone.
+    Runs may go on meanwhile. A later run makes anew what it misses.
+
+    Parameters
+    ----------
+    delete
+        Really delete; without it, only list.
+    keep_days
+        Reports that a run made or found again within so many days are kept.
+    keep_last
+        So many of the newest reports are kept, however old they are.
+    keep
+        s3:// address of an artifact to keep, with all it was made from; may be given several times.
+    grace_days
+        Whatever a run made, used or touched within so many days is kept: more than your longest run takes.
+    answers_days
+        Also delete shared LLM answers older than this. They were paid for: without it they are kept for ever.
+    """
+    from flows.garbage import policy_of, print_garbage
+
+    print_garbage(policy_of(keep_days, keep_last, keep, grace_days, answers_days), delete)
 
 
 @app.command(name="run")

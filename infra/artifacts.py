@@ -24,6 +24,7 @@ from infra import settings, storage
 from infra.errors import ConfigurationError, TransientError
 
 RECORD = "record.json"
+_USED_AGAIN_S = 86400.0
 _RECORDED_PACKAGES = (
     "distilflow",
     "prefect",
@@ -118,9 +119,18 @@ class Workspace:
         return Workspace(told["kind"], told["version"], told["spec"], inputs)
 
     def find(self) -> ArtifactRef | None:
-        """The finished artifact, if some run finished it."""
-        record = read_record(self.uri)
-        return _ref(self.uri, record, cached=True) if record else None
+        """The finished artifact, if some run finished it.
+
+        A record that was not used for a day is written again as it is: its time in storage says when a run
+        needed the artifact last, which is what `infra.gc` goes by.
+        """
+        found = storage.get_with_age(self.uri + RECORD)
+        if found is None:
+            return None
+        data, etag, age_s = found
+        if age_s > _USED_AGAIN_S and not storage.put(self.uri + RECORD, data, only_if_match=etag):
+            return self.find()  # another run was first, or it is gone
+        return _ref(self.uri, Record.model_validate_json(data), cached=True)
 
     def put(self, name: str, data: bytes) -> None:
         storage.put(self.uri + name, data)

@@ -23,10 +23,22 @@ from infra import settings, storage
 from infra.artifacts import ArtifactRef, Workspace
 from infra.errors import TransientError
 
+_SURELY_DEAD_S = 600.0
 _RENEW_S = 10.0
 _STALE_S = 45.0
 _POLL_S = 1.0
 _WHOLE = "claims/whole"
+
+
+def owner_lives(claim: bytes, silent_s: float) -> bool:
+    """Whether the owner of a claim that was renewed `silent_s` ago by the storage's clock may still be at work.
+
+    A process of this machine is looked up; another machine's is given ten minutes, since there is no hurry.
+    """
+    owner: dict[str, Any] = json.loads(claim)
+    if owner["host"] == socket.gethostname():
+        return _born(owner["pid"]) == owner["born"]
+    return silent_s < _SURELY_DEAD_S
 
 
 class Claims:
@@ -57,8 +69,8 @@ class Claims:
         for name in list(self._held):
             self.release(name)
 
-    def take(self, name: str) -> bool:
-        """Whether the piece is ours to do now (or already was)."""
+    def take(self, name: str, *, dead: str | None = None) -> bool:
+        """Whether the piece is ours to do now (or already was). `dead` is the tag of a claim whose owner is dead."""
         if name in self._held:
             return True
         uri = self._prefix + name
@@ -68,7 +80,7 @@ class Claims:
         if found is None:
             return False  # released at this moment: the next round takes it
         data, etag = found
-        if self._is_stale(name, data, etag) and storage.put(uri, self._beat(), only_if_match=etag):
+        if (etag == dead or self._is_stale(name, data, etag)) and storage.put(uri, self._beat(), only_if_match=etag):
             return self._hold(name)
         return False
 

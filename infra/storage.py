@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -28,6 +30,7 @@ _REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"
 _CREDENTIALS = ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _CONDITION_FAILED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey"}
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
+_DELETED_AT_ONCE = 1000  # as many as S3 takes in one request
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,16 @@ class StoredObject:
     key: str
     size: int
     sha256: str | None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a listing says of an object. `name` is relative to what was listed, `modified` in seconds since 1970."""
+
+    name: str
+    size: int
+    modified: float
+    etag: str
 
 
 @functools.cache
@@ -156,6 +169,27 @@ def get_with_etag(uri: str) -> tuple[bytes, str] | None:
         return None
 
 
+def get_with_age(uri: str) -> tuple[bytes, str, float] | None:
+    """As `get_with_etag`, and the seconds since it was written, all by the server's clock."""
+    bucket, key = split_uri(uri)
+    try:
+        with _explained():
+            found = client().get_object(Bucket=bucket, Key=key)
+            return found["Body"].read(), found["ETag"], _date(found) - found["LastModified"].timestamp()
+    except FileNotFoundError:
+        return None
+
+
+def now() -> float:
+    """The server's clock in seconds since 1970: ages of objects are told by it, so that no two clocks are compared."""
+    with _explained():
+        return _date(client().head_bucket(Bucket=settings.bucket()))
+
+
+def _date(response: Any) -> float:
+    return parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+
+
 def put(uri: str, data: bytes, *, only_if_absent: bool = False, only_if_match: str | None = None) -> bool:
     """Write an object in one step. Under a condition, returns False where another writer was first."""
     bucket, key = split_uri(uri)
@@ -193,11 +227,27 @@ def download(uri: str, path: Path) -> None:
 
 def keys(prefix_uri: str) -> Iterator[str]:
     """Names below a prefix, relative to it, in order."""
+    for found in listed(prefix_uri):
+        yield found.name
+
+
+def listed(prefix_uri: str) -> Iterator[Listed]:
+    """Objects below a prefix, in the order of their names, one page of the listing in memory at a time."""
     bucket, prefix = split_uri(prefix_uri)
     with _explained():
         for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for found in page.get("Contents", []):
-                yield found["Key"][len(prefix) :]
+                name, modified = found["Key"][len(prefix) :], found["LastModified"].timestamp()
+                yield Listed(name, found["Size"], modified, found["ETag"])
+
+
+def folders(prefix_uri: str) -> Iterator[str]:
+    """Names of the folders right below a prefix, without what is in them."""
+    bucket, prefix = split_uri(prefix_uri)
+    with _explained():
+        for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/"):
+            for found in page.get("CommonPrefixes", []):
+                yield found["Prefix"][len(prefix) : -1]
 
 
 def delete(uri: str) -> None:
@@ -205,6 +255,23 @@ def delete(uri: str) -> None:
     bucket, key = split_uri(uri)
     with _explained():
         client().delete_object(Bucket=bucket, Key=key)
+
+
+def delete_all(prefix_uri: str, names: Iterable[str]) -> int:
+    """Delete objects by their names below a prefix, in batches in the order given; returns how many."""
+    bucket, prefix = split_uri(prefix_uri)
+    rest, count = iter(names), 0
+    while batch := [{"Key": prefix + name} for name in itertools.islice(rest, _DELETED_AT_ONCE)]:
+        with _explained():
+            answer = client().delete_objects(Bucket=bucket, Delete={"Objects": batch, "Quiet": True})
+        if failed := answer.get("Errors"):
+            code, key = failed[0].get("Code"), failed[0].get("Key")
+            where = f"s3://{bucket}/{key} and {len(failed) - 1} others" if len(failed) > 1 else f"s3://{bucket}/{key}"
+            if code in _REFUSED:
+                raise ConfigurationError(f"S3 does not let these credentials delete {where} ({code})")
+            raise TransientError(f"S3 did not delete {where} ({code}): run again")
+        count += len(batch)
+    return count
 
 
 def file_digest(path: Path) -> str:

@@ -34,7 +34,7 @@ def _schema(name: str) -> dict[str, Any]:
 
 def test_all_deployments_are_there() -> None:
     wanted = {f"distill/qwen2.5-{size}" for size in ("0.5b", "1.5b", "3b", "7b")}
-    wanted |= {"distill/demo", "sweep/teacher-size", "stage/gpu"}
+    wanted |= {"distill/demo", "sweep/teacher-size", "stage/gpu", "gc/weekly"}
     assert wanted <= BY_NAME.keys()
     assert set(DEPLOYMENTS.values()) <= BY_NAME.keys()
 
@@ -73,13 +73,13 @@ def test_a_students_deployment_shows_its_preset(size: str) -> None:
     assert preset.augment.max_rows == 100_000
 
 
-def test_one_schedule_is_weekly_and_waits_to_be_switched_on() -> None:
+def test_schedules_are_weekly_and_wait_to_be_switched_on() -> None:
     schedules = [schedule for deployment in BY_NAME.values() for schedule in deployment.get("schedules", [])]
-    assert [(s["cron"], s["active"]) for s in schedules] == [("0 3 * * 1", False)]
+    assert [(s["cron"], s["active"]) for s in schedules] == [("0 3 * * 1", False), ("0 1 * * 0", False)]
 
 
 def test_the_run_form_has_words_bounds_and_choices_for_every_parameter() -> None:
-    for name in ("distill/demo", "sweep/teacher-size", "stage/gpu"):
+    for name in ("distill/demo", "sweep/teacher-size", "stage/gpu", "gc/weekly"):
         schema = _schema(name)
         for parameter, shown in schema["properties"].items():
             assert shown.get("description"), (name, parameter)

@@ -15,7 +15,7 @@ def _imported_with(module: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["flows.distill", "flows.cli"])
+@pytest.mark.parametrize("module", ["flows.distill", "flows.cli", "flows.gc"])
 def test_importing_a_flow_imports_no_engine(module: str) -> None:
     loaded = _imported_with(module)
     assert not [engine for engine in ENGINES if engine in loaded]
@@ -32,6 +32,7 @@ def test_importing_a_flow_imports_no_engine(module: str) -> None:
         "tasks.report.page",
         "infra.artifacts",
         "infra.devices",
+        "infra.gc_deletion",
         "infra.processes",
         "infra.services",
     ],

@@ -156,6 +156,15 @@ def test_a_silent_claim_of_another_machine_goes_stale_by_our_clock_alone(store: 
         assert time.monotonic() - seen > 0.3
 
 
+def test_a_claim_known_to_be_a_dead_owners_is_taken_over_unless_it_was_renewed_since(store: Store) -> None:
+    _claim_of(store, host="elsewhere")
+    _data, dead = store.objects["s3://b/p"]
+    with Claims("s3://b/", stale_s=1_000) as one:
+        _claim_of(store, host="elsewhere", beat="it lives")
+        assert not one.take("p", dead=dead)
+        assert one.take("p", dead=store.objects["s3://b/p"][1])
+
+
 def test_a_claim_that_is_renewed_is_never_taken_over(store: Store) -> None:
     with Claims("s3://b/", stale_s=1_000) as patient:
         _claim_of(store, host="elsewhere", beat="0")

@@ -1,0 +1,123 @@
+"""Delete what `infra.gc` found, while runs may be going on, so that a kill at any time leaves nothing half believed.
+
+The roots are looked up again before deleting and every minute of it, and each artifact is looked at once more
+when its turn comes: what was used, finished, touched or claimed since the plan was made is spared. Meanwhile we
+hold the claim that a run takes before it makes an artifact, so that a run that wants it waits, then makes it anew.
+What makes others believe goes first: the record, then all JSON (stages write it last), then the rest.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from infra import settings, storage
+from infra.artifacts import RECORD
+from infra.claims import Claims
+from infra.gc import CLAIMS, Garbage, Plan, Policy, expired_files, finished, live_claim, names_in_record, needed
+from infra.storage import Listed
+
+_RECHECK_S = 60.0
+_WHOLE = CLAIMS + "whole"  # the claim on making an artifact, see infra.claims
+OnProgress = Callable[[int, int], None]  # done, of how many entries of the plan
+
+
+@dataclass
+class Deleted:
+    """What went; and what was planned and spared, with the reason."""
+
+    objects: int = 0
+    bytes: int = 0
+    spared: list[tuple[Garbage, str]] = field(default_factory=list)
+
+    def counted(self, objects: Iterable[Listed]) -> Iterator[str]:
+        """The names of objects that are about to go."""
+        for one in objects:
+            self.objects += 1
+            self.bytes += one.size
+            yield one.name
+
+
+def delete(plan: Plan, policy: Policy, on_progress: OnProgress = lambda done, total: None) -> Deleted:
+    """Delete the plan's garbage that still is garbage. Run again after a kill: that finishes what was begun."""
+    deleted = Deleted()
+    roots = _Roots(policy)
+    with Claims(f"s3://{settings.bucket()}/") as claims:
+        for done, one in enumerate(plan.garbage):
+            on_progress(done, len(plan.garbage))
+            if one.what == "local copy":
+                shutil.rmtree(one.uri, ignore_errors=True)  # another process may do the same
+            elif one.what == "expired":
+                goes = expired_files(one.kind, policy, storage.now())
+                storage.delete_all(one.uri, deleted.counted(filter(goes, storage.listed(one.uri))))
+            elif reason := _artifact(one, policy, roots, claims, deleted):
+                deleted.spared.append((one, reason))
+    on_progress(len(plan.garbage), len(plan.garbage))
+    return deleted
+
+
+class _Roots:
+    """What kept roots reach, as it was at most a minute ago."""
+
+    def __init__(self, policy: Policy):
+        self._policy = policy
+        self._needed: set[str] = set()
+        self._looked: float | None = None
+
+    def reach(self, uri: str) -> bool:
+        if self._looked is None or time.monotonic() - self._looked > _RECHECK_S:
+            self._looked = time.monotonic()
+            self._needed = needed(finished(self._policy), self._policy)
+        return uri in self._needed
+
+
+def _artifact(one: Garbage, policy: Policy, roots: _Roots, claims: Claims, deleted: Deleted) -> str | None:
+    """Delete an artifact, a workspace, or what lies beside an artifact; the reason where it is spared."""
+    now = storage.now()
+    held = [replace(claim, name=CLAIMS + claim.name) for claim in storage.listed(one.uri + CLAIMS)]
+    whole = one.uri.removeprefix(f"s3://{settings.bucket()}/") + _WHOLE
+    dead = next((claim.etag for claim in held if claim.name == _WHOLE), None)
+    if live_claim(one.uri, held, now) or not claims.take(whole, dead=dead):
+        return "a run is at work on it"
+    try:
+        before = now - policy.grace_s
+        if reason := _changed(one, roots, now, before):
+            return reason
+        kept = {RECORD, _WHOLE}
+        if one.what == "leftovers":
+            kept |= names_in_record(one.uri) or set()
+        elif one.what == "unreachable":
+            storage.delete(one.uri + RECORD)
+            deleted.objects += 1
+        for suffix in (".json", ""):
+            objects = (
+                found
+                for found in storage.listed(one.uri)
+                if found.name not in kept and found.modified <= before and found.name.endswith(suffix)
+            )
+            storage.delete_all(one.uri, deleted.counted(objects))
+    finally:
+        claims.release(whole)
+    return None
+
+
+def _changed(one: Garbage, roots: _Roots, now: float, before: float) -> str | None:
+    """Why it is no garbage any more; None where it still is."""
+    record = storage.get_with_age(one.uri + RECORD)
+    if one.what == "unfinished":
+        if record is not None:
+            return "a run finished it meanwhile"
+        objects = storage.listed(one.uri)
+        if any(found.modified > before and not found.name.startswith(CLAIMS) for found in objects):
+            return "a run touched it meanwhile"
+    elif record is None:
+        return "its record is gone"
+    elif one.what == "unreachable":
+        _data, _etag, age_s = record
+        if age_s < now - before:
+            return "a run used it meanwhile"
+        if roots.reach(one.uri):
+            return "a kept artifact refers to it now"
+    return None
