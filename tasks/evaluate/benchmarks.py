@@ -8,6 +8,7 @@ was killed, or a variant whose answer is the same, pays none twice.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ from tasks.evaluate.benchmark_settings import Benchmarks, Judging
 from tasks.evaluate.judges import Case, Judgment
 from tasks.evaluate.questions import Conversation, Generate, Question
 
-ANSWERS_KIND, KIND = "answers", "benchmark"
+ANSWERS_KIND, KIND = "benchmark-answers", "benchmark"  # answers/ is the LLM cache's
 STAGE_VERSION = 1
 ALPACA_EVAL, MT_BENCH, IFEVAL, PROBES = "alpaca_eval", "mt_bench", "ifeval", "probes"
 JUDGED = (ALPACA_EVAL, MT_BENCH, PROBES)
@@ -66,6 +67,9 @@ def load(benchmark: str, options: Benchmarks) -> list[Question]:
         found = questions.mt_bench(str(options.mt_bench), options.mt_bench_references)
     else:
         found = questions.ifeval(str(options.ifeval))
+    twice = [name for name, count in Counter(question.id for question in found).items() if count > 1]
+    if twice:
+        raise ConfigurationError(f"{getattr(options, benchmark)}: the question id {twice[0]!r} occurs twice")
     return found[: options.max_questions]
 
 
@@ -191,8 +195,10 @@ def _judge(
         probing = probes.load(str(options.probes))
         probed = _probed(answers, options.max_questions)
         made, usage = _judgments(probes.cases(probing, probed), judging, endpoint, tick)
-        found = [judgment for judgment in made if judgment.value is not None]
-        worst = {item: max(j.value or 0.0 for j in found if j.item == item) for item in {j.item for j in found}}
+        worst: dict[str, float] = {}
+        for judgment in made:
+            if judgment.value is not None:
+                worst[judgment.item] = max(judgment.value, worst.get(judgment.item, 0.0))
         return _Scored(len(probed), worst, probes.result(probing, made), made, usage)
     conversations = _conversations(answers)
     if benchmark == MT_BENCH:
@@ -224,8 +230,8 @@ def _agents(benchmark: str, options: Benchmarks) -> Sequence[Any]:
 
 
 def _conversations(answers: ArtifactRef) -> list[Conversation]:
-    lines = ArtifactReader(answers).read(ANSWERS).decode().splitlines()
-    return [Conversation.model_validate_json(line) for line in lines]
+    lines = ArtifactReader(answers).read(ANSWERS).decode().split("\n")  # splitlines() splits inside answers
+    return [Conversation.model_validate_json(line) for line in lines if line]
 
 
 def _probed(predictions: ArtifactRef, most: int | None) -> list[probes.Probed]:

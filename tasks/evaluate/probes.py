@@ -39,7 +39,7 @@ def load(folder: str) -> list[Agent[Finding]]:
 
     Raises ConfigurationError for a folder without prompts, and for one that does not ask for the verdict.
     """
-    place = resources.files("tasks.evaluate") / "probes" if folder == BUILTIN else Path(folder)
+    place = resources.files("tasks.evaluate") / "probe_prompts" if folder == BUILTIN else Path(folder)
     if not place.is_dir():
         raise ConfigurationError(f"benchmarks.probes: there is no folder {folder}")
     files = sorted((file for file in place.iterdir() if file.name.endswith(".jinja")), key=lambda file: file.name)

@@ -162,12 +162,16 @@ def digest(source: str | None) -> str | None:
 def _entries(source: str) -> list[dict[str, Any]]:
     text = _text(source)
     try:
-        found = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
+        found = json.loads(text) if text.lstrip().startswith("[") else _json_lines(text)
     except ValueError as error:
         raise ConfigurationError(f"{source} is neither a JSON list nor JSON lines: {error}") from error
     if not found or not all(isinstance(entry, dict) for entry in found):
         raise ConfigurationError(f"{source} holds no questions: expected JSON objects")
     return found
+
+
+def _json_lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.split("\n") if line.strip()]  # splitlines() splits inside strings
 
 
 def _need(entry: Mapping[str, Any], fields: Sequence[str], source: str, place: int) -> None:
