@@ -11,8 +11,8 @@ those rows join the fit without θ and with weight 0.2 / 2 each (their `length_c
 where they are for the reference itself.
 
 The fit is the maximum of the weighted likelihood of probabilities as labels, with a ridge of 1e-3, which only
-matters where one side wins always. The authors' package chooses an L1 penalty by cross-validation instead; on 805
-instructions the two differ by a few tenths of a point.
+matters where one side wins always. The authors' package chooses an L1 penalty by cross-validation instead; on
+simulated judgments of 805 instructions the two differ by at most 0.1 percentage points.
 """
 
 from __future__ import annotations
