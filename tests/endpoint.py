@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.endpoint_answers import BIG_TEXT, REFUSAL, TEXT_FAULTS, answer
+from tests.judge_answers import JUDGES, is_judge, judged, logprobs
 
 HANG_S = 60.0
 FAULTS = ("429", "500", "hang", "cut", *TEXT_FAULTS)
@@ -130,7 +131,7 @@ class Connection(asyncio.Protocol):
             prompt = next(m["content"] for m in request["messages"] if m["role"] == "user")
             payload = json.loads(prompt)
             agent = payload["agent"]
-            content = answer(payload, self._options.seed)
+            content = judged(payload, self._options.judge) if is_judge(agent) else answer(payload, self._options.seed)
         except (ValueError, KeyError, TypeError, StopIteration) as problem:
             self._write(400, _error(f"no agent request: {problem!r}", "invalid_request_error", "bad_request"))
             return
@@ -152,6 +153,9 @@ class Connection(asyncio.Protocol):
             self._later(0.0, self._answer, 500, _error("The server had an error", "server_error", None))
         else:
             completion = _completion(request, prompt, _with_fault(content, fault))
+            if request.get("logprobs") and self._options.confidence and not fault:
+                text = completion["choices"][0]["message"]["content"]
+                completion["choices"][0]["logprobs"] = logprobs(text, self._options.confidence)
             self._later(self._options.latency, self._cut if fault == "cut" else self._answer, 200, completion)
 
     def _fault(self, key: str, times_before: int) -> str | None:
@@ -267,6 +271,8 @@ def main() -> None:
     parser.add_argument("--faults-of-a-body", type=int, default=10**9, help="how often one body meets faults")
     parser.add_argument("--seed", type=int, default=0, help="of the answers and of the faults")
     parser.add_argument("--require-key", default="", help="answer 401 to any other bearer")
+    parser.add_argument("--judge", choices=JUDGES, default="honest", help="what it favours as a judge")
+    parser.add_argument("--confidence", type=float, default=0.0, help="p of its preferences; 0: tells no log-probs")
     parser.add_argument("--until-stdin-closes", action="store_true")
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(parser.parse_args()))

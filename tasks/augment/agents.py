@@ -8,6 +8,7 @@ into the user message as one JSON object, so that no seed can end its own quotat
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -87,10 +88,12 @@ class Agent(Generic[Answer]):
     name: str
     answer: type[Answer]
     writes: bool = False  # rows, and not judgements
+    package: str = "tasks.augment"  # whose `prompts/` holds the prompt …
+    text: str = ""  # … unless this is it
 
     @cached_property
     def prompt(self) -> str:
-        return resources.files("tasks.augment").joinpath(f"prompts/{self.name}.jinja").read_text()
+        return self.text or resources.files(self.package).joinpath(f"prompts/{self.name}.jinja").read_text()
 
     @cached_property
     def _template(self) -> Template:
@@ -103,7 +106,6 @@ class Agent(Generic[Answer]):
     def messages(self, row: Row, **settings: Any) -> list[dict[str, str]]:
         """The chat messages that put `row` before this agent."""
         payload: dict[str, Any] = {
-            "agent": self.name,
             "task_category": row.task_category,
             "language": row.language,
             "instruction": row.instruction,
@@ -113,10 +115,13 @@ class Agent(Generic[Answer]):
             payload["response"] = row.response
         if row.history:
             payload["history"] = [message.model_dump() for message in row.history]
-        system = self._template.render(**settings)
+        return self.about({**payload, **settings}, **settings)
+
+    def about(self, payload: Mapping[str, Any], **settings: Any) -> list[dict[str, str]]:
+        """The chat messages that put `payload`, as one JSON object, before this agent."""
         return [
-            {"role": "system", "content": system},
-            {"role": "user", "content": json.dumps({**payload, **settings}, ensure_ascii=False)},
+            {"role": "system", "content": self._template.render(**settings)},
+            {"role": "user", "content": json.dumps({"agent": self.name, **payload}, ensure_ascii=False)},
         ]
 
     def read(self, text: str, shown: str = "") -> Answer:

@@ -18,7 +18,7 @@ from tasks.augment.agents import AGENTS, SELECTION, Agent, Answer, BadAnswer
 from tasks.augment.answers import AnswerCache, key_of
 from tasks.augment.budget import BudgetReached, Ledger, UsageByAgent
 from tasks.augment.providers import Configuration, Deployment, ProviderError, Providers, Reply, Request
-from tasks.augment.settings import Augmentation
+from tasks.augment.settings import Augmentation, LLMCalls
 from tasks.rows import Row
 
 _MAX_TEXT = 200_000  # characters of an answer that are kept: more than any agent may say
@@ -53,9 +53,9 @@ class Unanswered(Exception):
 class LLMClient:
     """One for a stage and its event loop; `close` it. LiteLLM starts with the first request that is not cached."""
 
-    def __init__(self, endpoint: Deployment, cache: AnswerCache, options: Augmentation):
+    def __init__(self, endpoint: Deployment, cache: AnswerCache, options: LLMCalls, max_rows: int | None = None):
         self.endpoint = endpoint
-        self.ledger = Ledger(options.budget_usd, options.max_rows)
+        self.ledger = Ledger(options.budget_usd, max_rows)
         self._options = options
         self._cache = cache
         self._slots = _Slots(options.concurrency)
@@ -71,19 +71,33 @@ class LLMClient:
             await self._providers.__aexit__(None, None, None)
 
     async def ask(self, usage: UsageByAgent, agent: Agent[Answer], row: Row, **settings: Any) -> Answer:
-        """The agent's validated answer on a row, booked on `usage`.
+        """The agent's validated answer on a row, booked on `usage`; raises as `converse` does."""
+        model = None
+        if isinstance(self._options, Augmentation):
+            model = self._options.route(agent.name, row.task_category, row.language)
+        answer, _ = await self.converse(usage, agent, agent.messages(row, **settings), model)
+        return answer
+
+    async def converse(
+        self,
+        usage: UsageByAgent,
+        agent: Agent[Answer],
+        messages: list[dict[str, str]],
+        model: str | None = None,
+        top_logprobs: int | None = None,
+    ) -> tuple[Answer, dict[str, Any]]:
+        """The agent's validated answer to messages, and the reply as the cache keeps it, booked on `usage`.
 
         Raises Unanswered where there is none, ConfigurationError where the provider refuses us, and
         TransientError where it fails again and again.
         """
-        model = self._options.route(agent.name, row.task_category, row.language) or self.endpoint.model
-        messages = agent.messages(row, **settings)
+        model = model or self.endpoint.model
         for attempt in range(1, _ATTEMPTS + 1):
-            answer = await self._patiently(usage, agent, model, messages)
+            answer = await self._patiently(usage, agent, model, messages, top_logprobs)
             try:
                 if answer["finish_reason"] == "length":
                     raise BadAnswer("cut off at max_output_tokens")
-                return agent.read(answer["text"], messages[1]["content"])
+                return agent.read(answer["text"], messages[1]["content"]), answer
             except BadAnswer as bad:
                 why = str(bad)
             if attempt < _ATTEMPTS:
@@ -110,24 +124,36 @@ class LLMClient:
         return await (await self._started()).tokens(model, list(texts))
 
     async def _patiently(
-        self, usage: UsageByAgent, agent: Agent[Any], model: str, messages: list[dict[str, str]]
+        self,
+        usage: UsageByAgent,
+        agent: Agent[Any],
+        model: str,
+        messages: list[dict[str, str]],
+        top_logprobs: int | None,
     ) -> dict[str, Any]:
         """A provider's passing failure, its own retries being used up, gets one more chance a little later."""
         try:
-            return await self._complete(usage, agent, model, messages)
+            return await self._complete(usage, agent, model, messages, top_logprobs)
         except Unanswered as nothing:
             if not nothing.transient:
                 raise
         await asyncio.sleep(random.uniform(0.5, 1.0) * _PAUSE_S)
-        return await self._complete(usage, agent, model, messages)
+        return await self._complete(usage, agent, model, messages, top_logprobs)
 
     async def _complete(
-        self, usage: UsageByAgent, agent: Agent[Any], model: str, messages: list[dict[str, str]]
+        self,
+        usage: UsageByAgent,
+        agent: Agent[Any],
+        model: str,
+        messages: list[dict[str, str]],
+        top_logprobs: int | None,
     ) -> dict[str, Any]:
         parameters: dict[str, Any] = {
             "temperature": self._options.temperature,
             "max_tokens": self._options.max_output_tokens,
         }
+        if top_logprobs is not None:
+            parameters["top_logprobs"] = top_logprobs
         key = key_of({"model": model, "messages": messages, "schema": agent.schema, **parameters})
         answer = self._cache.get(key)
         cached = answer is not None
@@ -155,7 +181,7 @@ class LLMClient:
 
         Rows that are further along go first, so that few are half done when a budget ends or a kill comes.
         """
-        async with self._slots.one(-AGENTS.index(agent)):
+        async with self._slots.one(-AGENTS.index(agent) if agent in AGENTS else 0):
             providers = await self._started()
             most = self._most(request)
             try:
@@ -177,7 +203,9 @@ class LLMClient:
 
     def _kept(self, reply: Reply, price: tuple[float, float]) -> dict[str, Any]:
         cost = reply.cost_usd or reply.prompt_tokens * price[0] + reply.completion_tokens * price[1]
+        logprobs = {} if reply.last_logprobs is None else {"last_logprobs": reply.last_logprobs}
         return {
+            **logprobs,
             "text": reply.text[:_MAX_TEXT],
             "prompt_tokens": reply.prompt_tokens,
             "completion_tokens": reply.completion_tokens,
@@ -210,19 +238,19 @@ class LLMClient:
                 why = _ROW_REASONS[error.kind].removeprefix("no answer ").strip("()")
                 return TransientError(
                     f"{where} cannot be reached or fails again and again ({why}): check the address and the server, "
-                    "or lower `augmentation.concurrency`; answers so far are kept, run again"
+                    f"or lower `{self._options.setting}.concurrency`; answers so far are kept, run again"
                 )
         return Unanswered(agent.name, _ROW_REASONS[error.kind], str(error), transient=error.kind in _TRANSIENT)
 
     async def _started(self) -> Providers:
         async with self._starting:
             if self._providers is None:
-                _check_address(self.endpoint.api_base)
+                _check_address(self.endpoint.api_base, self._options.setting)
                 providers = Providers(self._configuration(), processes=self._options.processes)
                 try:
                     await providers.__aenter__()
                 except ProviderError as error:
-                    raise ConfigurationError(f"agent_model: {error}") from error
+                    raise ConfigurationError(f"{self._options.model_setting}: {error}") from error
                 self._providers = providers
             if not self._prices:
                 routes = self._providers.routes
@@ -233,7 +261,7 @@ class LLMClient:
         options = self._options
         limits: dict[str, Any] = {"rpm": options.requests_per_minute, "tpm": options.tokens_per_minute}
         fallbacks = [Deployment(model) for model in options.fallbacks]
-        routes = {model: [Deployment(model, **limits), *fallbacks] for model in options.routes.values()}
+        routes = {model: [Deployment(model, **limits), *fallbacks] for model in options.other_models}
         routes[self.endpoint.model] = [dataclasses.replace(self.endpoint, **limits), *fallbacks]
         return Configuration(routes, _RETRIES, options.timeout_s, options.concurrency)
 
@@ -245,8 +273,8 @@ class LLMClient:
         unknown = [model["model"] for model in models if not model["priced"]]
         if self._options.budget_usd is not None and unknown:
             raise ConfigurationError(
-                f"augmentation.budget_usd needs the price of {unknown[0]!r}, which LiteLLM does not know: "
-                "set augmentation.usd_per_million_tokens"
+                f"{self._options.setting}.budget_usd needs the price of {unknown[0]!r}, which LiteLLM does not know: "
+                f"set {self._options.setting}.usd_per_million_tokens"
             )
         return (
             max(model["usd_per_input_token"] for model in models),
@@ -289,7 +317,7 @@ class _Slots:
         self._free += 1
 
 
-def _check_address(api_base: str | None) -> None:
+def _check_address(api_base: str | None, setting: str) -> None:
     """Refuse an address where nobody answers before anything is sent there."""
     if api_base is None:
         return
@@ -299,6 +327,6 @@ def _check_address(api_base: str | None) -> None:
         socket.create_connection((address.hostname or "", port), timeout=10).close()
     except OSError as error:
         raise TransientError(
-            f"the LLM at {api_base} cannot be reached ({error.strerror or error}): check augmentation.api_base "
+            f"the LLM at {api_base} cannot be reached ({error.strerror or error}): check {setting}.api_base "
             "and that the server runs"
         ) from error

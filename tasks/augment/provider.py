@@ -31,6 +31,7 @@ COOLDOWN_S = 30.0
 # burst, again and again: the core is idle while all of them wait. Spaced, they overlap.
 SPACING_S = 0.002
 _MAX_ANSWER = 2_000_000  # characters: what the other end takes in one line
+_LAST_TOKENS = 16  # a verdict stands at the end of a judge's answer
 _ENVIRONMENT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # no fetch of a price map at import
     "LITELLM_LOG": "CRITICAL",
@@ -161,6 +162,7 @@ class Provider:
                 "cost_usd": reply._hidden_params.get("response_cost") or 0.0,
                 "model": reply._hidden_params.get("litellm_model_name") or reply.model,
                 "finish_reason": choice.finish_reason,
+                "last_logprobs": _last_logprobs(choice) if request.get("top_logprobs") else None,
             }
         except Exception as error:
             return {"id": request["id"], "error": self.told(error)}
@@ -181,6 +183,8 @@ class Provider:
         arguments.update(
             {name: request[name] for name in ("temperature", "max_tokens") if request.get(name) is not None}
         )
+        if request.get("top_logprobs"):
+            arguments.update(logprobs=True, top_logprobs=request["top_logprobs"])
         primary, *fallbacks = [_response_format(endpoint["mode"], request) for endpoint in self.described[route]]
         arguments["response_format"] = primary
         if fallbacks:
@@ -234,6 +238,16 @@ def _response_format(mode: str, request: Line) -> Line | None:
         return {"type": "json_object"}
     schema = {"name": request["schema_name"], "schema": request["schema"], "strict": True}
     return {"type": "json_schema", "json_schema": schema}
+
+
+def _last_logprobs(choice: Any) -> list[Any] | None:
+    """[token, [[alternative, log-prob], …]] of the answer's last tokens; None where the provider tells none."""
+    told = getattr(choice, "logprobs", None)
+    content = getattr(told, "content", None) or (told.get("content") if isinstance(told, dict) else None)
+    if not content:
+        return None
+    plain = [one if isinstance(one, dict) else one.model_dump() for one in content[-_LAST_TOKENS:]]
+    return [[one["token"], [[top["token"], top["logprob"]] for top in one["top_logprobs"] or []]] for one in plain]
 
 
 def _group(route: str, place: int) -> str:

@@ -73,11 +73,16 @@ class Request:
     max_tokens: int | None = None
     schema: dict[str, Any] | None = None
     schema_name: str = "Answer"
+    top_logprobs: int | None = None
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model answered, and what it took (`cost_usd` is 0 where the model's price is unknown)."""
+    """What a model answered, and what it took (`cost_usd` is 0 where the model's price is unknown).
+
+    `last_logprobs` has the last tokens with their most likely alternatives, where they were asked for and the
+    provider tells them: [token, [[alternative, log-prob], …]] each.
+    """
 
     text: str
     prompt_tokens: int
@@ -85,6 +90,7 @@ class Reply:
     cost_usd: float
     model: str
     finish_reason: str | None
+    last_logprobs: list[Any] | None = None
 
 
 class Providers:

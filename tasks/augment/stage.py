@@ -26,7 +26,7 @@ from tasks.augment.budget import UsageByAgent
 from tasks.augment.client import LLMClient
 from tasks.augment.controller import Batch, Dropped, verify, write_and_score
 from tasks.augment.providers import Deployment
-from tasks.augment.settings import Augmentation
+from tasks.augment.settings import Augmentation, LLMCalls
 from tasks.rows import FAILED, KEPT, REJECTED, TRAIN, Row, from_parquet, read_rows, to_parquet
 from tasks.seeds.stage import open_databases
 
@@ -76,7 +76,7 @@ def augment(
     Seeds + expansions = kept + rejected + failed. `as_task` runs a named batch. Several workers may be here
     with the same workspace at a time; with a budget they take turns, so that it is kept.
     """
-    return _run(_augment(work, seeds, options, endpoint, tick, as_task))
+    return run_async(_augment(work, seeds, options, endpoint, tick, as_task))
 
 
 @dataclass
@@ -133,7 +133,7 @@ async def _augment(
     database_of = {row.input: row.database for row in read_rows(seeds, TRAIN) if row.database and row.input}
     databases = open_databases(seeds)
     with PythonSandbox() as sandbox, Claims(work.uri + "claims/") as claims:
-        async with connected(endpoint, options) as client:
+        async with connected(endpoint, options, options.max_rows) as client:
             batches = _Batches(work, claims, as_task, whole=options.budget_usd is not None)
 
             async def write(index: int, rows: list[Row]) -> None:
@@ -177,10 +177,10 @@ def _progress(seeds: int, tick: Tick) -> Callable[..., None]:
 
 
 @contextlib.asynccontextmanager
-async def connected(endpoint: Deployment, options: Augmentation) -> AsyncIterator[LLMClient]:
+async def connected(endpoint: Deployment, options: LLMCalls, max_rows: int | None = None) -> AsyncIterator[LLMClient]:
     """The client with its cache, whose answers are shared now and then and at the end, however that comes."""
     cache = AnswerCache(settings.cache_dir() / "llm_answers.sqlite")
-    client = LLMClient(endpoint, cache, options)
+    client = LLMClient(endpoint, cache, options, max_rows)
 
     async def share() -> None:
         while True:
@@ -274,7 +274,7 @@ def _batches(seeds: ArtifactRef) -> Iterator[tuple[int, list[Row]]]:
         yield index, batch
 
 
-def _run(work: Coroutine[Any, Any, Result]) -> Result:
+def run_async(work: Coroutine[Any, Any, Result]) -> Result:
     """asyncio.run, with our own error out of the group that the task group raises."""
     try:
         return asyncio.run(work)

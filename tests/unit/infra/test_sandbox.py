@@ -45,6 +45,12 @@ def test_a_select_returns_its_rows(database: ReadOnlyDatabase) -> None:
         "SELECT edit('x')",
         "SELECT fts3_tokenizer('simple')",
         "DETACH DATABASE main",
+        "ATTACH DATABASE ':memory:' AS x",
+        "ATTACH DATABASE '/tmp/stolen.db' AS x",
+        "PRAGMA hard_heap_limit = 0",
+        "PRAGMA query_only = 0",
+        "SELECT * FROM pragma_table_info('t')",
+        "WITH RECURSIVE r(x) AS (SELECT 'a' UNION ALL SELECT x || x FROM r) SELECT length(x) FROM r",
         "PRAGMA table_info(t)",
         "SELECT * FROM pragma_database_list",
         "CREATE TEMP TABLE u AS SELECT 1",
@@ -101,6 +107,16 @@ def test_endless_queries_are_stopped(database: ReadOnlyDatabase, sql: str) -> No
     with pytest.raises(QueryError, match=r"longer than 0\.5 s"):
         database.run(sql)
     assert time.monotonic() - started < 5
+
+
+def test_a_query_that_takes_ten_seconds_is_stopped_at_the_limit_of_production() -> None:
+    database = ReadOnlyDatabase(DUMP)
+    ten_seconds = "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r LIMIT 200000000) SELECT max(x) FROM r"
+    started = time.monotonic()
+    with pytest.raises(QueryError, match="longer than 2 s"):
+        database.run(ten_seconds)
+    assert 1.9 < time.monotonic() - started < 6
+    assert database.run("SELECT count(*) FROM t") == ((3,),)
 
 
 def test_too_many_rows_are_refused(database: ReadOnlyDatabase) -> None:

@@ -1,0 +1,86 @@
+"""Any task of lm-eval by its name (GSM8K, MMLU, HumanEval …), on vLLM, in a supervised process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from infra.artifacts import ArtifactRef, Workspace
+from infra.errors import ConfigurationError
+from infra.models import ModelSource
+from infra.processes import Event, run_supervised
+from tasks.evaluate import questions
+from tasks.evaluate.benchmark_settings import Benchmarks
+from tasks.logits.settings import Scoring
+
+KIND = "harness"
+STAGE_VERSION = 1
+RESULTS, SAMPLES = "results.json", "samples/"
+_STALL_TIMEOUT_S = 7200.0  # lm-eval reports nothing while it works
+
+
+def preflight(options: Benchmarks) -> None:
+    """Raise ConfigurationError where lm-eval cannot run, before any model is loaded."""
+    if find_spec("lm_eval") is None:
+        raise ConfigurationError(
+            f"benchmarks.harness asks for {', '.join(options.harness)}, and lm-eval is not installed: "
+            "install the extra `eval`"
+        )
+    if options.harness_task_folder and not Path(options.harness_task_folder).is_dir():
+        raise ConfigurationError(f"benchmarks.harness_task_folder: there is no folder {options.harness_task_folder}")
+
+
+def workspace(model: ModelSource, options: Benchmarks) -> Workspace:
+    """One model's results on the tasks that `options` name."""
+    spec = {"model": model.identity(), **options.identity("harness"), "own_tasks": _task_files(options)}
+    return Workspace(KIND, STAGE_VERSION, spec, {})
+
+
+def run(
+    work: Workspace, model: ModelSource, options: Benchmarks, scoring: Scoring, on_event: Callable[[Event], None]
+) -> ArtifactRef:
+    """Run lm-eval and publish its results; `scoring` says how vLLM uses the hardware.
+
+    Raises ConfigurationError for a task that lm-eval does not know or whose data cannot be had.
+    """
+    preflight(options)
+    results = run_supervised(
+        KIND,
+        [sys.executable, "-m", "tasks.evaluate.harness_program"],
+        {
+            "model": model.model_dump(),
+            "options": options.model_dump(mode="json"),
+            "scoring": scoring.model_dump(mode="json"),
+            "workspace": work.description(),
+        },
+        on_event=on_event,
+        env={
+            "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+            "TOKENIZERS_PARALLELISM": "false",
+            **({"HF_ALLOW_CODE_EVAL": "1"} if options.harness_runs_code else {}),
+        },
+        stall_timeout_s=_STALL_TIMEOUT_S,
+    )
+    work.put_json(RESULTS, results)
+    documents = sum(task["documents"] for task in results["tasks"].values())
+    return work.publish((RESULTS, SAMPLES), {"documents": documents}, results)
+
+
+def describe(event: Event) -> str:
+    """A progress event as a short note."""
+    return str(event.get("tasks", ""))
+
+
+def _task_files(options: Benchmarks) -> dict[str, Any]:
+    """Digests of the user's own task files, by name."""
+    if options.harness_task_folder is None:
+        return {}
+    folder = Path(options.harness_task_folder)
+    files = (path for path in sorted(folder.rglob("*")) if path.suffix in {".yaml", ".py", ".json", ".jsonl"})
+    return {path.relative_to(folder).as_posix(): questions.digest(str(path)) for path in files}

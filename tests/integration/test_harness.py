@@ -1,0 +1,118 @@
+"""lm-eval by task name on vLLM: a task of our own comes out as the model's own log-probs say."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infra.artifacts import ArtifactReader
+from infra.errors import ConfigurationError
+from infra.models import DEMO, ModelSource
+from tasks.evaluate import harness
+from tasks.evaluate.benchmark_settings import Benchmarks
+from tasks.logits.settings import Scoring
+
+MODEL = ModelSource(name="teacher", path=str(DEMO / "teacher"))
+QUESTIONS = [
+    {
+        "question": question,
+        "choices": [" SELECT name FROM employees", " zebra the of and", " 7 7 7 7"],
+        "answer": place % 3,
+    }
+    for place, question in enumerate(
+        ["List all names", "Which zebra?", "Count to seven", "Show employees", "And?", "Or?"]
+    )
+]
+installed = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="the extra `eval` is not installed")
+
+
+@pytest.fixture
+def options(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Benchmarks:
+    """Six questions of three choices as an lm-eval task."""
+    monkeypatch.setenv("DISTILFLOW_HOME", str(tmp_path / "home"))
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
+    folder = tmp_path / "own"
+    folder.mkdir()
+    task: dict[str, Any] = {
+        "task": "own_choice",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(documents)}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 1.0},
+    }
+    (folder / "own_choice.yaml").write_text(yaml.safe_dump(task))
+    return Benchmarks(
+        harness=("own_choice",),
+        harness_task_folder=str(folder),
+        harness_chat_template=False,
+        harness_max_length=256,
+    )
+
+
+def _run(options: Benchmarks) -> Any:
+    work = harness.workspace(MODEL, options)
+    return harness.run(work, MODEL, options, Scoring(max_batched_tokens=512), lambda event: None)
+
+
+@installed
+def test_a_task_of_ones_own_scores_as_the_models_own_log_probs_say(options: Benchmarks) -> None:
+    ref = _run(options)
+    found = ArtifactReader(ref).read_json(harness.RESULTS)["tasks"]["own_choice"]
+    chosen = [_most_likely(question) for question in QUESTIONS]
+    accuracy = sum(best == question["answer"] for best, question in zip(chosen, QUESTIONS, strict=True)) / len(
+        QUESTIONS
+    )
+    assert found["documents"] == ref.counts["documents"] == len(QUESTIONS)
+    assert found["metrics"]["acc"]["value"] == pytest.approx(accuracy)
+    lines = ArtifactReader(ref).read("samples/own_choice.jsonl").decode().splitlines()
+    told = [json.loads(line) for line in lines]
+    best = [max(range(3), key=lambda c: float(one["filtered_resps"][c][0])) for one in told]
+    assert best == [chosen[one["doc_id"]] for one in told]
+    assert harness.workspace(MODEL, options).find() is not None
+
+
+def _most_likely(question: dict[str, Any]) -> int:
+    """The choice with the most log-probability after the question, by transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL.path)
+    model: Any = AutoModelForCausalLM.from_pretrained(MODEL.path)
+    sums = []
+    for choice in question["choices"]:
+        prompt = tokenizer(question["question"], add_special_tokens=False).input_ids
+        ids = tokenizer(question["question"] + choice, add_special_tokens=False).input_ids
+        with torch.inference_mode():
+            logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        sums.append(sum(float(logprobs[at - 1, ids[at]]) for at in range(len(prompt), len(ids))))
+    return max(range(len(sums)), key=sums.__getitem__)
+
+
+@installed
+def test_a_task_that_lm_eval_does_not_know_is_the_users_mistake(options: Benchmarks) -> None:
+    with pytest.raises(ConfigurationError, match="knows no task 'gsm9k'"):
+        _run(options.model_copy(update={"harness": ("gsm9k",)}))
+
+
+def test_lm_eval_that_is_not_installed_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigurationError, match="asks for gsm8k, mmlu, and lm-eval is not installed: install the extra"
+    ):
+        harness.preflight(Benchmarks(harness=("gsm8k", "mmlu")))
+
+
+def test_a_changed_task_file_is_another_result(options: Benchmarks) -> None:
+    before = harness.workspace(MODEL, options).fingerprint
+    file = Path(str(options.harness_task_folder)) / "own_choice.yaml"
+    file.write_text(file.read_text() + "\n# changed\n")
+    assert harness.workspace(MODEL, options).fingerprint != before
