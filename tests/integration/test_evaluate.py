@@ -19,7 +19,7 @@ from tasks.evaluate import stage
 from tasks.evaluate.settings import Evaluation
 from tasks.seeds.stage import Sources, load
 
-SETTINGS = Evaluation(max_rows=24, max_new_tokens=32, max_length=384, batch_rows=12)
+SETTINGS = Evaluation(max_rows=24, max_new_tokens=32, max_length=384, batch_rows=12, engine="transformers")
 
 
 @pytest.fixture

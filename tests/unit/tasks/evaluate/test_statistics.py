@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tasks.report.statistics import paired_difference, unpaired_difference, wilson
+from tasks.evaluate.statistics import paired_difference, unpaired_difference, wilson
 
 
 def test_wilson_matches_newcombes_published_example() -> None:
