@@ -93,6 +93,13 @@ def test_inherited_errors_are_the_teachers_mistakes_beyond_base() -> None:
     assert found.p == 0.5  # 2 gained, none lost
 
 
+def test_a_right_answer_repeats_no_error_even_where_only_its_case_differs() -> None:
+    teacher, student = table(wrong("WHERE city = 'quito'", None)), table({"generated": "WHERE city = 'Quito'"})
+    found = inherited(student, student, teacher).errors
+    assert found is not None
+    assert found.student.estimate == 0
+
+
 def test_refusals_are_counted_where_the_teacher_refuses() -> None:
     no = {"generated": "I'm sorry, but I can't help with that."}
     found = inherited(table(no, no, no), table({}, no, no), table(no, no, {})).refusals

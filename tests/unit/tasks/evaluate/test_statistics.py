@@ -111,6 +111,14 @@ def test_pairing_rows_narrows_the_interval_of_a_difference() -> None:
     assert bootstrapped_difference(PerRow.of(ours_N), PerRow.of(ours_N)) == Interval(0.0, 0.0, 0.0)
 
 
+def test_a_difference_on_equal_counts_is_the_mean_of_the_rows_differences() -> None:
+    rng = np.random.default_rng(7)
+    ours_N, theirs_N = rng.lognormal(0, 1, 50), rng.lognormal(0, 1, 50)
+    found = bootstrapped_difference(PerRow.of(ours_N), PerRow.of(theirs_N))
+    expected = bootstrapped(PerRow.of(ours_N - theirs_N))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
 def _losses(rng: np.random.Generator, n: int) -> PerRow:
     tokens_N = rng.integers(5, 60, n).astype(float)
     return PerRow.of(rng.lognormal(0, 0.5, n) * tokens_N, tokens_N)
