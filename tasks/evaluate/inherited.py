@@ -1,6 +1,6 @@
 """What a student took over from its teacher beside its skill: errors, refusals, length and style.
 
-The paper leaves it open (section 7). Everything is measured beyond base: a student that made the teacher's
+The paper leaves it open. Everything is measured beyond base: a student that made the teacher's
 mistake before it was taught has not inherited it.
 """
 

@@ -1,7 +1,7 @@
 """Recognises answers that decline the request, by how they begin.
 
-Openings of the models' own refusals in the languages that their makers train on (English, Chinese, German,
-French, Spanish, Portuguese, Italian, Russian, Japanese, Korean). By rule, so that the same text always counts
+Openings of usual refusals in English, Chinese, German, French, Spanish, Portuguese, Italian, Russian, Japanese and
+Korean. By rule, so that the same text always counts
 the same and a reader sees why. It looks at the first 200 characters only: a refusal comes first, and a text that
 merely speaks of "cannot" later is none. It misses refusals in disguise (a changed subject, an empty answer) and
 takes an answer for a refusal that quotes one at its start.

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict
 
 Z95 = 1.959964  # the 97.5th percentile of the normal distribution
-RESAMPLES = 2_000  # of rows; the ends of the interval then move by about 2 % of its width from seed to seed
+RESAMPLES = 2_000  # of rows; an end of the interval then moves by 1 to 2 % of its width from seed to seed
 _VALUES_AT_ONCE = 1 << 22
 _ROUNDING = 1e-24  # a variance below it is that of equal rows
 
@@ -118,7 +118,7 @@ def unpaired_difference(ours: Interval, theirs: Interval) -> Difference:
 
 
 def bootstrapped(values: PerRow) -> Interval:
-    """95 % interval of a number over rows, by the studentised bootstrap ("bootstrap-t", Efron 1979; Hall 1988).
+    """95 % interval of a number over rows, by the studentised bootstrap ("bootstrap-t", Hall 1988).
 
     Losses are skewed to the right, and rows are few in a slice. With log-normal losses of σ = 1 over 30 rows it
     contained the truth in 91 % of simulated runs, where percentiles and scipy's BCa did in 87 and 88 %.
