@@ -1,31 +1,30 @@
 """The evaluation program: one variant after the other on the held-out rows, each kept as it is done.
 
 python -m tasks.evaluate.program FOLDER
+
+First all variants answer (vLLM has the device to itself, one engine at a time), then all are scored against the
+teacher. Both steps of a variant are kept over kills.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM
-
-from infra import child
+from infra import child, storage
 from infra.artifacts import ArtifactRef, Workspace, digest_of
 from infra.errors import ConfigurationError
 from infra.models import ModelSource, load_tokenizer
-from infra.sandbox import ReadOnlyDatabase
-from tasks.evaluate.metrics import bare_code, kl_on_shared_tokens, kl_to_teacher, response_logprobs, response_nll
+from tasks.evaluate import predictions
+from tasks.evaluate.engines import Answer, Generator, Prompt, Sampling, TransformersGenerator, vllm_generator
+from tasks.evaluate.execution import mark
+from tasks.evaluate.scoring import RowScore, Task, batches, load_model, score
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.alignment import Alignment, vocabulary_of
 from tasks.rows import HELDOUT, Row, read_rows
@@ -33,15 +32,7 @@ from tasks.seeds.stage import open_databases
 from tasks.tokens import Skipped, TokenisedRow, tokenise, tokenizer_digests
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
-
-
-@dataclass(frozen=True)
-class Task:
-    """A held-out row in a variant's tokens and in the teacher's (the same ones where they share a tokenizer)."""
-
-    row: Row
-    tokens: TokenisedRow
-    teacher_tokens: TokenisedRow
+_ANSWERS = "answers.json"  # between the two steps
 
 
 @dataclass(frozen=True)
@@ -52,6 +43,16 @@ class _Prepared:
     tokenizer: Any
     tokens: dict[str, TokenisedRow]
     reasons: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Variant:
+    name: str
+    work: Workspace
+    source: ModelSource
+    prepared: _Prepared
+    tasks: list[Task]
+    skipped: dict[str, int]
 
 
 def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
@@ -69,51 +70,48 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         return prepared[key]
 
     theirs = prepare(teacher_source)
-    databases = open_databases(seeds)
-    teacher = load_model(teacher_source)
-    total, done = 2 * len(rows) * len(spec["variants"]), 0
-    for variant in spec["variants"]:
+    variants = [_variant(told, rows, prepare, theirs) for told in spec["variants"]]
+    total, done = 2 * sum(len(variant.tasks) for variant in variants), 0
+
+    def tick(variant: _Variant) -> Callable[[int], None]:
+        def advance(rows: int) -> None:
+            nonlocal done
+            done += rows
+            reporter.progress(done, total, variant=variant.name)
+
+        return advance
+
+    for variant in variants:
+        if not variant.work.has(_ANSWERS):
+            _answer(variant, settings, reporter.folder, tick(variant))
+    databases, teacher = open_databases(seeds), load_model(teacher_source)
+    for variant in variants:
         started = time.monotonic()
-        work = Workspace.from_description(variant["workspace"])
-        source = ModelSource.model_validate(variant["model"])
-        mine = prepare(source)
-        tasks, skipped = _tasks(rows, mine, theirs)
-        done += 2 * (len(rows) - len(tasks))
-        model = teacher if source == teacher_source else load_model(source)
-        alignment = None if mine is theirs else Alignment(vocabulary_of(theirs.source), vocabulary_of(mine.source))
-        scores: list[RowScore] = []
-        generated: list[str] = []
-        for batch in batches(tasks, settings.batch_rows):
-            scores.extend(_score(model, teacher, batch, alignment))
-            done += len(batch)
-            reporter.progress(done, total, variant=variant["name"])
-        for batch in batches(tasks, settings.batch_rows):
-            generated.extend(generate(model, mine.tokenizer, batch, settings.max_new_tokens))
-            done += len(batch)
-            reporter.progress(done, total, variant=variant["name"])
-        correct = [_is_correct(task.row, text, databases) for task, text in zip(tasks, generated, strict=True)]
-        work.put(PREDICTIONS, _predictions(tasks, generated, correct, scores))
-        seconds = round(time.monotonic() - started, 2)
-        work.put_json(METRICS, {**_metrics(tasks, correct, scores), "skipped": skipped, "seconds": seconds})
+        answers = variant.work.get_json(_ANSWERS)
+        model = teacher if variant.source == teacher_source else load_model(variant.source)
+        same_tokenizer = variant.prepared is theirs
+        alignment = None if same_tokenizer else Alignment(vocabulary_of(teacher_source), vocabulary_of(variant.source))
+        kept = []
+        for batch in batches(variant.tasks, settings.batch_rows, model.config.vocab_size):
+            for task, scored in zip(batch, score(model, teacher, batch, alignment, settings.top_k), strict=True):
+                kept.append(_row(task, scored, answers["rows"][task.row.id], databases))
+            tick(variant)(len(batch))
+        variant.work.put(PREDICTIONS, data := predictions.to_parquet(kept))
+        seconds = round(answers["seconds"] + time.monotonic() - started, 2)
+        metrics = predictions.summary(predictions.from_parquet(data))
+        about = {"skipped": variant.skipped, "seconds": seconds, "engine": settings.engine}
+        variant.work.put_json(METRICS, {**metrics, **about})
+        storage.delete(variant.work.uri + _ANSWERS)
     return {}
 
 
-class RowScore(NamedTuple):
-    """Sums over a row's response: −log p, KL(teacher ‖ model), and the tokens that the KL is over."""
-
-    nll: float
-    kl: float
-    kl_tokens: int
-
-
-def _metrics(tasks: list[Task], correct: list[bool | None], scores: list[RowScore]) -> dict[str, Any]:
-    judged = [outcome for outcome in correct if outcome is not None]
-    return {
-        "exec_accuracy": sum(judged) / len(judged) if judged else None,
-        "cross_entropy": sum(s.nll for s in scores) / sum(task.tokens.response_tokens for task in tasks),
-        "kl_to_teacher": sum(s.kl for s in scores) / max(sum(s.kl_tokens for s in scores), 1),
-        "n": len(tasks),
-    }
+def _variant(
+    told: dict[str, Any], rows: list[Row], prepare: Callable[[ModelSource], _Prepared], theirs: _Prepared
+) -> _Variant:
+    source = ModelSource.model_validate(told["model"])
+    mine = prepare(source)
+    tasks, skipped = _tasks(rows, mine, theirs)
+    return _Variant(told["name"], Workspace.from_description(told["workspace"]), source, mine, tasks, skipped)
 
 
 def _prepared(rows: list[Row], source: ModelSource, max_length: int) -> _Prepared:
@@ -141,112 +139,70 @@ def _tasks(rows: list[Row], mine: _Prepared, theirs: _Prepared) -> tuple[list[Ta
     return sorted(tasks, key=lambda task: (len(task.tokens.ids), task.row.id)), dict(skipped)
 
 
-def load_model(source: ModelSource) -> Any:
-    """The model for inference, on the GPU where there is one."""
-    on_gpu = torch.cuda.is_available()
-    dtype = torch.bfloat16 if on_gpu else torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(source.fetch(), dtype=dtype, attn_implementation="sdpa")
-    return model.to("cuda" if on_gpu else "cpu").eval()
+def _answer(variant: _Variant, settings: Evaluation, folder: Path, advance: Callable[[int], None]) -> None:
+    """Generate the variant's answers, and keep them in its workspace."""
+    started = time.monotonic()
+    prompts = [Prompt(task.row.id, task.tokens.ids[: task.tokens.response_start]) for task in variant.tasks]
+    generator = _generator(variant, prompts, settings)
+    kept: dict[str, dict[str, Any]] = {}
+    with child.abort_if_a_child_dies(folder, "the engine that generates"):
+        for prompt, [answer] in zip(prompts, generator.answers(prompts, None), strict=True):
+            kept[prompt.key] = {"greedy": dataclasses.asdict(answer), "samples": []}
+            advance(1)
+        if settings.samples:
+            sampling = Sampling(settings.samples, settings.temperature, settings.top_p, settings.seed)
+            for prompt, answers in zip(prompts, generator.answers(prompts, sampling), strict=True):
+                kept[prompt.key]["samples"] = [answer.text for answer in answers]
+                advance(0)
+    generator.close()
+    variant.work.put_json(_ANSWERS, {"rows": kept, "seconds": time.monotonic() - started})
 
 
-@torch.inference_mode()
-def _score(model: Any, teacher: Any, batch: list[Task], alignment: Alignment | None) -> Iterator[RowScore]:
-    """Each row's sums; with `alignment`, the KL is over positions and tokens that both tokenizers have."""
-    ids_BT, logits_BTV = _logits(model, [task.tokens for task in batch])
-    if teacher is not model:
-        _, teacher_BTV = _logits(teacher, [task.teacher_tokens for task in batch])
-    for b, task in enumerate(batch):
-        start, length = task.tokens.response_start, len(task.tokens.ids)
-        logprobs_RV = response_logprobs(logits_BTV[b], start, length)
-        nll = float(response_nll(logprobs_RV, ids_BT[b, start:length]).sum())
-        kl_R = torch.zeros(task.tokens.response_tokens)
-        if teacher is not model:
-            of_teacher = task.teacher_tokens
-            teacher_RV = response_logprobs(teacher_BTV[b], of_teacher.response_start, len(of_teacher.ids))
-            kl_R = (
-                kl_to_teacher(teacher_RV, logprobs_RV)
-                if alignment is None
-                else _kl_aligned(alignment, task, teacher_RV, logprobs_RV)
-            )
-        yield RowScore(nll, float(kl_R.sum()), len(kl_R))
-
-
-def _kl_aligned(alignment: Alignment, task: Task, teacher_RV: Tensor, logprobs_RV: Tensor) -> Tensor:
-    teacher_at, student_at = alignment.same_spans(
-        np.asarray(task.teacher_tokens.ids)[task.teacher_tokens.response_start :],
-        np.asarray(task.tokens.ids)[task.tokens.response_start :],
+def _generator(variant: _Variant, prompts: list[Prompt], settings: Evaluation) -> Generator:
+    tokenizer = variant.prepared.tokenizer
+    if settings.engine == "transformers":
+        model = load_model(variant.source)
+        return TransformersGenerator(model, tokenizer, settings.max_new_tokens, settings.batch_rows)
+    longest = max(len(prompt.ids) for prompt in prompts)
+    return vllm_generator(
+        variant.source.fetch(),
+        tokenizer,
+        longest,
+        settings.max_new_tokens,
+        settings.tensor_parallel,
+        settings.gpu_memory,
     )
-    shared = alignment.same_tokens(teacher_RV.shape[1], logprobs_RV.shape[1])
-    teacher_ids_W, student_ids_W = (torch.from_numpy(ids).to(logprobs_RV.device) for ids in shared)
-    return kl_on_shared_tokens(teacher_RV[teacher_at], logprobs_RV[student_at], teacher_ids_W, student_ids_W)
 
 
-def _logits(model: Any, rows: Sequence[TokenisedRow]) -> tuple[Tensor, Tensor]:
-    """Ids and logits of rows, padded on the right."""
-    longest = max(len(row.ids) for row in rows)
-    ids_BT = torch.zeros((len(rows), longest), dtype=torch.long, device=model.device)
-    mask_BT = torch.zeros_like(ids_BT)
-    for b, row in enumerate(rows):
-        ids_BT[b, : len(row.ids)] = torch.tensor(row.ids)
-        mask_BT[b, : len(row.ids)] = 1
-    return ids_BT, model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
-
-
-@torch.inference_mode()
-def generate(model: Any, tokenizer: Any, batch: list[Task], max_new_tokens: int) -> list[str]:
-    """Greedy answers, padded on the left."""
-    prompts = [task.tokens.ids[: task.tokens.response_start] for task in batch]
-    longest = max(map(len, prompts))
-    ids_BT = torch.full((len(batch), longest), tokenizer.pad_token_id, device=model.device)
-    mask_BT = torch.zeros_like(ids_BT)
-    for b, prompt in enumerate(prompts):
-        ids_BT[b, longest - len(prompt) :] = torch.tensor(prompt)
-        mask_BT[b, longest - len(prompt) :] = 1
-    output_BT = model.generate(
-        input_ids=ids_BT,
-        attention_mask=mask_BT,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return [str(text) for text in tokenizer.batch_decode(output_BT[:, longest:], skip_special_tokens=True)]
-
-
-def _is_correct(row: Row, text: str, databases: dict[str, ReadOnlyDatabase]) -> bool | None:
-    """Execution accuracy of one answer; None where there is no database to run it on."""
-    if row.database not in databases:
-        return None
-    return databases[row.database].same_result(row.response, bare_code(text))
-
-
-def _predictions(tasks: list[Task], generated: list[str], correct: list[bool | None], scores: list[RowScore]) -> bytes:
-    table = pa.table(
-        {
-            "row_id": [task.row.id for task in tasks],
-            "instruction": [task.row.instruction for task in tasks],
-            "input": [task.row.input for task in tasks],
-            "reference": [task.row.response for task in tasks],
-            "generated": generated,
-            "correct": pa.array(correct, pa.bool_()),
-            "nll": [score.nll for score in scores],
-            "kl_to_teacher": [score.kl for score in scores],
-            "kl_tokens": [score.kl_tokens for score in scores],
-            "response_tokens": [task.tokens.response_tokens for task in tasks],
-        }
-    )
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
-
-
-def batches(tasks: list[Task], size: int) -> Iterator[list[Task]]:
-    """Tasks in order, `size` at a time."""
-    for start in range(0, len(tasks), size):
-        yield tasks[start : start + size]
+def _row(task: Task, scored: RowScore, answers: dict[str, Any], databases: dict[str, Any]) -> dict[str, Any]:
+    """All that is kept of one row."""
+    row, greedy = task.row, Answer(**answers["greedy"])
+    marked = mark(row, greedy.text, databases)
+    tokens, confidence, hits = scored.calibration
+    return {
+        "row_id": row.id,
+        "instruction": row.instruction,
+        "input": row.input,
+        "reference": row.response,
+        "task_category": row.task_category,
+        "language": row.language,
+        "generated": greedy.text,
+        "generated_tokens": greedy.tokens,
+        "truncated": greedy.truncated,
+        "correct": marked.correct,
+        "wrong_result": marked.wrong_result,
+        "samples": answers["samples"],
+        "samples_correct": [mark(row, text, databases).correct for text in answers["samples"]],
+        "response_tokens": task.tokens.response_tokens,
+        "nll": scored.nll,
+        "kl_tokens": scored.kl_tokens,
+        "kl_to_teacher": scored.kl_to_teacher,
+        "topk_kl": scored.topk_kl,
+        "top1_agreed": scored.top1_agreed,
+        "calibration_tokens": tokens,
+        "calibration_confidence": confidence,
+        "calibration_hits": hits,
+    }
 
 
 if __name__ == "__main__":

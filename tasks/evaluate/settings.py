@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -11,11 +13,20 @@ class Evaluation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_rows: int | None = Field(None, ge=1, description="held-out rows to use (default: all)")
+    engine: Literal["vllm", "transformers"] = Field("vllm", description="what generates: vllm, or the slow reference")
     max_new_tokens: int = Field(256, ge=1, description="longest generated answer in tokens")
+    samples: int = Field(0, ge=0, description="sampled answers a row, beside the greedy one")
+    temperature: float = Field(0.7, gt=0, le=2, description="of the sampled answers")
+    top_p: float = Field(1.0, gt=0, le=1, description="of the sampled answers: mass of the tokens to draw from")
+    seed: int = Field(0, ge=0, description="of the sampled answers")
+    top_k: int = Field(10, ge=1, description="teacher tokens that the top-K KL is over")
     max_length: int = Field(2048, ge=16, description="longest held-out row in tokens; longer ones are skipped")
     batch_rows: int = Field(32, ge=1, description="rows computed at once; lower it when memory runs out")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that hold one model together in vLLM")
+    gpu_memory: float = Field(0.9, gt=0, le=1, description="share of the GPU's memory that vLLM may take")
     timeout_h: float | None = Field(None, gt=0, description="hours after which evaluation is ended (default: never)")
 
-    def identity(self) -> dict[str, int | None]:
-        """What changes the numbers."""
-        return self.model_dump(exclude={"batch_rows", "timeout_h"})
+    def identity(self) -> dict[str, Any]:
+        """What changes the numbers: the engine too, whose rounding decides between tokens that are nearly as likely."""
+        unused = set() if self.samples else {"temperature", "top_p", "seed"}
+        return self.model_dump(exclude={"batch_rows", "tensor_parallel", "gpu_memory", "timeout_h"} | unused)

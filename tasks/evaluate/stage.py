@@ -9,10 +9,11 @@ from typing import Any
 from infra.artifacts import ArtifactRef, Workspace
 from infra.models import ModelSource
 from infra.processes import Event, run_supervised
+from infra.vllm_environment import vllm_environment
 from tasks.evaluate.settings import Evaluation
 
 KIND = "evaluate"
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 FILES = ("metrics.json", "predictions.parquet")
 
 
@@ -47,7 +48,7 @@ def evaluate(
             [sys.executable, "-m", "tasks.evaluate.program"],
             spec,
             on_event=on_event,
-            env={"TOKENIZERS_PARALLELISM": "false"},
+            env=vllm_environment(),
             stall_timeout_s=1800.0,
             timeout_h=evaluation.timeout_h,
             log_uri=f"{next(iter(missing.values())).uri}log.txt",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
 from infra.artifacts import ArtifactRef, Workspace
 from infra.models import ModelSource
 from infra.processes import Event, run_supervised
+from infra.vllm_environment import vllm_environment
 from tasks.logits.settings import Scoring
 from tasks.logits.store import SHARDS, TOKENIZER
 from tasks.tokens import tokenizer_digests
@@ -47,12 +47,7 @@ def score(
         [sys.executable, "-m", "tasks.logits.program"],
         spec,
         on_event=on_event,
-        env={
-            "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
-            "TOKENIZERS_PARALLELISM": "false",
-        },
+        env=vllm_environment(),
         stall_timeout_s=_STALL_TIMEOUT_S,
         timeout_h=scoring.timeout_h,
         log_uri=f"{work.uri}log.txt",

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tasks.evaluate.statistics import Difference, Interval, paired_difference, unpaired_difference, wilson
 from tasks.report.data import ReportData, Variant
-from tasks.report.statistics import Difference, Interval, paired_difference, unpaired_difference, wilson
 
 CONTROL = "sft_control"
 SAME = 0.01  # relative change below which cross-entropy or KL is called the same; they carry no interval here

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from tasks.evaluate.analysis import Analysis
+
 AGENTS = ("expansion", "category", "rewriting", "preservation", "selection", "verification")
 VARIANTS = ("base", "sft", "sft_control", "kd", "teacher")
 MASS_BINS = 20
@@ -33,7 +35,8 @@ def _ordered(by_variant: dict[str, T]) -> dict[str, T]:
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # a diverged run has numbers that are none; as null they could not be read back
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class Variant(_Frozen):
@@ -167,6 +170,7 @@ class ReportData(_Frozen):
     coverage: Coverage | None = None
     data_flow: DataFlow | None = None
     examples: list[Example] = []
+    analysis: Analysis | None = Field(None, description="intervals, paired tests, slices and what was inherited")
     settings: dict[str, Any] = {}
     versions: dict[str, str] = {}
     reproduce: str = ""

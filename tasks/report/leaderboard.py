@@ -11,10 +11,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra.artifacts import ArtifactRef
+from tasks.evaluate.statistics import paired_difference
 from tasks.report.comparison import compare, nats, percent, percent_range, points, points_range
 from tasks.report.data import ReportData
 from tasks.report.plots import duration
-from tasks.report.statistics import paired_difference
 
 COST_STAGES = ("augment", "sft", "logits", "kd")  # what making the student takes; control and evaluation measure it
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from infra.artifacts import ArtifactReader, ArtifactRef, Record, Workspace, read_record
 from infra.errors import ConfigurationError
+from tasks.evaluate.analysis import analyse
+from tasks.evaluate.predictions import Table, from_parquet
 from tasks.report import leaderboard_page
 from tasks.report.data import AgentUse, Coverage, DataFlow, Example, Output, ReportData, Stage, Variant
 from tasks.report.leaderboard import Entry, rows, verdict
 from tasks.report.page import render_markdown, render_page
 
 KIND = "report"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 LABELS = {
     "base": "Base student",
     "sft": "SFT",
@@ -71,7 +70,8 @@ def gather(
 ) -> ReportData:
     """All that the page shows. Times are those of the run that made each artifact."""
     records = {name: _record(ref) for name, ref in stages.items()}
-    tables = _on_common_rows({name: _predictions(ref) for name, ref in evaluations.items()})
+    read = {name: ArtifactReader(ref).read("predictions.parquet") for name, ref in evaluations.items()}
+    tables = _on_common_rows({name: from_parquet(data) for name, data in read.items()})
     variants = {name: _variant(LABELS[name], tables[name], ref.uri) for name, ref in evaluations.items()}
     seconds = sum(_record(ref).seconds for ref in {ref.uri: ref for ref in evaluations.values()}.values())
     shown = [_stage(name, record, stages[name].uri) for name, record in records.items()]
@@ -86,6 +86,7 @@ def gather(
         coverage=Coverage.model_validate(coverage),
         data_flow=_data_flow(records["augment"]),
         examples=_examples(tables),
+        analysis=analyse(tables, LABELS),
         versions=records["kd"].versions,
     )
 
@@ -135,13 +136,7 @@ def _use(numbers: Mapping[str, float]) -> AgentUse:
     )
 
 
-def _predictions(ref: ArtifactRef) -> dict[str, list[Any]]:
-    data = ArtifactReader(ref).read("predictions.parquet")
-    columns: dict[str, list[Any]] = pq.read_table(pa.BufferReader(data)).to_pydict()
-    return columns
-
-
-def _on_common_rows(tables: Mapping[str, dict[str, list[Any]]]) -> dict[str, dict[str, list[Any]]]:
+def _on_common_rows(tables: Mapping[str, Table]) -> dict[str, Table]:
     """The rows that every variant could take, in one order: tokenizers differ in what is too long, and in lengths."""
     common = set.intersection(*(set(table["row_id"]) for table in tables.values()))
     order = [row_id for row_id in tables["kd"]["row_id"] if row_id in common]
@@ -152,7 +147,7 @@ def _on_common_rows(tables: Mapping[str, dict[str, list[Any]]]) -> dict[str, dic
     return aligned
 
 
-def _variant(label: str, table: Mapping[str, list[Any]], uri: str) -> Variant:
+def _variant(label: str, table: Table, uri: str) -> Variant:
     correct = table["correct"]
     judged = [outcome for outcome in correct if outcome is not None]
     return Variant(
@@ -166,7 +161,7 @@ def _variant(label: str, table: Mapping[str, list[Any]], uri: str) -> Variant:
     )
 
 
-def _examples(tables: Mapping[str, dict[str, list[Any]]]) -> list[Example]:
+def _examples(tables: Mapping[str, Table]) -> list[Example]:
     """Rows on which the variants differ first, spread over the held-out set."""
     rows = range(len(tables["kd"]["row_id"]))
     differing = [i for i in rows if len({table["correct"][i] for table in tables.values()}) > 1]

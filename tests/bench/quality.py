@@ -59,7 +59,8 @@ def _greedy_label_flags() -> list[str]:
     from infra.models import DEMO, load_tokenizer, resolve
     from infra.services import embedded_services
     from tasks.augment import stage
-    from tasks.evaluate.program import Task, batches, generate, load_model
+    from tasks.evaluate.engines import Prompt, TransformersGenerator
+    from tasks.evaluate.scoring import load_model
     from tasks.rows import KEPT, read_rows
     from tasks.seeds.stage import Sources, load
     from tasks.tokens import TokenisedRow, tokenise
@@ -73,12 +74,13 @@ def _greedy_label_flags() -> list[str]:
         teacher = resolve("demo", "teacher")
         tokenizer, model = load_tokenizer(teacher), load_model(teacher)
         tokenised = [(row, tokenise(row, tokenizer, 384)) for row in read_rows(ref, KEPT)]
-        tasks = [Task(row, tokens, tokens) for row, tokens in tokenised if isinstance(tokens, TokenisedRow)]
-        answers = [text for batch in batches(tasks, 160) for text in generate(model, tokenizer, batch, 64)]
+        usable = [(row, tokens) for row, tokens in tokenised if isinstance(tokens, TokenisedRow)]
+        prompts = [Prompt(row.id, tokens.ids[: tokens.response_start]) for row, tokens in usable]
+        generator = TransformersGenerator(model, tokenizer, max_new_tokens=64, batch_rows=160)
+        answers = [answer.text for [answer] in generator.answers(prompts, None)]
     path = Path(os.environ.get("DISTILFLOW_HOME", ".distilflow")) / "greedy_labels.jsonl"
     with path.open("w") as stream:
-        for task, text in zip(tasks, answers, strict=True):
-            row = task.row
+        for (row, _tokens), text in zip(usable, answers, strict=True):
             entry = {"instruction": row.instruction, "input": row.input, "output": text, "database": row.database}
             stream.write(json.dumps(entry) + "\n")
     return [

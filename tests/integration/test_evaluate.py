@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from tasks.evaluate import stage
 from tasks.evaluate.settings import Evaluation
 from tasks.seeds.stage import Sources, load
 
-SETTINGS = Evaluation(max_rows=24, max_new_tokens=32, max_length=384, batch_rows=12)
+SETTINGS = Evaluation(max_rows=24, max_new_tokens=32, max_length=384, batch_rows=12, engine="transformers", samples=2)
 
 
 @pytest.fixture
@@ -75,6 +76,27 @@ def test_a_student_that_says_the_same_in_other_ids_is_no_distance_from_its_teach
     tables = {name: _predictions(ref) for name, ref in refs.items()}
     assert tables["kd"]["generated"].to_pylist() == tables["teacher"]["generated"].to_pylist()
     assert tables["kd"]["kl_tokens"].to_pylist() == tables["kd"]["response_tokens"].to_pylist()
+    _check_the_other_metrics(numbers, tables)
+
+
+def _check_the_other_metrics(numbers: dict[str, dict[str, Any]], tables: dict[str, pa.Table]) -> None:
+    """Of a student equal to its teacher, the teacher, and a base far from it."""
+    assert (numbers["teacher"]["top1_agreement"], numbers["teacher"]["topk_kl"]) == (1.0, 0.0)
+    assert 0 < numbers["base"]["topk_kl"] < numbers["base"]["kl_to_teacher"]
+    assert numbers["kd"]["top1_agreement"] == pytest.approx(1.0, abs=0.01)
+    assert numbers["base"]["top1_agreement"] < 0.5
+    for name, found in numbers.items():
+        assert 0 <= found["topk_kl"] <= found["kl_to_teacher"] + 1e-6
+        assert found["perplexity"] == pytest.approx(np.exp(found["cross_entropy"]))
+        assert sum(b["tokens"] for b in found["calibration"]) == sum(tables[name]["response_tokens"].to_pylist())
+        lengths = tables[name]["generated_tokens"].to_pylist()
+        assert found["output_tokens"] == pytest.approx(np.mean(lengths))
+        assert max(lengths) <= SETTINGS.max_new_tokens
+        assert all(len(marks) == 2 and None not in marks for marks in tables[name]["samples_correct"].to_pylist())
+    assert 0 <= numbers["teacher"]["ece"] < 0.15
+    assert numbers["teacher"]["any_sample_correct"] >= numbers["teacher"]["sampled_accuracy"] > 0.3
+    right = tables["teacher"].filter(tables["teacher"]["correct"])
+    assert set(right["wrong_result"].to_pylist()) == {None}
 
 
 def _predictions(ref: ArtifactRef) -> pa.Table:

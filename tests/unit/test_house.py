@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ENGINES = ("torch", "vllm", "deepspeed", "transformers", "litellm")
+ENGINES = ("torch", "vllm", "deepspeed", "transformers", "litellm", "scipy")
 
 
 def _imported_with(module: str) -> set[str]:

@@ -1,0 +1,41 @@
+"""Prediction tables made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tasks.evaluate.predictions import SCHEMA, Table
+
+_ROW: dict[str, Any] = {
+    "instruction": "How many?",
+    "input": "",
+    "reference": "SELECT 1",
+    "task_category": "sql",
+    "language": "en",
+    "generated": "SELECT 1",
+    "generated_tokens": 3,
+    "truncated": False,
+    "correct": True,
+    "wrong_result": None,
+    "samples": [],
+    "samples_correct": [],
+    "response_tokens": 10,
+    "nll": 5.0,
+    "kl_tokens": 10,
+    "kl_to_teacher": 1.0,
+    "topk_kl": 0.5,
+    "top1_agreed": 8,
+    "calibration_tokens": [0.0] * 14 + [10.0],
+    "calibration_confidence": [0.0] * 14 + [9.7],
+    "calibration_hits": [0.0] * 14 + [9.0],
+}
+
+
+def table(*rows: dict[str, Any]) -> Table:
+    """One row for each dict of what differs from an ordinary one."""
+    full = [{"row_id": f"row{index}", **_ROW, **row} for index, row in enumerate(rows)]
+    return {name: [row[name] for row in full] for name in SCHEMA.names}
+
+
+def wrong(text: str = "SELECT 2", result: str | None = "two") -> dict[str, Any]:
+    return {"correct": False, "generated": text, "wrong_result": result}

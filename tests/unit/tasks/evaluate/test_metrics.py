@@ -1,0 +1,69 @@
+"""Tensor metrics against values worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.evaluate.metrics import (
+    CALIBRATION_BINS,
+    calibration,
+    kl_to_teacher,
+    on_same_tokens,
+    top1_agreement,
+    topk_kl_to_teacher,
+)
+
+TEACHER = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
+STUDENT = torch.tensor([[0.25, 0.25, 0.25, 0.25]]).log()
+
+
+def test_topk_kl_puts_all_other_tokens_into_one_bucket() -> None:
+    # K = 1: 0.5 · ln(0.5 / 0.25) + 0.5 · ln(0.5 / 0.75)
+    expected = 0.5 * math.log(2) + 0.5 * math.log(0.5 / 0.75)
+    assert topk_kl_to_teacher(TEACHER, STUDENT, 1).item() == pytest.approx(expected, abs=1e-6)
+    assert kl_to_teacher(TEACHER, STUDENT).item() == pytest.approx(0.25 * math.log(2), abs=1e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.integers(1, 12))
+def test_topk_kl_lies_between_zero_and_the_full_kl_and_reaches_it_at_k_equal_v(seed: int, k: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    teacher, student = (
+        (4 * torch.randn(3, 12, generator=generator, dtype=torch.float64)).log_softmax(1) for _ in range(2)
+    )
+    full, found = kl_to_teacher(teacher, student), topk_kl_to_teacher(teacher, student, k)
+    assert (found > -1e-12).all()
+    assert (found <= full + 1e-12).all()
+    if k >= 11:  # the bucket holds one token or none
+        assert torch.allclose(found, full)
+
+
+def test_a_tiny_rest_is_summed_and_not_lost_in_rounding() -> None:
+    teacher = torch.tensor([[0.0, -30.0, -31.0]]).log_softmax(1)
+    student = torch.tensor([[0.0, -3.0, -3.0]]).log_softmax(1)
+    assert topk_kl_to_teacher(teacher, student, 1).item() == pytest.approx(math.log(1 + 2 * math.exp(-3)), rel=1e-5)
+
+
+def test_agreement_is_about_the_likeliest_token() -> None:
+    student = torch.tensor([[0.4, 0.6, 0.0, 0.0], [0.9, 0.1, 0.0, 0.0]]).log()
+    assert top1_agreement(TEACHER.expand(2, 4), student).tolist() == [False, True]
+
+
+def test_padded_vocabularies_are_compared_on_what_both_have() -> None:
+    wide = torch.tensor([[0.25, 0.25, 0.5]]).log()
+    narrow = torch.tensor([[0.5, 0.5]]).log()
+    assert kl_to_teacher(*on_same_tokens(wide, narrow)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_calibration_counts_tokens_confidence_and_hits_by_bin() -> None:
+    probabilities = torch.tensor([[0.9, 0.1], [0.92, 0.08], [0.45, 0.55], [1.0, 0.0]])
+    tokens, confidence, hits = calibration(probabilities.log(), torch.tensor([0, 1, 1, 0])).tolist()
+    assert (tokens[13], tokens[8], tokens[CALIBRATION_BINS - 1], sum(tokens)) == (2, 1, 1, 4)
+    assert confidence[13] == pytest.approx(1.82)
+    assert hits[13] == 1
+    assert hits[8] == 1
