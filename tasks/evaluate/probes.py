@@ -6,18 +6,17 @@ a probe of one's own needs: `NAME.jinja`, which tells the judge to answer `{"rea
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 from infra.errors import ConfigurationError
 from tasks.augment.agents import Agent
 from tasks.evaluate.judges import Case, Finding, Judgment, reasons_not_judged
+from tasks.evaluate.statistics import wilson
 
 BUILTIN = "builtin"
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
@@ -78,19 +77,10 @@ def result(probes: Sequence[Agent[Finding]], judgments: Sequence[Judgment]) -> d
         present = round(sum(made))
         one: dict[str, Any] = {"present": present, "judged": len(made), "not_judged": reasons_not_judged(mine)}
         if made:
-            low, high = wilson(present, len(made))
-            one |= {"rate": present / len(made), "low": low, "high": high}
+            rate = wilson(present / len(made), len(made))
+            one |= {"rate": rate.estimate, "low": rate.low, "high": rate.high}
         told[name] = one
     return {"probes": told, "cost_usd": sum(judgment.cost_usd for judgment in judgments)}
-
-
-def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a rate, which stays within 0 … 1 and is honest at 0 and at few trials."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    rate, shrunk = successes / trials, 1 + z * z / trials
-    middle = (rate + z * z / (2 * trials)) / shrunk
-    half = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials)) / shrunk
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _name(probe: Agent[Finding]) -> str:
