@@ -15,13 +15,25 @@ from flows.dispatched import answers
 from infra.errors import ConfigurationError
 from infra.stage_task import stage_task
 from infra.ui import stage_view
+from tasks.evaluate import stage as evaluation_stage
 from tasks.evaluate.task import evaluate
+from tasks.logits import stage as logits_stage
 from tasks.logits.task import score_logits
+from tasks.train import stage as training_stage
 from tasks.train.task import train
 
 P = ParamSpec("P")
 R = TypeVar("R")
 STAGES: dict[str, Any] = {"train": train, "logits": score_logits, "evaluate": evaluate}
+_IS_FINISHED: dict[str, Callable[..., bool]] = {
+    "train": lambda name, model, data, training, run, seed: bool(
+        training_stage.workspace(name, model, data, training, seed).find()
+    ),
+    "logits": lambda rows, teacher, k, scoring: bool(logits_stage.workspace(rows, teacher, k, scoring).find()),
+    "evaluate": lambda models, teacher, seeds, evaluation: all(
+        evaluation_stage.workspace(model, teacher, seeds, evaluation).find() for model in models.values()
+    ),
+}
 
 
 @flow(name="stage", retries=0, validate_parameters=True)
@@ -44,7 +56,10 @@ def stage(stage: Literal["train", "logits", "evaluate"], arguments: dict[str, An
 
 
 def placed(function: Callable[P, R], deployment: str | None) -> Callable[P, R]:
-    """A stage's task, run in this process, or through a deployment of the flow `stage` where one is named."""
+    """A stage's task, run in this process, or through a deployment of the flow `stage` where one is named.
+
+    A finished stage is found here: nobody is sent for it.
+    """
     if deployment is None:
         return function
     stage_name = next(name for name, known in STAGES.items() if known is function)
@@ -55,6 +70,8 @@ def placed(function: Callable[P, R], deployment: str | None) -> Callable[P, R]:
     def there(*args: P.args, **kwargs: P.kwargs) -> R:
         arguments = inspect.signature(plain).bind(*args, **kwargs).arguments
         title = str(arguments.get("name", stage_name))
+        if _IS_FINISHED[stage_name](**arguments):
+            return function(*args, **kwargs)
 
         def dispatch() -> Any:
             parameters = {"stage": stage_name, "arguments": TypeAdapter(Any).dump_python(arguments, mode="json")}
