@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from flows.dispatch import run_there
 from flows.dispatched import answers
+from infra.artifacts import ArtifactRef
 from infra.errors import ConfigurationError
 from infra.stage_task import stage_task
 from infra.ui import stage_view
@@ -74,7 +75,8 @@ def placed(function: Callable[P, R], deployment: str | None) -> Callable[P, R]:
             return function(*args, **kwargs)
 
         def dispatch() -> Any:
-            parameters = {"stage": stage_name, "arguments": TypeAdapter(Any).dump_python(arguments, mode="json")}
+            told = _as_anyone_would_ask(TypeAdapter(Any).dump_python(arguments, mode="json"))
+            parameters = {"stage": stage_name, "arguments": told}
             with stage_view(title, f"in {deployment}") as view:
                 result = run_there(deployment, parameters, returns, title, view.note)
                 refs = list(result.values()) if isinstance(result, dict) else [result]
@@ -85,3 +87,14 @@ def placed(function: Callable[P, R], deployment: str | None) -> Callable[P, R]:
         return cast("R", stage_task(name=f"{title} in {deployment}")(dispatch)())
 
     return there
+
+
+def _as_anyone_would_ask(value: Any) -> Any:
+    """Arguments without what this run alone has spent on its artifacts, so that equal wishes are equal."""
+    if isinstance(value, list):
+        return [_as_anyone_would_ask(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    is_reference = value.keys() >= ArtifactRef.model_fields.keys()
+    spent = {"seconds", "cached"} if is_reference else set()
+    return {name: _as_anyone_would_ask(item) for name, item in value.items() if name not in spent}
