@@ -15,22 +15,31 @@ from flows.dispatched import answers
 from infra.errors import ConfigurationError
 from infra.stage_task import stage_task
 from infra.ui import stage_view
+from tasks.evaluate.benchmark_tasks import benchmark_answers, lm_eval
 from tasks.evaluate.task import evaluate
 from tasks.logits.task import score_logits
 from tasks.train.task import train
 
 P = ParamSpec("P")
 R = TypeVar("R")
-STAGES: dict[str, Any] = {"train": train, "logits": score_logits, "evaluate": evaluate}
+STAGES: dict[str, Any] = {
+    "train": train,
+    "logits": score_logits,
+    "evaluate": evaluate,
+    "benchmark_answers": benchmark_answers,
+    "lm_eval": lm_eval,
+}
 
 
 @flow(name="stage", retries=0, validate_parameters=True)
 @answers
-def stage(stage: Literal["train", "logits", "evaluate"], arguments: dict[str, Any]) -> Any:
+def stage(
+    stage: Literal["train", "logits", "evaluate", "benchmark_answers", "lm_eval"], arguments: dict[str, Any]
+) -> Any:
     """Do one stage of a distillation here. Started by a `distill` run that has `stages_on` set, seldom by hand.
 
     Args:
-        stage: train (sft, sft_control, kd), logits or evaluate
+        stage: train (sft, sft_control, kd), logits, evaluate, benchmark_answers or lm_eval
         arguments: the stage's arguments as JSON: references to artifacts, models, settings
     """
     run = STAGES[stage]
