@@ -23,7 +23,7 @@ from flows.dispatched import answer_of, is_dead, prefect_client, set_state, watc
 from infra.artifacts import digest_of
 from infra.errors import BY_EXIT_CODE, ConfigurationError, StageFailedError, TransientError
 
-POLL_S = 1.0
+POLL_S = 2.0
 _SERVER_AWAY_S = 600.0
 _ELSEWHERE = {code: kind for code, kind in BY_EXIT_CODE.items() if kind is not TransientError}  # that was retried there
 

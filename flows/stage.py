@@ -12,12 +12,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from flows.dispatch import run_there
 from flows.dispatched import answers
+from infra.artifacts import ArtifactRef
 from infra.errors import ConfigurationError
 from infra.stage_task import stage_task
 from infra.ui import stage_view
+from tasks.evaluate import benchmark_answers as answers_stage
+from tasks.evaluate import harness
+from tasks.evaluate import stage as evaluation_stage
 from tasks.evaluate.benchmark_tasks import benchmark_answers, lm_eval
 from tasks.evaluate.task import evaluate
+from tasks.logits import stage as logits_stage
 from tasks.logits.task import score_logits
+from tasks.train import stage as training_stage
 from tasks.train.task import train
 
 P = ParamSpec("P")
@@ -28,6 +34,21 @@ STAGES: dict[str, Any] = {
     "evaluate": evaluate,
     "benchmark_answers": benchmark_answers,
     "lm_eval": lm_eval,
+}
+_IS_FINISHED: dict[str, Callable[..., bool]] = {
+    "train": lambda name, model, data, training, run, seed: bool(
+        training_stage.workspace(name, model, data, training, seed).find()
+    ),
+    "logits": lambda rows, teacher, k, scoring: bool(logits_stage.workspace(rows, teacher, k, scoring).find()),
+    "evaluate": lambda models, teacher, seeds, evaluation: all(
+        evaluation_stage.workspace(model, teacher, seeds, evaluation).find() for model in models.values()
+    ),
+    "benchmark_answers": lambda models, options, evaluation: all(
+        work.find() for work in answers_stage.workspaces(models, options, evaluation).values()
+    ),
+    "lm_eval": lambda models, options, scoring: all(
+        harness.workspace(model, options).find() for model in models.values()
+    ),
 }
 
 
@@ -53,7 +74,10 @@ def stage(
 
 
 def placed(function: Callable[P, R], deployment: str | None) -> Callable[P, R]:
-    """A stage's task, run in this process, or through a deployment of the flow `stage` where one is named."""
+    """A stage's task, run in this process, or through a deployment of the flow `stage` where one is named.
+
+    A finished stage is found here: nobody is sent for it.
+    """
     if deployment is None:
         return function
     stage_name = next(name for name, known in STAGES.items() if known is function)
@@ -64,9 +88,12 @@ def placed(function: Callable[P, R], deployment: str | None) -> Callable[P, R]:
     def there(*args: P.args, **kwargs: P.kwargs) -> R:
         arguments = inspect.signature(plain).bind(*args, **kwargs).arguments
         title = str(arguments.get("name", stage_name))
+        if _IS_FINISHED[stage_name](**arguments):
+            return function(*args, **kwargs)
 
         def dispatch() -> Any:
-            parameters = {"stage": stage_name, "arguments": TypeAdapter(Any).dump_python(arguments, mode="json")}
+            told = _as_anyone_would_ask(TypeAdapter(Any).dump_python(arguments, mode="json"))
+            parameters = {"stage": stage_name, "arguments": told}
             with stage_view(title, f"in {deployment}") as view:
                 result = run_there(deployment, parameters, returns, title, view.note)
                 refs = list(result.values()) if isinstance(result, dict) else [result]
@@ -77,3 +104,14 @@ def placed(function: Callable[P, R], deployment: str | None) -> Callable[P, R]:
         return cast("R", stage_task(name=f"{title} in {deployment}")(dispatch)())
 
     return there
+
+
+def _as_anyone_would_ask(value: Any) -> Any:
+    """Arguments without what this run alone has spent on its artifacts, so that equal wishes are equal."""
+    if isinstance(value, list):
+        return [_as_anyone_would_ask(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    is_reference = value.keys() >= ArtifactRef.model_fields.keys()
+    spent = {"seconds", "cached"} if is_reference else set()
+    return {name: _as_anyone_would_ask(item) for name, item in value.items() if name not in spent}

@@ -55,7 +55,7 @@ class Claims:
         }
         self._held: set[str] = set()
         self._lock = threading.Lock()
-        self._seen: dict[str, tuple[str, float]] = {}
+        self._seen: dict[str, tuple[str, float, float]] = {}  # claim → version, since when, when we last looked
         self._over = threading.Event()
         self._renewer = threading.Thread(target=self._renew, daemon=True)
 
@@ -113,10 +113,10 @@ class Claims:
         if owner["host"] == self._me["host"] and _born(owner["pid"]) != owner["born"]:
             return True
         now = time.monotonic()
-        seen, since = self._seen.get(name, ("", now))
-        if seen != etag:
-            self._seen[name] = (etag, now)
-            return False
+        seen, since, looked = self._seen.get(name, ("", now, now))
+        if seen != etag or now - looked > self._stale_s / 2:  # while storage was away nobody could renew
+            since = now
+        self._seen[name] = (etag, since, now)
         return now - since > self._stale_s
 
     def _renew(self) -> None:

@@ -89,7 +89,7 @@ def run_supervised(
     and the end of its log where it did not.
     """
     settings.work_dir().mkdir(parents=True, exist_ok=True)
-    _remove_folders_of_the_dead()
+    remove_folders_of_the_dead(settings.work_dir())
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-{os.getpid()}-", dir=settings.work_dir()))
     (folder / "spec.json").write_text(json.dumps(spec))
     events = folder / "events.jsonl"
@@ -158,11 +158,17 @@ def _failure(
     return TransientError(f"{name} ended with exit code {code}; log: {kept}\n{tail}")
 
 
-def _remove_folders_of_the_dead() -> None:
-    """Scratch folders whose run was killed (their names end in its process id and a random part)."""
-    for folder in settings.work_dir().glob("*-*-*"):
-        owner = folder.name.split("-")[-2]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+def owner_of(folder: Path) -> int | None:
+    """The process whose scratch folder it is: names end in its id and a random part."""
+    owner = folder.name.split("-")[-2]
+    return int(owner) if owner.isdigit() else None
+
+
+def remove_folders_of_the_dead(work: Path) -> None:
+    """Remove the scratch folders in `work` whose run was killed."""
+    for folder in work.glob("*-*-*"):
+        owner = owner_of(folder)
+        if owner is not None and not psutil.pid_exists(owner):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -82,7 +82,7 @@ class StageView:
             shown = done, total, note = self._state
             share = 100.0 * done / max(total, 1)
             began, already = first = first or (time.monotonic(), done)  # a resumed stage does not start at 0
-            left = (time.monotonic() - began) * (total - done) / (done - already) if done > already else None
+            left = (time.monotonic() - began) * (total - done) / (done - already) if already < done < total else None
             text = " · ".join(filter(None, [self._doing, note, f"{done:,} of {total:,}", _about(left)]))
             try:
                 if artifact is None:

@@ -165,7 +165,8 @@ def _training(known: Known, name: str, training: Training) -> StagePlan:
     flops = costs.training_flops(known.student, training, known.run, tokens)
     devices = min(known.ranks, known.machine.devices)
     seconds = costs.start_seconds(known.machine, "train", known.student)
-    memory = training_memory(known.student.shape, known.run, known.ranks, known.micro_batch_tokens(training))
+    batch, half = known.micro_batch_tokens(training), not known.machine.is_cpu
+    memory = training_memory(known.student.shape, known.run, known.ranks, batch, training.lora, half=half)
     return StagePlan(
         name=name,
         done=not known.to_do(name),

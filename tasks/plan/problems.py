@@ -106,7 +106,8 @@ def _of_memory(known: Known, plan: Plan) -> Iterator[Problem]:
     for stage in _too_large(plan, plan.memory_bytes):
         if stage.name in trainings:
             tokens = known.micro_batch_tokens(trainings[stage.name])
-            text = advice(known.student.shape, known.run, known.ranks, tokens)
+            half, lora = not known.machine.is_cpu, trainings[stage.name].lora
+            text = advice(known.student.shape, known.run, known.ranks, tokens, lora, half=half)
             said.setdefault(text, []).append(stage.name)
     for text, names in said.items():
         yield _stop(f"{', '.join(names)}: out of memory on devices of {device}: {text}")

@@ -1,4 +1,4 @@
-"""How much memory a training takes on each device, from the model's config alone.
+"""How much memory a training takes on each device, from the model's config alone; nothing heavy is imported.
 
 Model states after DeepSpeed's own estimators (bf16 weights, fp32 master weights, Adam's two moments), activations
 after Korthikanti et al. (2205.05198), without the attention matrix, which fused kernels never write. Good to about
@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.train.settings import TrainingRun
+from infra.errors import OutOfMemoryError
+from tasks.train.settings import Lora, TrainingRun
 
 _GIB = 2**30
 _LOSS_BUFFERS = 300 << 20  # of the fused head, see `tasks.train.fused_head`
@@ -19,25 +20,42 @@ _LOSS_BUFFERS = 300 << 20  # of the fused head, see `tasks.train.fused_head`
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A decoder as far as memory goes; `largest_layer` in parameters, the embedding if that is it."""
+    """A decoder as far as memory goes; `largest_layer` in parameters, the embedding if that is it.
+
+    `linear_widths` is the sum of inputs and outputs over all linear layers but the head: what adapters have for
+    every unit of their rank.
+    """
 
     parameters: int
     largest_layer: int
     layers: int
     hidden: int
     intermediate: int
+    linear_widths: int
 
     @staticmethod
     def of(config: Mapping[str, Any]) -> ModelShape:
-        """From a Hugging Face `config.json` of the Llama kind (Qwen, Mistral, Gemma …)."""
+        """From a Hugging Face config of the Llama kind (Qwen, Mistral, Gemma …); KeyError where it is of another."""
         hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
         heads = config["num_attention_heads"]
         head = config.get("head_dim") or hidden // heads
-        query, key = heads * head, config.get("num_key_value_heads", heads) * head
+        query, key = heads * head, (config.get("num_key_value_heads") or heads) * head
         layer = 2 * hidden * query + 2 * hidden * key + 3 * hidden * inner + 2 * hidden
+        widths = 2 * (hidden + query) + 2 * (hidden + key) + 3 * (hidden + inner)
         embedding = config["vocab_size"] * hidden
         outer = embedding if config.get("tie_word_embeddings") else 2 * embedding
-        return ModelShape(layers * layer + outer + hidden, max(layer, embedding), layers, hidden, inner)
+        return ModelShape(
+            parameters=layers * layer + outer + hidden,
+            largest_layer=max(layer, embedding),
+            layers=layers,
+            hidden=hidden,
+            intermediate=inner,
+            linear_widths=layers * widths,
+        )
+
+    def adapters(self, lora: Lora) -> int:
+        """Parameters of the adapters of `tasks.train.adapters`."""
+        return lora.rank * self.linear_widths
 
 
 @dataclass(frozen=True)
@@ -52,50 +70,80 @@ class MemoryEstimate:
         return self.states + self.activations
 
 
-def estimate(shape: ModelShape, run: TrainingRun, ranks: int, tokens: int) -> MemoryEstimate:
-    """For a micro-batch of so many tokens on each of `ranks` devices."""
-    return MemoryEstimate(_states(shape, run, ranks), _activations(shape, run, tokens))
+def estimate(
+    shape: ModelShape, run: TrainingRun, ranks: int, tokens: int, lora: Lora | None = None, *, half: bool = True
+) -> MemoryEstimate:
+    """For a micro-batch of so many tokens on each of `ranks` devices, in bf16 (GPUs) or fp32 (`half=False`, CPUs)."""
+    return MemoryEstimate(_states(shape, run, ranks, lora, half), _activations(shape, run, tokens, half))
 
 
-def advice(shape: ModelShape, run: TrainingRun, ranks: int, tokens: int) -> str:
+def check_fits(
+    shape: ModelShape, run: TrainingRun, ranks: int, tokens: int, lora: Lora | None, memory: int, *, half: bool = True
+) -> None:
+    """Raises OutOfMemoryError where the states alone are more than a device's `memory` in bytes."""
+    states = estimate(shape, run, ranks, 0, lora, half=half).states
+    if states > memory:
+        told = advice(shape, run, ranks, tokens, lora, half=half)
+        raise OutOfMemoryError(f"this training does not fit into {memory / _GIB:.1f} GiB a device: {told}")
+
+
+def advice(
+    shape: ModelShape, run: TrainingRun, ranks: int, tokens: int, lora: Lora | None = None, *, half: bool = True
+) -> str:
     """What is needed, and what to change, in one sentence."""
-    needed = estimate(shape, run, ranks, tokens)
+
+    def with_(**changed: Any) -> MemoryEstimate:
+        return estimate(shape, run.model_copy(update=changed), ranks, tokens, lora, half=half)
+
+    needed = with_()
     changes = []
     if run.micro_batch > 1:
         changes.append(f"lower run.micro_batch (now {run.micro_batch})")
     if not run.gradient_checkpointing:
         changes.append("switch on run.gradient_checkpointing")
-    if run.zero_stage < 3 and ranks > 1:
-        other = estimate(shape, run.model_copy(update={"zero_stage": 3}), ranks, tokens)
-        changes.append(f"set run.zero_stage to 3 (states {other.states / _GIB:.1f} GiB)")
-    if run.offload == "none":
-        changes.append("set run.offload to optimizer")
+    if (split := with_(zero_stage=3)).states < needed.states:
+        changes.append(f"set run.zero_stage to 3 (states {split.states / _GIB:.1f} GiB)")
+    if half and run.offload == "none":
+        changes.append(f"set run.offload to optimizer (states {with_(offload='optimizer').states / _GIB:.1f} GiB)")
+    if lora is None:
+        adapters = estimate(shape, run, ranks, tokens, Lora(), half=half).states
+        changes.append(f"train adapters (lora.rank, states {adapters / _GIB:.1f} GiB)")
+    trained = f", {shape.adapters(lora) / 1e6:.1f} million of them trained" if lora else ""
     return (
         f"ZeRO-{run.zero_stage} on {ranks} devices takes about {needed.states / _GIB:.1f} GiB a device for a model of "
-        f"{shape.parameters / 1e9:.2f} billion parameters, and {needed.activations / _GIB:.1f} GiB for "
-        f"{tokens:,} tokens at once: {', or '.join(changes) or 'use more or larger devices'}"
+        f"{shape.parameters / 1e9:.2f} billion parameters{trained}, and {needed.activations / _GIB:.1f} GiB for "
+        f"{tokens:,} tokens at once: {', or '.join([*changes, 'use more or larger devices'])}"
     )
 
 
-def _states(shape: ModelShape, run: TrainingRun, ranks: int) -> int:
-    """Weights 2 bytes, gradients 2 + 4, master weights and moments 12: what is split depends on the stage."""
-    whole, split = shape.parameters, shape.parameters / ranks
-    offloaded = run.offload != "none"
+def _states(shape: ModelShape, run: TrainingRun, ranks: int, lora: Lora | None, half: bool) -> int:
+    """What is split depends on the stage. Weights that adapters leave frozen have no gradient, master or moments.
+
+    In bytes a parameter: in bf16 weights 2, gradients 2 + 4, master weights and moments 4 + 8; in fp32 weights 4,
+    gradients 4 and moments 8, with a copy of the weights in their optimizer's partition from stage 1 on.
+    """
+    trained = shape.parameters if lora is None else shape.adapters(lora)
+    frozen = 0 if lora is None else shape.parameters
+    weight, gradient, moments = (2, 6, 12) if half else (4, 4, 12 if run.zero_stage else 8)
+    in_memory = run.offload != "none"
     if run.zero_stage == 3:
-        gathered = 4 * shape.largest_layer
+        gathered = 2 * weight * shape.largest_layer
         if run.offload == "parameters":
             return gathered
-        return gathered + int(2 * split if offloaded else 18 * split)
+        of_trained = weight if in_memory else gradient + moments
+        return gathered + int(of_trained * trained / ranks) + int(weight * frozen / ranks)
+    weights = weight * (trained + frozen)
     if run.zero_stage == 2:
-        return 2 * whole + (0 if offloaded else int(18 * split))
-    gradients = 6 * whole
-    return 2 * whole + gradients + (0 if offloaded else int(12 * (split if run.zero_stage == 1 else whole)))
+        return weights + (0 if in_memory else int((gradient + moments) * trained / ranks))
+    owned = trained / ranks if run.zero_stage == 1 else trained
+    return weights + gradient * trained + (0 if in_memory else int(moments * owned))
 
 
-def _activations(shape: ModelShape, run: TrainingRun, tokens: int) -> int:
-    in_a_layer = 2 * (10 * shape.hidden + 4 * shape.intermediate)
+def _activations(shape: ModelShape, run: TrainingRun, tokens: int, half: bool) -> int:
+    size = 2 if half else 4
+    in_a_layer = size * (10 * shape.hidden + 4 * shape.intermediate)
     if run.gradient_checkpointing:
-        of_a_token = shape.layers * 2 * shape.hidden + in_a_layer
+        of_a_token = shape.layers * size * shape.hidden + in_a_layer
     else:
         of_a_token = shape.layers * in_a_layer
     return tokens * of_a_token + _LOSS_BUFFERS

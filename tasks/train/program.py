@@ -3,7 +3,8 @@
     deepspeed --module tasks.train.program FOLDER
 
 reads FOLDER/spec.json (see `tasks.train.stage`), trains, keeps checkpoints in the artifact's workspace, and
-uploads the finished model there. SFT and KD differ by loss and batch only.
+uploads the finished model there. SFT and KD differ by loss and batch only. FOLDER is one for all ranks of a machine,
+and for them alone.
 """
 
 from __future__ import annotations
@@ -11,235 +12,204 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import numpy as np
+import psutil
 import torch
 from deepspeed.monitor.config import TensorBoardConfig
 from deepspeed.monitor.tensorboard import TensorBoardMonitor
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
 
 from infra import child
-from infra.artifacts import ArtifactRef, Workspace
 from infra.errors import ConfigurationError, OutOfMemoryError
-from infra.models import ModelSource
 from infra.torch_extensions import survive_kills
-from tasks.train import checkpoints
-from tasks.train.adapters import with_adapters
+from tasks.train import checkpoints, nodes
 from tasks.train.data import total_steps
 from tasks.train.examples import Examples
-from tasks.train.export import export
 from tasks.train.feed import feeding
-from tasks.train.fused_head import FusedHead
-from tasks.train.loop import Plan, rate_at, run_steps
-from tasks.train.losses import DistillationLoss
-from tasks.train.memory import ModelShape, advice
-from tasks.train.packing import use_packed_attention
-from tasks.train.settings import Distillation, Training, TrainingRun
+from tasks.train.loop import Plan, run_steps
+from tasks.train.memory import ModelShape, advice, check_fits
+from tasks.train.ranks import Rank
+from tasks.train.run import Run
 from tasks.train.spool import Spool, write_spool
+from tasks.train.student import Student
 
-
-class SupervisedLoss(nn.Module):
-    """A causal LM whose forward is the summed loss of a micro-batch: logits for supervised positions only."""
-
-    def __init__(self, model: Any, loss: DistillationLoss | None):
-        super().__init__()
-        self.model = model
-        self.head = FusedHead(model.get_output_embeddings())
-        self.loss = loss
-
-    def forward(
-        self,
-        input_ids_1T: Tensor,
-        position_ids_1T: Tensor,
-        positions_N: Tensor,
-        labels_N: Tensor,
-        teacher_ids_NK: Tensor | None,
-        teacher_logprobs_NK: Tensor | None,
-        *rows: Tensor,
-    ) -> Tensor:
-        decoder = self.model.get_decoder()
-        hidden_1TH = decoder(input_ids=input_ids_1T, position_ids=position_ids_1T, rows=rows, use_cache=False)[0]
-        hidden_NH = hidden_1TH[0].index_select(0, positions_N)
-        loss: Tensor = self.head(hidden_NH, labels_N, teacher_ids_NK, teacher_logprobs_NK, self.loss)
-        return loss
+T = TypeVar("T")
 
 
 def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     """Train one model; returns its counts, loss curve and speed (the same on every rank)."""
-    kd = Distillation.model_validate(spec["training"]) if spec["objective"] == "kd" else None
-    training = kd or Training.model_validate(spec["training"])
-    run = TrainingRun.model_validate(spec["run"])
-    work = Workspace.from_description(spec["workspace"])
-    source = ModelSource.model_validate(spec["model"])
-    data = ArtifactRef.model_validate(spec["data"])
-    on_gpu = torch.cuda.is_available()
+    run = Run.of(spec)
+    try:
+        return _train(run, reporter)
+    except Exception as error:
+        if run.rank.node > 0:  # the supervisor sees the first node only
+            nodes.tell_error(run.work, run.launch, child.explained(error, reporter.folder))
+        raise
+
+
+def _train(run: Run, reporter: child.Reporter) -> dict[str, Any]:
     survive_kills()
-    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
-    ranks, is_first = torch.distributed.get_world_size(), torch.distributed.get_rank() == 0
-    torch.manual_seed(spec["seed"])
+    deepspeed.init_distributed(dist_backend="nccl" if run.on_gpu else "gloo", verbose=False)
+    torch.manual_seed(run.seed)
 
-    folder = _one_rank_first(source.fetch)
-    spool_folder = reporter.folder / "examples"  # one for all ranks of this machine
-    data_facts = _on_one_rank(lambda: _spooled(data, source, training, kd, spool_folder))
-    spool = Spool(spool_folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    use_packed_attention(model)
-    if training.lora is not None:
-        model = with_adapters(model, training.lora)
-    if run.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    plan = Plan(
-        steps=total_steps(len(spool), training.epochs, training.global_batch, training.max_steps),
-        global_batch=training.global_batch,
-        micro_batches=-(-training.global_batch // (ranks * run.micro_batch)),
-        checkpoint_every_s=run.checkpoint_every_s,
-    )
-    scratch = reporter.folder / "checkpoint"  # one for all ranks of this machine
-    layout = {"ranks": ranks, "zero_stage": run.zero_stage}
-    _on_one_rank(lambda: checkpoints.download(work, scratch, layout))
-    state = checkpoints.found(scratch)
-    config = spec["deepspeed"] | {"checkpoint": {"load_universal": bool(state and state["universal"])}}
-    engine = _engine(SupervisedLoss(model, _loss(kd) if kd else None), config, training, run, plan, on_gpu)
-    done, curve = 0, []
-    if state and state["usable"]:
-        engine.load_checkpoint(str(scratch), tag=state["tag"])
-        done, curve = state["step"], state["curve"]
-    if state and is_first:
-        reporter.event("resumed", step=done, lost=state["step"] - done)
+    base = _one_rank_first(run.rank, run.source.fetch)
+    spool, data_facts = _prepared(run, reporter.folder / "examples")
+    _check_memory(run, base, spool)
+    plan = _plan(run, len(spool))
+    student, done, curve, whole = _resumed(run, plan, base, reporter)
 
-    monitor = _monitor(run.tensorboard, f"{work.kind}-{work.fingerprint[:8]}")
-
-    def on_log(step: int, loss: float, tokens_s: float) -> None:
-        if is_first:
-            reporter.progress(step, plan.steps, loss=loss, tokens_s=tokens_s)
-        if monitor is not None:
-            scalars = {"loss": loss, "tokens_s": tokens_s, "learning_rate": engine.get_lr()[0]}
-            scalars["gradient_norm"] = float(engine.get_global_grad_norm() or 0.0)
-            monitor.write_events([(f"train/{key}", value, step) for key, value in scalars.items()])
-
-    rank = torch.distributed.get_rank()
+    log = _log(run, plan, student, reporter)
+    started = time.monotonic()
     with (
-        checkpoints.Uploads(work, run.checkpoints_kept, reporter) as uploads,
-        feeding(spool, plan.global_batch, plan.micro_batches, spec["seed"], rank, ranks) as feed,
+        checkpoints.Uploads(run.work, run.how.checkpoints_kept, reporter, run.rank, run.launch, whole) as uploads,
+        feeding(spool, plan.global_batch, plan.micro_batches, run.seed, run.rank.number, run.rank.ranks) as feed,
     ):
 
         def save(step: int) -> None:
-            uploads.save(engine, scratch, step, curve, layout)
+            uploads.save(student.engine, _scratch(reporter), step, curve, run.layout)
 
         def row_ids(step: int) -> list[str]:
             return [spool[place].row_id for place in feed.rows(step)]
 
-        started = time.monotonic()
         try:
-            tokens_s = run_steps(engine, feed, plan, done, curve, on_log, save, row_ids)
+            tokens_s = run_steps(student.engine, feed, plan, done, curve, log, save, row_ids)
         except (torch.OutOfMemoryError, MemoryError) as error:
-            tokens = int(np.sort(spool.lengths)[-run.micro_batch :].sum())
-            shape = ModelShape.of(model.config.to_dict())
-            raise OutOfMemoryError(f"out of memory: {advice(shape, run, ranks, tokens)}") from error
+            raise OutOfMemoryError(f"out of memory: {_advice(run, base, spool)}") from error
         waited = feed.waited_s / max(time.monotonic() - started, 1e-9)
+
     counts = {"steps": plan.steps, "rows": len(spool), "supervised_tokens": spool.supervised_tokens}
     facts = {
         "curve": curve,
         "tokens_s": round(tokens_s),
         "data_wait_share": round(waited, 4),
         "resumed_at": done,
-        "ranks": ranks,
-        "parameters": _parameters(model),
+        "ranks": run.rank.ranks,
+        "parameters": student.parameters,
     }
-    card = _about(spec, work, source, (data_facts or {}).get("k")) | counts | facts
-    dtype = torch.bfloat16 if on_gpu else torch.float32
-    export(engine, work, folder, run.zero_stage, training.lora, dtype, card)
-    return {"counts": counts, "facts": {**facts, **(data_facts or {})}}
+    student.export(run.card(data_facts.get("k")) | counts | facts)
+    return {"counts": counts, "facts": {**facts, **data_facts}}
 
 
-def _monitor(folder: str | None, name: str) -> Any:
-    """DeepSpeed's own, which writes on the first rank; we choose the numbers, since a rank knows its losses only."""
-    if folder is None:
-        return None
-    return TensorBoardMonitor(TensorBoardConfig(enabled=True, output_path=folder, job_name=name))
+def _prepared(run: Run, folder: Path) -> tuple[Spool, dict[str, Any]]:
+    """The examples, in files of this machine; facts about them (on the first rank of each node)."""
+
+    def write() -> dict[str, Any]:
+        examples = Examples(run.data, run.source, run.training.max_length, run.kd)
+        write_spool(folder, examples)
+        facts = examples.facts()
+        if not (folder / "ids").stat().st_size:
+            raise ConfigurationError(f"no row is usable for training: {dict(facts['skipped'])}")
+        return facts
+
+    facts = _on_one_rank(run.rank, write)
+    return Spool(folder), facts or {}
 
 
-def _loss(kd: Distillation) -> DistillationLoss:
-    return DistillationLoss(kd.divergence, kd.tail, kd.temperature, kd.js_beta, kd.kd_weight)
-
-
-def _about(spec: dict[str, Any], work: Workspace, source: ModelSource, k: int | None) -> dict[str, Any]:
-    """What the model card says besides the numbers."""
-    training = Distillation if spec["objective"] == "kd" else Training
-    return {
-        "title": f"{source.name} after {work.kind}",
-        "objective": spec["objective"],
-        "base": source.name,
-        "base_hub": source.hub,
-        "training": training.model_validate(spec["training"]),
-        "k": k,
-        "seed": spec["seed"],
-        "data": spec["data"]["uri"],
-        "fingerprint": work.fingerprint,
-    }
-
-
-def _spooled(
-    data: ArtifactRef, student: ModelSource, training: Training, kd: Distillation | None, folder: Path
-) -> dict[str, Any]:
-    """Write the examples to `folder`; facts about them."""
-    examples = Examples(data, student, training.max_length, kd)
-    write_spool(folder, examples)
-    facts = examples.facts()
-    if not (folder / "ids").stat().st_size:
-        raise ConfigurationError(f"no row is usable for training: {dict(facts['skipped'])}")
-    return facts
-
-
-def _engine(
-    module: SupervisedLoss, config: dict[str, Any], training: Training, run: TrainingRun, plan: Plan, on_gpu: bool
-) -> Any:
-    ranks = torch.distributed.get_world_size()
-    config["train_micro_batch_size_per_gpu"] = -(-plan.global_batch // (ranks * plan.micro_batches))
-    config["gradient_accumulation_steps"] = plan.micro_batches
-    config["gradient_clipping"] = training.gradient_clipping
-    config["bf16"] = {"enabled": on_gpu}
-    place = {"device": "cpu", "pin_memory": on_gpu}
-    if run.offload != "none":
-        config["zero_optimization"]["offload_optimizer"] = place
-        config["zero_force_ds_cpu_optimizer"] = False
-    if run.offload == "parameters":
-        config["zero_optimization"]["offload_param"] = place
-    config["optimizer"]["params"] |= {"lr": training.learning_rate, "weight_decay": training.weight_decay}
-    engine, *_ = deepspeed.initialize(
-        model=module,
-        model_parameters=[p for p in module.parameters() if p.requires_grad],
-        config=config,
-        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: rate_at(step, plan.steps, training)
-        ),
+def _plan(run: Run, examples: int) -> Plan:
+    training = run.training
+    return Plan(
+        steps=total_steps(examples, training.epochs, training.global_batch, training.max_steps),
+        global_batch=training.global_batch,
+        micro_batches=-(-training.global_batch // (run.rank.ranks * run.how.micro_batch)),
+        checkpoint_every_s=run.how.checkpoint_every_s,
     )
-    engine.train()
-    return engine
 
 
-def _one_rank_first(work: Any) -> Any:
-    """Rank 0 of this machine does it first (downloads), the others then find it done."""
-    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    result = work() if first else None
+def _resumed(
+    run: Run, plan: Plan, base: Path, reporter: child.Reporter
+) -> tuple[Student, int, list[list[float]], list[str]]:
+    """The student as the last checkpoint left it: steps done, their loss curve, checkpoints in storage."""
+    scratch = _scratch(reporter)
+    _on_one_rank(run.rank, lambda: checkpoints.download(run.work, scratch, run.layout, run.rank))
+    state = checkpoints.found(scratch)
+    student = Student(run, plan, base, universal=bool(state and state["universal"]))
+    if state is None:
+        return student, 0, [], []
+    done, curve = 0, []
+    if state["usable"]:
+        student.load(scratch, state["tag"])
+        done, curve = state["step"], state["curve"]
+    if run.rank.is_first:
+        reporter.event("resumed", step=done, lost=state["step"] - done)
+    return student, done, curve, state.get("whole", [state["tag"]])
+
+
+def _log(run: Run, plan: Plan, student: Student, reporter: child.Reporter) -> Callable[[int, float, float], None]:
+    """What is done with a loss: progress on each node, TensorBoard on the first rank.
+
+    The monitor is DeepSpeed's own; we choose the numbers, since a rank knows its losses only.
+    """
+    monitor = None
+    if run.how.tensorboard is not None:
+        name = f"{run.work.kind}-{run.work.fingerprint[:8]}"
+        monitor = TensorBoardMonitor(TensorBoardConfig(enabled=True, output_path=run.how.tensorboard, job_name=name))
+
+    def log(step: int, loss: float, tokens_s: float) -> None:
+        if run.rank.leads_node:
+            reporter.progress(step, plan.steps, loss=loss, tokens_s=tokens_s)
+        if monitor is not None:
+            scalars = {"loss": loss, "tokens_s": tokens_s, **student.scalars()}
+            monitor.write_events([(f"train/{key}", value, step) for key, value in scalars.items()])
+
+    return log
+
+
+def _check_memory(run: Run, base: Path, spool: Spool) -> None:
+    """Refuse what cannot fit, before weights are loaded. On a CPU, ranks share the memory, offloaded or not."""
+    if (shape := _shape(base)) is None:
+        return
+    ranks, lora, tokens = run.rank.ranks, run.training.lora, _tokens_at_once(run, spool)
+    if run.on_gpu:
+        memory = torch.cuda.get_device_properties(run.rank.number % run.rank.on_node).total_memory
+        check_fits(shape, run.how, ranks, tokens, lora, memory)
+    else:
+        how, memory = run.how.model_copy(update={"offload": "none"}), psutil.virtual_memory().total
+        check_fits(shape, how, ranks, tokens, lora, memory // run.rank.on_node, half=False)
+
+
+def _advice(run: Run, base: Path, spool: Spool) -> str:
+    if (shape := _shape(base)) is None:
+        return "use a smaller run.micro_batch, a higher run.zero_stage or a larger device"
+    return advice(shape, run.how, run.rank.ranks, _tokens_at_once(run, spool), run.training.lora, half=run.on_gpu)
+
+
+def _shape(base: Path) -> ModelShape | None:
+    """None for a model whose config has names of its own: it is trained without an estimate."""
+    try:
+        return ModelShape.of(AutoConfig.from_pretrained(base).get_text_config().to_dict())
+    except KeyError:
+        return None
+
+
+def _tokens_at_once(run: Run, spool: Spool) -> int:
+    return int(np.sort(spool.lengths)[-run.how.micro_batch :].sum())
+
+
+def _scratch(reporter: child.Reporter) -> Path:
+    return reporter.folder / "checkpoint"
+
+
+def _one_rank_first(rank: Rank, work: Callable[[], T]) -> T:
+    """The first rank of this machine does it (downloads), the others then find it done."""
+    if rank.leads_node:
+        result = work()
+        torch.distributed.barrier()
+        return result
     torch.distributed.barrier()
-    return result if first else work()
+    return work()
 
 
-def _on_one_rank(work: Any) -> Any:
-    """Rank 0 of this machine does it, the others wait and get None."""
-    result = work() if int(os.environ.get("LOCAL_RANK", "0")) == 0 else None
+def _on_one_rank(rank: Rank, work: Callable[[], T]) -> T | None:
+    """The first rank of this machine does it, the others wait and get None."""
+    result = work() if rank.leads_node else None
     torch.distributed.barrier()
     return result
 
 
-def _parameters(model: Any) -> int:
-    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
-
-
 if __name__ == "__main__":
-    child.run(main, Path(sys.argv[-1]), writes=int(os.environ.get("RANK", "0")) == 0)
+    child.run(main, Path(sys.argv[-1]), writes=int(os.environ["LOCAL_RANK"]) == 0)

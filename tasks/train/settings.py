@@ -67,6 +67,14 @@ class TrainingRun(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     processes: int = Field(0, ge=0, description="DeepSpeed ranks on this machine (0: one a GPU, or 2 on a CPU)")
+    hostfile: str | None = Field(
+        None, description="nodes to train on, this machine first, one `HOST slots=RANKS` a line (none: this machine)"
+    )
+    launcher: Literal["pdsh", "openmpi", "each_node"] = Field(
+        "pdsh",
+        description="what starts the nodes of a hostfile: one of DeepSpeed's launchers, or each_node: the same "
+        "command runs on every node (pods of a Kubernetes indexed job, srun)",
+    )
     micro_batch: int = Field(
         16,
         ge=1,

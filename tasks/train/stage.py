@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sys
+import time
 from importlib import resources
 from typing import Any, Literal
 
-from infra import devices, settings
+from infra import devices
 from infra.artifacts import ArtifactRef, Workspace
+from infra.errors import ConfigurationError, TransientError
 from infra.models import ModelSource
 from infra.processes import Event, run_supervised
 from infra.shared_memory import remove_buffers_of, remove_unused_buffers
+from tasks.train import nodes
+from tasks.train.nodes import Launch
 from tasks.train.settings import Training, TrainingRun
 
 STAGE_VERSION = 2
 PROGRAM = "tasks.train.program"
 _CPU_RANKS = 2
+_POLL_S = 1.0
 Stage = Literal["sft", "kd", "sft_control"]
 
 
@@ -39,7 +42,9 @@ def train(
     on_event: Any,
 ) -> ArtifactRef:
     """Train under the DeepSpeed launcher in supervised processes; resumes from the last checkpoint."""
-    ranks = run.processes or devices.gpus() or _CPU_RANKS
+    _refuse_contradictions(run)
+    hosts = nodes.read_hosts(run.hostfile) if run.hostfile else None
+    node = nodes.this_node(run, hosts) if hosts else 0
     zero = resources.files("infra").joinpath(f"deepspeed/zero{run.zero_stage}.json").read_text()
     spec = {
         "objective": "kd" if stage == "kd" else "sft",
@@ -51,30 +56,70 @@ def train(
         "deepspeed": json.loads(zero),
         "seed": seed,
     }
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
-    port = _free_port()
-    launcher += ["--master_port", str(port), "--no_local_rank", "--module", PROGRAM]
-    threads = max(1, (os.cpu_count() or 1) // ranks)
-    remove_unused_buffers()  # of runs that were killed
+    if hosts and node:
+        return _take_part(work, stage, hosts, node, run, spec, on_event)
+    if hosts:
+        launch = Launch.on(hosts)
+        command = nodes.command(run, hosts, launch, 0, PROGRAM, work)
+        nodes.announce(work, launch, spec | {"launch": launch.id}, PROGRAM)
+    else:
+        launch = Launch.here(run.processes or devices.gpus() or _CPU_RANKS)
+        command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(launch.ranks)]
+        command += ["--master_port", str(launch.port), "--no_local_rank", "--module", PROGRAM]
     try:
-        result = run_supervised(
-            stage,
-            launcher,
-            spec,
-            on_event=on_event,
-            env={
-                "OMP_NUM_THREADS": str(threads),
-                "TOKENIZERS_PARALLELISM": "false",
-                "TORCH_EXTENSIONS_DIR": settings.torch_extensions_dir(),
-            },
-            stall_timeout_s=run.stall_timeout_s,
-            timeout_h=run.timeout_h,
-            log_uri=f"{work.uri}log.txt",
-        )
-    finally:
-        remove_buffers_of(port)
+        result = _supervised(stage, command, launch, spec, run, on_event, f"{work.uri}log.txt")
+    except TransientError as error:
+        if hosts and (told := nodes.told_error(work, launch.id)):
+            raise told from error
+        raise
     work.put_json("curve.json", result["facts"]["curve"])
     return work.publish(("model/", "curve.json"), result["counts"], result["facts"])
+
+
+def is_led(run: TrainingRun) -> bool:
+    """Whether this machine is a node that another one leads: it takes part, and makes no artifact of its own."""
+    return run.hostfile is not None and nodes.this_node(run, nodes.read_hosts(run.hostfile)) > 0
+
+
+def _take_part(
+    work: Workspace,
+    stage: Stage,
+    hosts: nodes.Hosts,
+    node: int,
+    run: TrainingRun,
+    spec: dict[str, Any],
+    on_event: Any,
+) -> ArtifactRef:
+    """What a node that is not the first does where each is started by itself, until the artifact is there."""
+    waits_until = time.monotonic() + run.stall_timeout_s
+    while time.monotonic() < waits_until:
+        if ref := work.find():
+            return ref
+        if launch := nodes.next_launch(work, node):
+            command = nodes.command(run, hosts, launch, node, PROGRAM, work)
+            _supervised(stage, command, launch, spec, run, on_event, f"{work.uri}log-{node}.txt")
+            waits_until = time.monotonic() + run.stall_timeout_s
+        time.sleep(_POLL_S)
+    raise TransientError(f"{stage}: {hosts.names[0]}, the first host of {hosts.path}, does not start training")
+
+
+def _supervised(
+    stage: Stage, command: list[str], launch: Launch, spec: dict[str, Any], run: TrainingRun, on_event: Any, log: str
+) -> dict[str, Any]:
+    remove_unused_buffers()  # of runs that were killed
+    try:
+        return run_supervised(
+            stage,
+            command,
+            spec | {"launch": launch.id},
+            on_event=on_event,
+            env=nodes.environment(launch.on_node),
+            stall_timeout_s=run.stall_timeout_s,
+            timeout_h=run.timeout_h,
+            log_uri=log,
+        )
+    finally:
+        remove_buffers_of(launch.port)
 
 
 def describe(event: Event) -> str:
@@ -82,7 +127,9 @@ def describe(event: Event) -> str:
     return f"loss {event['loss']:.3f} · {event['tokens_s']:,.0f} tokens/s"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _refuse_contradictions(run: TrainingRun) -> None:
+    least = {"none": 0, "optimizer": 1, "parameters": 3}[run.offload]
+    if run.zero_stage < least:
+        raise ConfigurationError(
+            f"run.offload={run.offload} needs run.zero_stage={least} or more, not {run.zero_stage}"
+        )

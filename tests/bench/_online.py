@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from infra import child
-from tasks.train import program
+from tasks.train import program, student
 from tasks.train.packing import use_packed_attention
 
 
-class OnlineLoss(program.SupervisedLoss):
+class OnlineLoss(student.SupervisedLoss):
     """The same loss on what the teacher says now."""
 
     def __init__(self, model: Any, loss: Any):
@@ -45,5 +45,5 @@ class OnlineLoss(program.SupervisedLoss):
 
 
 if __name__ == "__main__":
-    vars(program)["SupervisedLoss"] = OnlineLoss
-    child.run(program.main, Path(sys.argv[-1]), writes=int(os.environ.get("RANK", "0")) == 0)
+    vars(student)["SupervisedLoss"] = OnlineLoss
+    child.run(program.main, Path(sys.argv[-1]), writes=int(os.environ["LOCAL_RANK"]) == 0)

@@ -165,7 +165,7 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 300.0) -> float:
     began = time.monotonic()
     while not condition():
         assert time.monotonic() - began < timeout_s, f"timed out after {timeout_s:.0f} s"
-        time.sleep(0.2)
+        time.sleep(0.5)
     return time.monotonic() - began
 
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import cli
 import pytest
+from pydantic import TypeAdapter
 
+from flows.stage import STAGES
+from infra.models import ModelSource
+from tasks.evaluate.benchmark_settings import Benchmarks
+from tasks.evaluate.settings import Evaluation
+from tasks.logits.settings import Scoring
 from tests.endpoint import endpoint, tell
 
 VARIANTS = {"base", "sft", "sft_control", "kd", "teacher"}
@@ -116,3 +122,13 @@ def test_a_judge_that_cannot_judge_is_refused_at_the_start(judged_words: list[st
     assert done.returncode == 78
     assert "judge_model=demo is a rule that only compares SQL of the demo" in done.stderr
     assert "seeds" not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["benchmark_answers", "lm_eval"])
+def test_a_gpu_pool_understands_what_it_is_asked_to_generate(name: str) -> None:
+    models = {"kd": ModelSource(name="kd", path="/models/kd")}
+    asked: dict[str, Any] = {"models": models, "options": Benchmarks(ifeval="s3://b/x", harness=("gsm8k",))}
+    asked |= {"evaluation": Evaluation(samples=2)} if name == "benchmark_answers" else {"scoring": Scoring()}
+    told = json.loads(json.dumps(TypeAdapter(Any).dump_python(asked, mode="json")))
+    hints = get_type_hints(STAGES[name].fn)
+    assert {key: TypeAdapter(hints[key]).validate_python(value) for key, value in told.items()} == asked

@@ -119,3 +119,16 @@ def test_sigkill_of_the_task_or_of_the_guardian_leaves_no_process(tmp_path: Path
     process.wait(timeout=20)
     _wait_for(lambda: _gone([*pids, guardian]))
     assert _gone([*pids, guardian])
+
+
+def test_what_takes_longer_than_its_timeout_is_ended_and_not_retried(tmp_path: Path) -> None:
+    text = """
+        def main(spec, reporter):
+            import time
+            reporter.event("started")
+            time.sleep(600)
+    """
+    began = time.monotonic()
+    with pytest.raises(ConfigurationError, match="took longer than timeout_h = 0.001: raise it"):
+        _run(tmp_path, text, timeout_h=0.001)
+    assert time.monotonic() - began < 60

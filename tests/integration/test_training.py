@@ -3,13 +3,16 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from door import Door
 from safetensors.torch import load_file
+from training_process import TrainingProcess
 
 from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.errors import ConfigurationError, TransientError
@@ -94,25 +97,27 @@ def test_training_lowers_the_loss_and_exports_a_model_that_loads(uninterrupted: 
     assert {path.suffix for path in folder.iterdir()} <= {".safetensors", ".json", ".jinja", ".md"}
 
 
-def test_a_killed_rank_is_noticed_and_the_rerun_continues_the_same_curve(
-    rows: ArtifactRef, uninterrupted: ArtifactRef
+@pytest.mark.parametrize("victim", ["rank", "launcher", "flow"])
+def test_a_kill_leaves_no_process_and_the_rerun_continues_the_same_curve(
+    rows: ArtifactRef, uninterrupted: ArtifactRef, victim: str
 ) -> None:
-    killed = False
-
-    def kill_a_rank(event: Event) -> None:
-        nonlocal killed
-        if event["event"] == "progress" and event["done"] == 20 and not killed:
-            killed = True
-            ranks = [p for p in psutil.process_iter(["cmdline"]) if _is_rank(p)]
-            assert len(ranks) == 2
-            os.kill(ranks[-1].pid, signal.SIGKILL)
-
-    with pytest.raises(TransientError, match="sft"):
-        _train(rows, TRAINING, RUN, tag=1, on_event=kill_a_rank)
+    """SIGKILL of a rank, of DeepSpeed's launcher, and of the process that the flow runs in."""
+    version = {"rank": 1021, "launcher": 1022, "flow": 1023}[victim]
+    flow = TrainingProcess(rows, TRAINING, RUN, version, env={})
+    while not any(event["event"] == "progress" and event["done"] == 20 for event in flow.events):
+        assert flow.process.poll() is None, flow.events[-1:]
+        time.sleep(0.02)
+    ranks = [p for p in psutil.process_iter(["cmdline"]) if _is_rank(p)]
+    assert len(ranks) == 2
+    os.kill({"rank": ranks[-1].pid, "launcher": ranks[0].ppid(), "flow": flow.process.pid}[victim], signal.SIGKILL)
+    assert flow.ends() == (-signal.SIGKILL if victim == "flow" else TransientError.exit_code), flow.events[-1:]
+    gone_by = time.monotonic() + (15 if victim == "flow" else 0)
+    while time.monotonic() < gone_by and any(psutil.pid_exists(rank.pid) for rank in ranks):
+        time.sleep(0.1)
     assert not [p for p in psutil.process_iter(["cmdline"]) if _is_rank(p)]
 
     events: list[Event] = []
-    resumed = _train(rows, TRAINING, RUN, tag=1, on_event=events.append)
+    resumed = _train(rows, TRAINING, RUN, version - 1000, on_event=events.append)
     assert next(event["step"] for event in events if event["event"] == "resumed") in (10, 20)
     assert _difference(resumed, uninterrupted) <= 1e-5
 
@@ -177,6 +182,39 @@ def _is_rank(process: psutil.Process) -> bool:
 def test_one_rank_with_accumulation_equals_two_without(rows: ArtifactRef, uninterrupted: ArtifactRef) -> None:
     single = _train(rows, TRAINING, TrainingRun(processes=1, micro_batch=5, zero_stage=0), tag=2)
     assert _difference(single, uninterrupted) <= 1e-3
+
+
+def test_activations_that_are_computed_twice_and_zero_1_change_nothing(
+    rows: ArtifactRef, uninterrupted: ArtifactRef
+) -> None:
+    saving = RUN.model_copy(update={"zero_stage": 1, "gradient_checkpointing": True})
+    assert _difference(_train(rows, TRAINING, saving, tag=6), uninterrupted) <= 1e-3
+
+
+@pytest.mark.parametrize(("zero_stage", "offload"), [(0, "optimizer"), (2, "parameters")])
+def test_an_offload_that_the_stage_has_not_is_refused(rows: ArtifactRef, zero_stage: int, offload: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"run.offload={offload} needs run.zero_stage=\d or more, not"):
+        _train(rows, TRAINING, RUN.model_copy(update={"zero_stage": zero_stage, "offload": offload}), tag=7)
+
+
+def test_storage_that_is_away_in_the_middle_does_not_end_the_run(rows: ArtifactRef, uninterrupted: ArtifactRef) -> None:
+    """Until a checkpoint is given up: the run goes on, and its artifact is that of a quiet one."""
+    with Door(os.environ["AWS_ENDPOINT_URL_S3"]) as door:
+        env = {"AWS_ENDPOINT_URL_S3": door.url}
+        flow = TrainingProcess(rows, TRAINING, RUN, 1030, env)
+        while not any(event["event"] == "progress" for event in flow.events):
+            assert flow.process.poll() is None, flow.events[-1:]
+            time.sleep(0.02)
+        door.shut()
+        while not any(event["event"] == "checkpoint_lost" for event in flow.events):
+            assert flow.process.poll() is None, flow.events[-1:]
+            time.sleep(0.1)
+        door.open()
+        assert flow.ends() == 0, flow.events[-1:]
+    made = stage.workspace("sft", resolve("demo", "student"), rows, TRAINING, seed=0)
+    finished = Workspace(made.kind, 1030, made.spec, made.inputs).find()
+    assert finished is not None
+    assert _difference(finished, uninterrupted) <= 1e-5
 
 
 def test_distillation_under_zero_3_equals_zero_2(topk: ArtifactRef, distilled: ArtifactRef) -> None:

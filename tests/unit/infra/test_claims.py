@@ -170,10 +170,10 @@ def test_a_claim_that_is_renewed_is_never_taken_over(store: Store) -> None:
         _claim_of(store, host="elsewhere", beat="0")
         for beat in range(1, 8):
             assert not patient.take("p")
-            patient._seen = {name: (etag, since - 2_000) for name, (etag, since) in patient._seen.items()}
+            patient._seen = {name: (etag, since - 2_000, at) for name, (etag, since, at) in patient._seen.items()}
             _claim_of(store, host="elsewhere", beat=str(beat))  # it lives
         patient.take("p")
-        patient._seen = {name: (etag, since - 2_000) for name, (etag, since) in patient._seen.items()}
+        patient._seen = {name: (etag, since - 2_000, at) for name, (etag, since, at) in patient._seen.items()}
         assert patient.take("p")
 
 
@@ -188,3 +188,86 @@ def test_what_is_held_is_renewed_also_after_storage_was_away(store: Store) -> No
         before = store.owner("s3://b/p")
         _until(lambda: store.owner("s3://b/p")["beat"] != before["beat"])
         assert store.owner("s3://b/p")["id"] == first["id"]
+
+
+def test_silence_while_nobody_could_look_does_not_count(store: Store) -> None:
+    """Storage was away for a while: whoever holds the piece could not renew, and is not dead."""
+    with Claims("s3://b/", stale_s=1_000) as patient:
+        _claim_of(store, host="elsewhere", beat="0")
+        assert not patient.take("p")
+        patient._seen = {name: (etag, since - 2_000, at - 2_000) for name, (etag, since, at) in patient._seen.items()}
+        assert not patient.take("p")
+        patient._seen = {name: (etag, since - 2_000, at) for name, (etag, since, at) in patient._seen.items()}
+        assert patient.take("p"), "silent while we looked"
+
+
+def test_an_abandoned_piece_is_told_from_a_held_and_a_finished_one(store: Store) -> None:
+    watcher = Claims("s3://b/", stale_s=1_000)
+    assert not watcher.abandoned("p")
+    with Claims("s3://b/") as owner:
+        owner.take("p")
+        assert not watcher.abandoned("p")
+    assert not watcher.abandoned("p")
+    _claim_of(store, host=socket.gethostname(), pid=2**22 + 1)
+    assert watcher.abandoned("p")
+
+
+def test_a_successor_seizes_what_its_dead_predecessor_held_elsewhere(store: Store) -> None:
+    _claim_of(store, host="elsewhere", beat="0")
+    with Claims("s3://b/") as successor:
+        assert not successor.take("p")
+        successor.seize("p")
+        assert store.owner("s3://b/p")["host"] == socket.gethostname()
+        assert not Claims("s3://b/").abandoned("p")
+    assert "s3://b/p" not in store.objects
+
+
+class _Work:
+    """A workspace as far as `made_once` goes: one artifact, made or not."""
+
+    kind, fingerprint = "sft", "f"
+
+    def __init__(self) -> None:
+        self.ref: Any = None
+
+    def find(self) -> Any:
+        return self.ref
+
+
+@pytest.mark.usefixtures("store")
+def test_of_several_runs_one_makes_the_artifact_and_the_others_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_POLL_S", 0.01)
+    work, made, told = _Work(), [], []
+    ready = threading.Event()
+
+    def make(missing: dict[str, Any]) -> dict[str, Any]:
+        made.append(list(missing))
+        ready.wait(10)
+        work.ref = "ref"
+        return {"sft": "ref"}
+
+    results: list[Any] = []
+    run = lambda: results.append(module.made_once({"sft": work}, make, told.append))  # type: ignore[dict-item]  # noqa: E731
+    runs = [threading.Thread(target=run) for _ in range(3)]
+    for one in runs:
+        one.start()
+    _until(lambda: len(told) == 2)
+    ready.set()
+    for one in runs:
+        one.join(10)
+    assert made == [["sft"]]
+    assert results == [{"sft": "ref"}] * 3
+    assert told == ["another run is at sft: its result is waited for"] * 2
+
+
+def test_where_the_maker_fails_another_takes_over(store: Store) -> None:
+    work = _Work()
+
+    def fail(_missing: object) -> dict[str, Any]:
+        raise TransientError("no GPU")
+
+    with pytest.raises(TransientError, match="no GPU"):
+        module.made_once({"sft": work}, fail, lambda _: None)  # type: ignore[dict-item]
+    assert not store.objects, "its claim is given back"
+    found = module.made_once({"sft": work}, lambda _missing: {"sft": "ref"}, lambda _: None)  # type: ignore
+    assert found == {"sft": "ref"}

@@ -20,7 +20,7 @@ from tasks.tokens import TokenisedRow, tokenise
 from tasks.train.data import Example
 from tasks.train.losses import DistillationLoss
 from tasks.train.packing import pack, use_packed_attention
-from tasks.train.program import SupervisedLoss
+from tasks.train.student import SupervisedLoss
 
 K = 10
 ROWS = [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
-from tasks.train.memory import ModelShape, advice, estimate
-from tasks.train.settings import TrainingRun
+from infra.errors import OutOfMemoryError
+from tasks.train.memory import ModelShape, advice, check_fits, estimate
+from tasks.train.settings import Lora, TrainingRun
 
 QWEN: dict[str, Any] = {
     "hidden_size": 896,
@@ -70,4 +73,87 @@ def test_every_stage_and_what_is_advised_take_less() -> None:
     ):
         assert words in text
     least = TrainingRun(zero_stage=3, micro_batch=1, gradient_checkpointing=True, offload="parameters")
-    assert advice(shape, least, 8, 8192).endswith("use more or larger devices")
+    assert advice(shape, least, 8, 8192, Lora()).endswith("tokens at once: use more or larger devices")
+
+
+@pytest.mark.parametrize("rank", [8, 64])
+def test_adapters_are_those_that_peft_puts_on(rank: int) -> None:
+    """Counted by hand for Qwen2.5-0.5B, and by peft for the model built on no memory."""
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    from tasks.train.adapters import with_adapters
+
+    shape = ModelShape.of(QWEN)
+    # a layer: q and o 896+896, k and v 896+128, gate, up and down 896+4864
+    by_hand = 24 * rank * (2 * 1792 + 2 * 1024 + 3 * 5760)
+    assert shape.adapters(Lora(rank=rank)) == by_hand
+    with torch.device("meta"):
+        model = with_adapters(AutoModelForCausalLM.from_config(Qwen2Config(**QWEN)), Lora(rank=rank))
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == by_hand
+
+
+def test_states_under_adapters_by_hand() -> None:
+    """Qwen2.5-0.5B, rank 8: 494,032,768 weights of which biases are left out, 4,399,104 in adapters, 4 devices."""
+    shape, lora = ModelShape.of(QWEN), Lora(rank=8)
+    frozen, trained, gathered = shape.parameters, 4_399_104, 151_936 * 896
+    by_stage = {
+        0: 2 * frozen + (2 + 6 + 12) * trained,
+        1: 2 * frozen + 8 * trained + 12 * trained // 4,
+        2: 2 * frozen + 2 * trained + 18 * trained // 4,
+        3: 4 * gathered + 2 * frozen // 4 + 18 * trained // 4,
+    }
+    for stage, wanted in by_stage.items():
+        found = estimate(shape, TrainingRun(zero_stage=stage), 4, 0, lora).states  # type: ignore[arg-type]
+        assert found == pytest.approx(wanted, abs=4), stage
+    on_cpu = {0: 4 * frozen + 16 * trained, 2: 4 * frozen + 4 * trained + 16 * trained // 4}
+    for stage, wanted in on_cpu.items():
+        run = TrainingRun(zero_stage=stage)  # type: ignore[arg-type]
+        assert estimate(shape, run, 4, 0, lora, half=False).states == pytest.approx(wanted, abs=4), stage
+
+
+@pytest.mark.parametrize("ranks", [1, 8])
+@pytest.mark.parametrize("offload", ["none", "optimizer"])
+def test_adapters_cost_what_deepspeed_says_of_a_model_of_their_size(ranks: int, offload: Any) -> None:
+    """And the frozen weights, of which DeepSpeed's estimators know nothing, two bytes each on top."""
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+    shape, lora = ModelShape.of(QWEN_7B), Lora(rank=16)
+    trained, cpu = shape.adapters(lora), offload != "none"
+    ours = estimate(shape, TrainingRun(zero_stage=2, offload=offload), ranks, 0, lora).states
+    theirs = estimate_zero2_model_states_mem_needs(trained, ranks, cpu_offload=cpu)[1]
+    assert ours == pytest.approx(theirs + 2 * shape.parameters, abs=4)
+    ours = estimate(shape, TrainingRun(zero_stage=3, offload=offload), ranks, 0, lora).states
+    _, theirs, _ = estimate_zero3_model_states_mem_needs(
+        trained, shape.largest_layer, ranks, cpu_offload=cpu, cpu_offload_params=False
+    )
+    assert ours == pytest.approx(theirs + 2 * shape.parameters / ranks, abs=4)
+
+
+def test_what_cannot_fit_is_refused_with_what_to_change_and_what_just_fits_is_not() -> None:
+    shape, run, gib = ModelShape.of(QWEN_7B), TrainingRun(zero_stage=2, micro_batch=2), 2**30
+    states = estimate(shape, run, 8, 0).states
+    check_fits(shape, run, 8, 8192, None, states)
+    with pytest.raises(OutOfMemoryError, match=r"does not fit into 24.0 GiB a device: ZeRO-2 on 8 .*zero_stage to 3"):
+        check_fits(shape, run, 8, 8192, None, 24 * gib)
+    check_fits(shape, run, 8, 8192, Lora(), 24 * gib)
+    check_fits(shape, run.model_copy(update={"zero_stage": 3}), 8, 8192, None, 24 * gib)
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (2, 1), (2, 2), (3, 2)])
+def test_the_estimate_on_a_cpu_is_no_more_than_what_training_there_takes(stage: Any, ranks: int) -> None:
+    """Adam in fp32 takes 16 bytes a parameter at the least; what fits must not be refused."""
+    shape = ModelShape.of(QWEN)
+    everything = ranks * estimate(shape, TrainingRun(zero_stage=stage), ranks, 0, half=False).states
+    split = 4 * shape.parameters if stage else 0  # each partition's copy of the weights
+    whole = 4 * shape.parameters * (ranks - 1) if stage < 3 else 8 * shape.largest_layer * ranks
+    assert everything <= 16 * shape.parameters + split + whole + ranks
+
+
+def test_the_estimate_needs_nothing_heavy() -> None:
+    code = (
+        "import sys, tasks.train.memory; print([m for m in ('torch', 'deepspeed', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,80 @@
+"""What the spec of a training says, resolved: the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from infra.artifacts import ArtifactRef, Workspace
+from infra.models import ModelSource
+from tasks.train.losses import DistillationLoss
+from tasks.train.ranks import Rank
+from tasks.train.settings import Distillation, Training, TrainingRun
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, as the rank that does its part sees it. `kd` is `training` where there is a teacher."""
+
+    training: Training
+    kd: Distillation | None
+    how: TrainingRun
+    work: Workspace
+    source: ModelSource
+    data: ArtifactRef
+    deepspeed: dict[str, Any]
+    launch: str
+    seed: int
+    rank: Rank
+    on_gpu: bool
+
+    @staticmethod
+    def of(spec: Mapping[str, Any]) -> Run:
+        kd = Distillation.model_validate(spec["training"]) if spec["objective"] == "kd" else None
+        return Run(
+            training=kd or Training.model_validate(spec["training"]),
+            kd=kd,
+            how=TrainingRun.model_validate(spec["run"]),
+            work=Workspace.from_description(spec["workspace"]),
+            source=ModelSource.model_validate(spec["model"]),
+            data=ArtifactRef.model_validate(spec["data"]),
+            deepspeed=spec["deepspeed"],
+            launch=spec["launch"],
+            seed=spec["seed"],
+            rank=Rank.here(),
+            on_gpu=torch.cuda.is_available(),
+        )
+
+    @property
+    def layout(self) -> dict[str, int]:
+        """What a checkpoint depends on."""
+        return {"ranks": self.rank.ranks, "zero_stage": self.how.zero_stage}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights in use, and of those that are published."""
+        return torch.bfloat16 if self.on_gpu else torch.float32
+
+    @property
+    def loss(self) -> DistillationLoss | None:
+        if self.kd is None:
+            return None
+        kd = self.kd
+        return DistillationLoss(kd.divergence, kd.tail, kd.temperature, kd.js_beta, kd.kd_weight)
+
+    def card(self, k: int | None) -> dict[str, Any]:
+        """What the model card says besides the numbers; `k` of the teacher's log-probabilities were used."""
+        return {
+            "title": f"{self.source.name} after {self.work.kind}",
+            "objective": "kd" if self.kd else "sft",
+            "base": self.source.name,
+            "base_hub": self.source.hub,
+            "training": self.training,
+            "k": k,
+            "seed": self.seed,
+            "data": self.data.uri,
+            "fingerprint": self.work.fingerprint,
+        }
