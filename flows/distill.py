@@ -8,6 +8,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
+from flows.benchmarks import benchmark_settings, benchmarked, check_benchmarks
 from flows.dispatched import answers
 from flows.outcome import Outcome, publish_latest
 from flows.params import Preset, Student, Teacher, preset_for, with_preset
@@ -17,6 +18,7 @@ from flows.stage import placed
 from infra.models import ModelSource
 from tasks.augment.settings import Augmentation
 from tasks.augment.task import augment
+from tasks.evaluate.benchmark_settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
 from tasks.evaluate.task import evaluate
 from tasks.logits.settings import Scoring
@@ -48,6 +50,9 @@ def distill(
     kd: Distillation | None = None,
     evaluation: Evaluation | None = None,
     run: TrainingRun | None = None,
+    benchmarks: Benchmarks | None = None,
+    judging: Judging | None = None,
+    judge_model: str = "demo",
     stages_on: str | None = None,
     plan_only: bool = False,
     hardware: Hardware | None = None,
@@ -74,6 +79,9 @@ def distill(
         kd: distillation, and its control run
         evaluation: how variants are compared
         run: how training is run; never changes a result
+        benchmarks: which benchmarks the variants answer (none by default), each by its data
+        judging: how the benchmarks' judge is asked
+        judge_model: LLM that judges: any LiteLLM model name, or demo (by rule, for benchmarks.alpaca_eval=demo only)
         stages_on: deployment that training, scoring and evaluation run in, such as stage/gpu; without it they run here
         plan_only: say what the run will take (rows, tokens, memory, hours, money) and what will go wrong; spend nothing
         hardware: what to plan for
@@ -84,11 +92,14 @@ def distill(
     sft_settings, kd_settings = with_preset(sft, preset.sft), with_preset(kd, preset.kd)
     how, running = with_preset(evaluation, preset.evaluation), with_preset(run, preset.run)
     scoring_settings = with_preset(scoring, preset.scoring)
+    judged = with_preset(benchmarks, preset.benchmarks), with_preset(judging, preset.judging)
     if plan_only:
-        resolved = Preset(agents, sft_settings, kd_settings, scoring_settings, how, running)
+        resolved = Preset(agents, sft_settings, kd_settings, scoring_settings, how, running, *judged)
         sources = Sources.of(seeds, heldout, databases)
-        return plan(student, teacher, sources, k, agent_model, heldout_share, seed, resolved, hardware or Hardware())
+        machine = hardware or Hardware()
+        return plan(student, teacher, sources, k, agent_model, heldout_share, seed, resolved, machine, judge_model)
     base, teacher_model = check(student, teacher, kd_settings)
+    check_benchmarks(judged[0], judge_model)
 
     data = load_seeds(Sources.of(seeds, heldout, databases), heldout_share, response_required=not agents.enabled)
     rows = augment(data, agent_model, agents)
@@ -105,6 +116,7 @@ def distill(
         "teacher": teacher_model,
     }
     evaluations = placed(evaluate, stages_on)(models, teacher_model, data, how)
+    verdicts = benchmarked(models, evaluations, *judged, judge_model, how, scoring_settings, stages_on)
     stages = {"seeds": data, "augment": rows, "sft": tuned, "logits": topk, "sft_control": control, "kd": distilled}
     about = {
         "title": f"{student} distilled from {teacher}",
@@ -118,7 +130,8 @@ def distill(
             "sft": sft_settings.model_dump(),
             "kd": kd_settings.model_dump(),
             "evaluation": how.identity(),
+            **benchmark_settings(*judged, judge_model),
         },
     }
-    page = report(stages, evaluations, about)
-    return publish_latest(Outcome.of(stages, evaluations, page, time.time() - started))
+    page = report(stages, evaluations, about, verdicts)
+    return publish_latest(Outcome.of(stages, evaluations, page, time.time() - started, verdicts))

@@ -15,7 +15,10 @@ from infra.gc import Garbage, Plan, Policy, Total, plan
 from infra.gc_deletion import Deleted, delete
 from infra.services import embedded_storage
 
-KINDS = ("seeds", "augment", "sft", "sft_control", "logits", "kd", "evaluate", "report", "leaderboard")
+KINDS = (
+    *("seeds", "augment", "sft", "sft_control", "logits", "kd", "evaluate", "report", "leaderboard"),
+    *("benchmark-answers", "benchmark", "harness"),
+)
 ROOTS = ("report", "leaderboard")
 console = Console(highlight=False)
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from infra import settings
 from infra.artifacts import ArtifactReader, ArtifactRef
+from tasks.report.benchmarks import as_data
 from tasks.report.stage import report_data
 
 
@@ -28,14 +29,20 @@ class Outcome(BaseModel):
 
     variants: dict[str, dict[str, Any]]
     stages: dict[str, StageOutcome]
+    benchmarks: dict[str, dict[str, Any]] = Field({}, description="by measure and variant, where any ran")
     report: ArtifactRef
     seconds: float
     flow_run: str | None = Field(None, description="the run's id on the Prefect server")
 
     @staticmethod
     def of(
-        stages: Mapping[str, ArtifactRef], evaluations: Mapping[str, ArtifactRef], page: ArtifactRef, seconds: float
+        stages: Mapping[str, ArtifactRef],
+        evaluations: Mapping[str, ArtifactRef],
+        page: ArtifactRef,
+        seconds: float,
+        verdicts: Mapping[str, ArtifactRef],
     ) -> Outcome:
+        """`evaluations` by variant, and `verdicts`, the benchmarks' results, by variant and benchmark."""
         data = report_data(page)
         done = {**stages, "report": page}
         return Outcome(
@@ -45,16 +52,23 @@ class Outcome(BaseModel):
             },
             stages={
                 **{n: StageOutcome(seconds=r.seconds, cached=r.cached, uri=r.uri) for n, r in done.items()},
-                "evaluate": StageOutcome(
-                    seconds=sum(ref.seconds for ref in evaluations.values()),
-                    cached=all(ref.cached for ref in evaluations.values()),
-                    uri=evaluations["kd"].uri,
-                ),
+                "evaluate": _together(evaluations),
+                **({"benchmarks": _together(verdicts)} if verdicts else {}),
             },
+            benchmarks=as_data(data.benchmarks) if data.benchmarks else {},
             report=page,
             seconds=round(seconds, 2),
             flow_run=prefect.runtime.flow_run.id,
         )
+
+
+def _together(refs: Mapping[str, ArtifactRef]) -> StageOutcome:
+    """Artifacts by variant as one stage, at the address of the distilled student's first one."""
+    return StageOutcome(
+        seconds=sum(ref.seconds for ref in refs.values()),
+        cached=all(ref.cached for ref in refs.values()),
+        uri=next(ref.uri for name, ref in refs.items() if name.split("/")[0] == "kd"),
+    )
 
 
 def latest() -> Path:

@@ -6,13 +6,14 @@ nested ones need only the fields that differ: what is left out comes from the st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, WithJsonSchema
 
 from infra.models import STUDENTS, TEACHERS
 from tasks.augment.settings import Augmentation
+from tasks.evaluate.benchmark_settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
 from tasks.train.settings import Distillation, Training, TrainingRun
@@ -40,6 +41,8 @@ class Preset:
     scoring: Scoring
     evaluation: Evaluation
     run: TrainingRun
+    benchmarks: Benchmarks = field(default_factory=Benchmarks)
+    judging: Judging = field(default_factory=Judging)
 
 
 def _paper(run: TrainingRun) -> Preset:
@@ -63,6 +66,7 @@ PRESETS: dict[str, Preset] = {
         # vLLM takes 20 s to start, five times, for models that transformers has all answers of in 3 s
         evaluation=Evaluation(engine="transformers", max_new_tokens=64, max_length=384, batch_rows=160),
         run=TrainingRun(),
+        benchmarks=Benchmarks(max_new_tokens=64),
     ),
     "0.5B": _paper(TrainingRun(zero_stage=1, micro_batch=16)),
     "1.5B": _paper(TrainingRun(zero_stage=2, micro_batch=8)),

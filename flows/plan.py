@@ -10,6 +10,7 @@ import dataclasses
 import shutil
 from urllib.parse import urlparse
 
+from flows.benchmarks import check_benchmarks
 from flows.params import Preset
 from flows.preflight import check_settings
 from infra import settings, storage
@@ -21,6 +22,7 @@ from tasks.augment import stage as augment
 from tasks.augment.estimate import Estimate, estimate, sampled
 from tasks.augment.providers import Deployment
 from tasks.augment.settings import Augmentation
+from tasks.evaluate import benchmarks
 from tasks.evaluate import stage as evaluate
 from tasks.logits import stage as logits
 from tasks.logits.alignment import check_same_template
@@ -53,6 +55,7 @@ def plan(
     seed: int,
     preset: Preset,
     hardware: Hardware,
+    judge_model: str,
 ) -> Plan:
     """The plan of the run that the same parameters would start, published among the run's artifacts.
 
@@ -96,6 +99,8 @@ def plan(
         done=done,
         disk_free=free,
         stores_here=urlparse(settings.s3_endpoint() or "").hostname in _HERE,
+        judge_requests=_judge_requests(preset, judge_model, data.counts["heldout"], problems),
+        judge_budget_usd=preset.judging.budget_usd,
     )
     made = make_plan(known, lambda known, plan: [*problems, *find(known, plan)])
     publish_plan(made)
@@ -170,6 +175,17 @@ def _rehearsed(data: ArtifactRef, options: Augmentation, agent_model: str, probl
         return estimate(data, options, nobody, sample=_REHEARSED)
     except DistilflowError:  # no model name at all, or a route without a key: that was said already
         return None
+
+
+def _judge_requests(preset: Preset, judge_model: str, heldout: int, problems: list[Problem]) -> dict[str, int]:
+    """What a judge is asked for each variant; nothing, and a problem, where the benchmarks cannot run."""
+    try:
+        check_benchmarks(preset.benchmarks, judge_model)
+        rows = min(heldout, preset.evaluation.max_rows or heldout)
+        return benchmarks.judge_requests(preset.benchmarks, rows)
+    except DistilflowError as error:
+        problems.append(Problem(stops=True, text=str(error)))
+        return {}
 
 
 def _rows(data: ArtifactRef, options: Augmentation, rows: ArtifactRef | None, agents: Estimate | None) -> int:

@@ -16,7 +16,10 @@ from infra.artifacts import ArtifactRef
 from infra.errors import ConfigurationError
 from infra.stage_task import stage_task
 from infra.ui import stage_view
+from tasks.evaluate import benchmark_answers as answers_stage
+from tasks.evaluate import harness
 from tasks.evaluate import stage as evaluation_stage
+from tasks.evaluate.benchmark_tasks import benchmark_answers, lm_eval
 from tasks.evaluate.task import evaluate
 from tasks.logits import stage as logits_stage
 from tasks.logits.task import score_logits
@@ -25,7 +28,13 @@ from tasks.train.task import train
 
 P = ParamSpec("P")
 R = TypeVar("R")
-STAGES: dict[str, Any] = {"train": train, "logits": score_logits, "evaluate": evaluate}
+STAGES: dict[str, Any] = {
+    "train": train,
+    "logits": score_logits,
+    "evaluate": evaluate,
+    "benchmark_answers": benchmark_answers,
+    "lm_eval": lm_eval,
+}
 _IS_FINISHED: dict[str, Callable[..., bool]] = {
     "train": lambda name, model, data, training, run, seed: bool(
         training_stage.workspace(name, model, data, training, seed).find()
@@ -34,16 +43,24 @@ _IS_FINISHED: dict[str, Callable[..., bool]] = {
     "evaluate": lambda models, teacher, seeds, evaluation: all(
         evaluation_stage.workspace(model, teacher, seeds, evaluation).find() for model in models.values()
     ),
+    "benchmark_answers": lambda models, options, evaluation: all(
+        work.find() for work in answers_stage.workspaces(models, options, evaluation).values()
+    ),
+    "lm_eval": lambda models, options, scoring: all(
+        harness.workspace(model, options).find() for model in models.values()
+    ),
 }
 
 
 @flow(name="stage", retries=0, validate_parameters=True)
 @answers
-def stage(stage: Literal["train", "logits", "evaluate"], arguments: dict[str, Any]) -> Any:
+def stage(
+    stage: Literal["train", "logits", "evaluate", "benchmark_answers", "lm_eval"], arguments: dict[str, Any]
+) -> Any:
     """Do one stage of a distillation here. Started by a `distill` run that has `stages_on` set, seldom by hand.
 
     Args:
-        stage: train (sft, sft_control, kd), logits or evaluate
+        stage: train (sft, sft_control, kd), logits, evaluate, benchmark_answers or lm_eval
         arguments: the stage's arguments as JSON: references to artifacts, models, settings
     """
     run = STAGES[stage]

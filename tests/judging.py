@@ -22,6 +22,7 @@ from tasks.augment.providers import Deployment
 from tasks.evaluate import benchmarks
 from tasks.evaluate.benchmark_settings import Benchmarks, Judging
 from tasks.evaluate.questions import Prompt
+from tasks.evaluate.settings import Evaluation
 
 ROOT = Path(__file__).parents[1]
 JUDGE = "openai/judge"
@@ -35,7 +36,7 @@ def answer(benchmark: str, options: Benchmarks, texts: Any, variant: ModelSource
     def generate(prompts: Sequence[Prompt]) -> list[str]:
         return [texts(prompt.messages[-1].content) for prompt in prompts]
 
-    work = benchmarks.answers_workspace(benchmark, variant, options)
+    work = benchmarks.answers_workspace(benchmark, variant, options, Evaluation())
     return benchmarks.answer({benchmark: work}, options, generate)[benchmark]
 
 

@@ -199,6 +199,33 @@ def verify(body: Body, rng: random.Random) -> Answer:
     return {"correct": True, "evidence": "the SQL answers the request", "tests": []}
 
 
+def compare(body: Body, rng: random.Random) -> Answer:
+    """As AlpacaEval's judge: the answer whose SQL returns what was asked for; a coin where both do, or neither.
+
+    It compares held-out requests too, and tells nobody their SQL.
+    """
+    outputs = body.get("outputs")
+    if not isinstance(outputs, list) or len(outputs) != 2 or not all(isinstance(one, dict) for one in outputs):
+        raise BadAgentRequestError("field 'outputs' must be a list of two objects")
+    instruction, _, schema = _text(body, "instruction").rpartition("\n\n")
+    database = database_of_schema(schema)
+    request = parse(instruction, database) if database else None
+    if database is None or request is None:
+        raise BadAgentRequestError("this judge is a rule for the demo's SQL requests, and this is none")
+    expected = render_sql(request, database)
+    first, second = (_returns(database, expected, _text(one, "output")) for one in outputs)
+    if first == second:
+        reason = (
+            f"{'both' if first else 'neither'} of the queries {'return' if first else 'returns'} what was asked for"
+        )
+        return {"reason": f"{reason}: a coin decides", "better": rng.choice("mM")}
+    return {"reason": "its query alone returns what was asked for", "better": "m" if first else "M"}
+
+
+def _returns(database: Database, expected: str, sql: str) -> bool:
+    return _runs(database, sql) and opened(database).same_result(expected, sql)
+
+
 _AGENTS: dict[str, Callable[[Body, random.Random], Answer]] = {
     "expansion": expand,
     "category": check_categories,
@@ -206,6 +233,7 @@ _AGENTS: dict[str, Callable[[Body, random.Random], Answer]] = {
     "rewriting": rewrite,
     "selection": select,
     "verification": verify,
+    "alpaca_eval": compare,
 }
 
 

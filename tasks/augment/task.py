@@ -16,7 +16,7 @@ from infra.stage_task import stage_task
 from infra.ui import StageView, publish_table, stage_view
 from tasks.augment import card, stage
 from tasks.augment.providers import Deployment
-from tasks.augment.settings import Augmentation
+from tasks.augment.settings import Augmentation, LLMCalls
 
 
 @stage_task(name="augment")
@@ -28,7 +28,7 @@ def augment(seeds: ArtifactRef, agent_model: str, options: Augmentation) -> Arti
         if ref is None and not options.enabled:
             ref = stage.copy_seeds(work, seeds)
         elif ref is None:
-            with _endpoint(agent_model, options, view) as endpoint:
+            with llm_endpoint(agent_model, options, view) as endpoint:
                 ref = stage.augment(work, seeds, options, endpoint, view.tick, _as_task)
         counts = ref.counts
         if not options.enabled:
@@ -51,13 +51,14 @@ async def _as_task(name: str, do: Callable[[], Awaitable[None]]) -> None:
 
 
 @contextlib.contextmanager
-def _endpoint(agent_model: str, options: Augmentation, view: StageView) -> Iterator[Deployment]:
-    if agent_model != "demo":
-        others = {llm(model) for model in (*options.routes.values(), *options.fallbacks)}
+def llm_endpoint(model: str, options: LLMCalls, view: StageView) -> Iterator[Deployment]:
+    """Where requests go, with their providers' limits held: the agents', or a judge's. `demo` starts its server."""
+    if model != "demo":
+        others = {llm(other) for other in (*options.other_models, *options.fallbacks)}
         with contextlib.ExitStack() as stack:
-            for provider in sorted({llm(agent_model, options.api_base), *others}):  # one order: no two runs deadlock
+            for provider in sorted({llm(model, options.api_base), *others}):  # one order: no two runs deadlock
                 stack.enter_context(held(provider, options.concurrency, view.note))
-            yield Deployment(agent_model, options.api_base)
+            yield Deployment(model, options.api_base)
         return
     view.note(demo.LABEL)
     with demo.demo_llm() as address:

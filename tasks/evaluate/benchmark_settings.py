@@ -38,7 +38,7 @@ class Benchmarks(BaseModel):
 
     alpaca_eval: str | None = Field(
         None,
-        description="AlpacaEval 2.0: reference outputs in its own JSON, "
+        description="AlpacaEval 2.0: reference outputs in its own JSON (or your own rows in Alpaca format, or demo), "
         "as hub:tatsu-lab/alpaca_eval/alpaca_eval_gpt4_baseline.json",
     )
     alpaca_eval_gamed: str | None = Field(
@@ -65,6 +65,11 @@ class Benchmarks(BaseModel):
     harness_max_gen_tokens: int = Field(1024, ge=1, description="longest answer, where a task sets none")
     max_questions: int | None = Field(None, ge=1, description="questions of each benchmark to use (default: all)")
     max_new_tokens: int = Field(2048, ge=1, description="longest answer of a variant in tokens")
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything is asked for; by default nothing is."""
+        return bool(self.alpaca_eval or self.mt_bench or self.ifeval or self.probes or self.harness)
 
     def identity(self, benchmark: str) -> dict[str, Any]:
         """What changes a benchmark's answers; the data goes in by its digest."""

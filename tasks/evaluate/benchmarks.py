@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
-from infra.claims import Claims
 from infra.errors import ConfigurationError
 from infra.models import ModelSource
 from tasks.augment.budget import UsageByAgent
@@ -27,20 +26,26 @@ from tasks.evaluate import alpaca_eval, ifeval, judges, mt_bench, probes, questi
 from tasks.evaluate.benchmark_settings import Benchmarks, Judging
 from tasks.evaluate.judges import Case, Judgment
 from tasks.evaluate.questions import Conversation, Generate, Question
+from tasks.evaluate.settings import Evaluation
 
 ANSWERS_KIND, KIND = "benchmark-answers", "benchmark"  # answers/ is the LLM cache's
 STAGE_VERSION = 1
 ALPACA_EVAL, MT_BENCH, IFEVAL, PROBES = "alpaca_eval", "mt_bench", "ifeval", "probes"
 JUDGED = (ALPACA_EVAL, MT_BENCH, PROBES)
+DEMO_JUDGE = "demo"
 ANSWERS, JUDGMENTS, ITEMS, RESULTS = "answers.jsonl", "judgments.parquet", "items.parquet", "results.json"
 PREDICTIONS = "predictions.parquet"  # of an evaluate artifact: what probes look at
-_POLL_S = 1.0
 Tick = Callable[[int, int], None]
 
 
 def asked_for(options: Benchmarks) -> tuple[str, ...]:
     """The benchmarks with questions of their own that `options` name (probes and lm-eval are apart)."""
     return tuple(name for name in (ALPACA_EVAL, MT_BENCH, IFEVAL) if getattr(options, name) is not None)
+
+
+def needs_judge(options: Benchmarks) -> bool:
+    """Whether an LLM is asked for verdicts."""
+    return any(getattr(options, name) is not None for name in JUDGED)
 
 
 def preflight(options: Benchmarks, judge_model: str) -> None:
@@ -53,10 +58,28 @@ def preflight(options: Benchmarks, judge_model: str) -> None:
         ifeval.preflight()
     if options.probes:
         probes.load(options.probes)
-    if not judge_model and (options.alpaca_eval or options.mt_bench or options.probes):
+    if needs_judge(options) and not judge_model:
         raise ConfigurationError(
             "AlpacaEval, MT-Bench and probes need a judge: set judge_model to a LiteLLM model name"
         )
+    others = options.mt_bench or options.probes or options.alpaca_eval not in (None, questions.DEMO_DATA)
+    if judge_model == DEMO_JUDGE and others:
+        raise ConfigurationError(
+            "judge_model=demo is a rule that only compares SQL of the demo (benchmarks.alpaca_eval=demo): "
+            "set judge_model to a LiteLLM model name"
+        )
+
+
+def judge_requests(options: Benchmarks, heldout: int) -> dict[str, int]:
+    """By benchmark, what a judge is asked for each variant; `heldout` rows are what probes look at."""
+    asked: dict[str, int] = {}
+    if options.alpaca_eval:
+        asked[ALPACA_EVAL] = 2 * len(load(ALPACA_EVAL, options))  # both orders
+    if options.mt_bench:
+        asked[MT_BENCH] = sum(len(question.turns) for question in load(MT_BENCH, options))
+    if options.probes:
+        asked[PROBES] = min(heldout, options.max_questions or heldout) * len(probes.load(options.probes))
+    return asked
 
 
 def load(benchmark: str, options: Benchmarks) -> list[Question]:
@@ -73,13 +96,15 @@ def load(benchmark: str, options: Benchmarks) -> list[Question]:
     return found[: options.max_questions]
 
 
-def answers_workspace(benchmark: str, model: ModelSource, options: Benchmarks) -> Workspace:
-    """One variant's answers to a benchmark's questions."""
+def answers_workspace(benchmark: str, model: ModelSource, options: Benchmarks, evaluation: Evaluation) -> Workspace:
+    """One variant's answers to a benchmark's questions; of `evaluation`, the engine and the seed change them."""
     spec = {
         "benchmark": benchmark,
         "model": model.identity(),
         "questions": questions.digest(getattr(options, benchmark)),
         "references": questions.digest(options.mt_bench_references) if benchmark == MT_BENCH else None,
+        "engine": evaluation.engine,
+        "seed": evaluation.seed if benchmark == MT_BENCH else None,  # the others are greedy
         **options.identity(benchmark),
     }
     return Workspace(ANSWERS_KIND, STAGE_VERSION, spec, {})
@@ -99,7 +124,8 @@ def answer(works: Mapping[str, Workspace], options: Benchmarks, generate: Genera
     for name, of in asked.items():
         done = [Conversation(question=question, answers=told[f"{name}/{question.id}"]) for question in of]
         works[name].put(ANSWERS, "".join(one.model_dump_json() + "\n" for one in done).encode())
-        refs[name] = works[name].publish((ANSWERS,), {"questions": len(done)}, {}, seconds=seconds)
+        empty = sum(not all(text.strip() for text in one.answers) for one in done)
+        refs[name] = works[name].publish((ANSWERS,), {"questions": len(done), "empty": empty}, {}, seconds=seconds)
     return refs
 
 
@@ -129,27 +155,20 @@ def score(
     """Judge or check the answers and publish judgments, a score an item, and the result.
 
     `endpoint` is the judge's, and None for IFEval. What the budget does not reach is in the result as not
-    judged. Several workers may be here at a time; one judges, the others wait for it.
+    judged. Call it under a claim (`infra.claims.made_once`), so that two workers do not pay for one judgment.
     """
     benchmark = work.spec["benchmark"]
-    with Claims(work.uri + "claims/") as claims:
-        while not claims.take("all"):
-            if ref := work.find():
-                return ref
-            time.sleep(_POLL_S)
-        if ref := work.find():
-            return ref
-        if benchmark == IFEVAL:
-            scored = _check(_conversations(answers))
-        else:
-            assert endpoint is not None
-            scored = _judge(benchmark, answers, options, judging, endpoint, tick)
-        work.put(ITEMS, _items(scored.scores))
-        if scored.judgments:
-            work.put(JUDGMENTS, judges.to_parquet(scored.judgments))
-        work.put_json(RESULTS, scored.result)
-        counts = {"items": scored.items, "scored": len(scored.scores)}
-        return work.publish((ITEMS, JUDGMENTS, RESULTS), counts, {"result": scored.result, "usage": scored.usage})
+    if benchmark == IFEVAL:
+        scored = _check(_conversations(answers))
+    else:
+        assert endpoint is not None
+        scored = _judge(benchmark, answers, options, judging, endpoint, tick)
+    work.put(ITEMS, _items(scored.scores))
+    if scored.judgments:
+        work.put(JUDGMENTS, judges.to_parquet(scored.judgments))
+    work.put_json(RESULTS, scored.result)
+    counts = {"items": scored.items, "scored": len(scored.scores)}
+    return work.publish((ITEMS, JUDGMENTS, RESULTS), counts, {"result": scored.result, "usage": scored.usage})
 
 
 def result_of(ref: ArtifactRef) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from tasks.evaluate.predictions import Table, per_row
@@ -55,43 +55,53 @@ def compare(tables: Mapping[str, Table], labels: Mapping[str, str]) -> list[Comp
     `tables` hold the same rows in the same order.
     """
     numbers = {name: per_row(table) for name, table in tables.items()}
-    compared: list[Comparison] = []
-    for metric in METRICS:
-        pairs = [
-            (ours, theirs)
-            for ours, theirs in PAIRS
-            if metric in numbers.get(ours, {})
-            and metric in numbers.get(theirs, {})
-            and not (theirs == "teacher" and metric in _TO_TEACHER)
-        ]
-        found = [_difference(metric, numbers[ours][metric], numbers[theirs][metric]) for ours, theirs in pairs]
-        tested = [p for _difference, p in found if p is not None]
-        adjusted = iter(holm(tested))
-        for (ours, theirs), (difference, p) in zip(pairs, found, strict=True):
-            compared.append(
-                Comparison(
-                    metric=metric,
-                    name=METRICS[metric].name,
-                    better=METRICS[metric].better,
-                    unit=METRICS[metric].unit,
-                    ours=labels[ours],
-                    theirs=labels[theirs],
-                    ours_value=_finite(numbers[ours][metric].value),
-                    theirs_value=_finite(numbers[theirs][metric].value),
-                    n=len(numbers[ours][metric].sums),
-                    difference=difference,
-                    test="McNemar’s exact test" if METRICS[metric].is_share else "paired permutation test",
-                    p=p,
-                    p_adjusted=None if p is None else next(adjusted),
-                    family=len(tested),
-                )
-            )
-    return compared
+    found: list[Comparison] = []
+    for metric, words in METRICS.items():
+        pairs = [pair for pair in PAIRS if not (pair[1] == "teacher" and metric in _TO_TEACHER)]
+        mine = {name: of[metric] for name, of in numbers.items() if metric in of}
+        found += compare_in(metric, words, mine, labels, pairs)
+    return found
 
 
-def _difference(metric: str, ours: PerRow, theirs: PerRow) -> tuple[Interval, float | None]:
+def compare_in(
+    metric: str,
+    words: Metric,
+    numbers: Mapping[str, PerRow],
+    labels: Mapping[str, str],
+    pairs: Sequence[tuple[str, str]] = PAIRS,
+) -> list[Comparison]:
+    """Those of `pairs` that are there, in one metric, with Holm's correction over them.
+
+    `numbers` hold, by variant, the same rows in the same order.
+    """
+    pairs = [(ours, theirs) for ours, theirs in pairs if ours in numbers and theirs in numbers]
+    found = [_difference(words, numbers[ours], numbers[theirs]) for ours, theirs in pairs]
+    tested = [p for _difference, p in found if p is not None]
+    adjusted = iter(holm(tested))
+    return [
+        Comparison(
+            metric=metric,
+            name=words.name,
+            better=words.better,
+            unit=words.unit,
+            ours=labels[ours],
+            theirs=labels[theirs],
+            ours_value=_finite(numbers[ours].value),
+            theirs_value=_finite(numbers[theirs].value),
+            n=len(numbers[ours].sums),
+            difference=difference,
+            test="McNemar’s exact test" if words.is_share else "paired permutation test",
+            p=p,
+            p_adjusted=None if p is None else next(adjusted),
+            family=len(tested),
+        )
+        for (ours, theirs), (difference, p) in zip(pairs, found, strict=True)
+    ]
+
+
+def _difference(words: Metric, ours: PerRow, theirs: PerRow) -> tuple[Interval, float | None]:
     """Ours minus theirs, and the p of its test; None where a value is not a number."""
-    if METRICS[metric].is_share:
+    if words.is_share:
         found = paired_difference((ours.sums > 0).tolist(), (theirs.sums > 0).tolist())
         assert found.gained is not None
         assert found.lost is not None

@@ -18,9 +18,11 @@ from pydantic import BaseModel, ConfigDict
 
 from infra import storage
 from infra.errors import ConfigurationError, TransientError
+from infra.models import DEMO
 from tasks.rows import Message
 
 HUB = "hub:"
+DEMO_DATA = "demo"
 # FastChat's: creative categories are sampled, the ones with one right answer are greedy.
 MT_BENCH_TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 
@@ -67,7 +69,7 @@ def answered(questions: Sequence[Question], generate: Generate, max_new_tokens: 
         asked = [question for question in questions if len(question.turns) > turn]
         prompts = [
             Prompt(
-                messages=tuple(_messages(question, answers[question.id])),
+                messages=tuple(messages(question, answers[question.id])),
                 temperature=question.temperature,
                 max_new_tokens=max_new_tokens,
             )
@@ -78,7 +80,8 @@ def answered(questions: Sequence[Question], generate: Generate, max_new_tokens: 
     return [Conversation(question=question, answers=tuple(answers[question.id])) for question in questions]
 
 
-def _messages(question: Question, answers: Sequence[str]) -> Iterable[Message]:
+def messages(question: Question, answers: Sequence[str]) -> Iterable[Message]:
+    """The conversation up to the turn that comes after `answers`."""
     for user, assistant in zip(question.turns, answers, strict=False):
         yield Message(role="user", content=user)
         yield Message(role="assistant", content=assistant)
@@ -86,14 +89,18 @@ def _messages(question: Question, answers: Sequence[str]) -> Iterable[Message]:
 
 
 def alpaca_eval(source: str) -> list[Question]:
-    """AlpacaEval's reference outputs: `instruction` and `output`, in the benchmark's order."""
+    """AlpacaEval's reference outputs: `instruction` and `output`, in the benchmark's order.
+
+    An entry may have an `input` too, as rows in Alpaca's format do, which follows the instruction as it does in
+    training: so one's own held-out rows are a benchmark. `demo` are those of the demo.
+    """
     questions = []
     for place, entry in enumerate(_entries(source)):
         _need(entry, ("instruction", "output"), source, place)
         questions.append(
             Question(
                 id=str(place),
-                turns=(entry["instruction"],),
+                turns=(f"{entry['instruction']}\n\n{entry['input']}" if entry.get("input") else entry["instruction"],),
                 category=str(entry.get("dataset") or ""),
                 references=(entry["output"],),
             )
@@ -192,6 +199,8 @@ def _bytes(source: str) -> bytes:
         if data is None:
             raise ConfigurationError(f"{source} does not exist")
         return data
+    if source == DEMO_DATA:
+        return (DEMO / "heldout.jsonl").read_bytes()
     path = _from_hub(source) if source.startswith(HUB) else Path(source)
     if not path.is_file():
         raise ConfigurationError(f"{source} does not exist: name a file, s3://… or hub:OWNER/DATASET/FILE")

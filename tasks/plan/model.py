@@ -61,6 +61,8 @@ class Plan(BaseModel):
     disk_bytes: int = Field(description="under DISTILFLOW_HOME")
     disk_free_bytes: int
     agents: list[AgentPlan]
+    judge_requests: dict[str, int] = Field({}, description="by benchmark, of all variants, before the answer cache")
+    judge_usd_at_most: float | None = Field(None, description="what the judge's budgets allow; None without any")
     stages: list[StagePlan]
     problems: list[Problem]
     assumptions: list[str]

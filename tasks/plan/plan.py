@@ -6,7 +6,7 @@ Maths alone; `flows.plan` finds out what is known.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from infra.artifacts import ArtifactRef
 from tasks.augment.estimate import Estimate
@@ -53,6 +53,8 @@ class Known:
     done: Mapping[str, ArtifactRef]
     disk_free: int
     stores_here: bool
+    judge_requests: Mapping[str, int] = field(default_factory=dict)  # by benchmark, of one variant
+    judge_budget_usd: float | None = None  # of one variant on one benchmark
 
     @property
     def ranks(self) -> int:
@@ -102,6 +104,8 @@ def make_plan(known: Known, problems: Callable[[Known, Plan], Sequence[Problem]]
         disk_bytes=_disk(known, store),
         disk_free_bytes=known.disk_free,
         agents=_agents(known),
+        judge_requests={name: _VARIANTS * requests for name, requests in known.judge_requests.items()},
+        judge_usd_at_most=_judge_usd(known),
         stages=stages,
         problems=[],
         assumptions=_assumptions(known),
@@ -236,6 +240,13 @@ def _agents(known: Known) -> list[AgentPlan]:
         )
         for agent, used in known.agents.usage.items()
     ]
+
+
+def _judge_usd(known: Known) -> float | None:
+    """What all budgets together allow; None where there is none."""
+    if known.judge_budget_usd is None or not known.judge_requests:
+        return None
+    return _VARIANTS * len(known.judge_requests) * known.judge_budget_usd
 
 
 def _disk(known: Known, store: int) -> int:

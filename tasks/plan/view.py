@@ -89,7 +89,7 @@ def _stage(stage: StagePlan) -> Row:
 
 def _facts(plan: Plan) -> dict[str, str]:
     most = "at most " if plan.rows_at_most else ""
-    return {
+    facts = {
         "data": f"{plan.seeds:,} seeds and {plan.heldout:,} held-out rows; {most}{plan.rows:,} training rows of "
         f"{plan.tokens_per_row:,.0f} tokens, {plan.response_tokens_per_row:,.0f} of them supervised",
         "an epoch": f"{amount(plan.tokens_per_epoch)} tokens, {amount(plan.supervised_tokens_per_epoch)} supervised",
@@ -97,6 +97,12 @@ def _facts(plan: Plan) -> dict[str, str]:
         "disk": f"{size(plan.disk_bytes)} to write under DISTILFLOW_HOME, {size(plan.disk_free_bytes)} free",
         "a device": f"{size(plan.memory_bytes)} of memory",
     }
+    if plan.judge_requests:
+        asked = ", ".join(f"{count:,} for {name}" for name, count in plan.judge_requests.items())
+        limit = plan.judge_usd_at_most
+        cost = "without a budget (judging.budget_usd)" if limit is None else f"for at most {_usd(limit)}"
+        facts["the judge"] = f"{sum(plan.judge_requests.values()):,} requests ({asked}), {cost}"
+    return facts
 
 
 def _hardware(plan: Plan) -> str:

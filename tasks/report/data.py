@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tasks.evaluate.analysis import Analysis
+from tasks.evaluate.benchmark_analysis import BenchmarkAnalysis
 
 AGENTS = ("expansion", "category", "rewriting", "preservation", "selection", "verification")
 VARIANTS = ("base", "sft", "sft_control", "kd", "teacher")
@@ -171,6 +172,7 @@ class ReportData(_Frozen):
     data_flow: DataFlow | None = None
     examples: list[Example] = []
     analysis: Analysis | None = Field(None, description="intervals, paired tests, slices and what was inherited")
+    benchmarks: BenchmarkAnalysis | None = Field(None, description="judged and checked benchmarks, where any ran")
     settings: dict[str, Any] = {}
     versions: dict[str, str] = {}
     reproduce: str = ""

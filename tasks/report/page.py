@@ -15,6 +15,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from tasks.evaluate.benchmark_analysis import BenchmarkAnalysis
+from tasks.report import benchmarks
 from tasks.report.comparison import (
     CONTROL,
     compare,
@@ -63,16 +65,35 @@ def render_markdown(data: ReportData) -> str:
     if data.demo:
         lines += [f"*{DEMO_NOTE}*", ""]
     if rows := comparison_rows(data):
-        columns = list(rows[0])
-        lines.append("| " + " | ".join(columns) + " |")
-        lines.append("|" + "|".join([" --- ", *[" ---: "] * (len(columns) - 1)]) + "|")
-        lines += ["| " + " | ".join(markdown_text(cell) for cell in row.values()) + " |" for row in rows]
-        lines.append("")
+        lines += [*_markdown_table(rows), ""]
+    if data.benchmarks:
+        lines += [*_benchmarks(data, data.benchmarks), ""]
     lines.append(
         f"Student {markdown_text(data.student)}, teacher {markdown_text(data.teacher)}, K = {data.k}, "
         f"seed {data.seed}. Intervals are over held-out requests, for this one training seed."
     )
     return "\n".join(lines) + "\n"
+
+
+def _benchmarks(data: ReportData, found: BenchmarkAnalysis) -> list[str]:
+    rows = benchmarks.rows(found, {name: variant.label for name, variant in data.variants.items()})
+    table = _markdown_table(rows) if rows else []
+    return [
+        "## Benchmarks",
+        "",
+        *table,
+        "",
+        *(f"- {markdown_text(text)}" for text in (*found.verdicts, *found.remarks)),
+    ]
+
+
+def _markdown_table(rows: list[dict[str, str]]) -> list[str]:
+    columns = list(rows[0])
+    return [
+        "| " + " | ".join(markdown_text(column) for column in columns) + " |",
+        "|" + "|".join([" --- ", *[" ---: "] * (len(columns) - 1)]) + "|",
+        *("| " + " | ".join(markdown_text(cell) for cell in row.values()) + " |" for row in rows),
+    ]
 
 
 class _Figure:
@@ -102,6 +123,8 @@ def template(name: str) -> Template:
         "json": _json,
         "count": "{:,}".format,
         "usd": _usd,
+        "benchmark_number": lambda figure, unit: benchmarks.number(unit, figure.value),
+        "benchmark_range": lambda figure, unit: benchmarks.range_of(unit, figure),
     }
     return environment.get_template(name)
 

@@ -9,7 +9,7 @@ from infra.artifacts import ArtifactReader, ArtifactRef, Record, Workspace, read
 from infra.errors import ConfigurationError
 from tasks.evaluate.analysis import analyse
 from tasks.evaluate.predictions import Table, from_parquet
-from tasks.report import leaderboard_page
+from tasks.report import benchmarks, leaderboard_page
 from tasks.report.data import AgentUse, Coverage, DataFlow, Example, Output, ReportData, Stage, Variant
 from tasks.report.leaderboard import Entry, rows, verdict
 from tasks.report.page import render_markdown, render_page
@@ -27,18 +27,32 @@ _EXAMPLES = 12
 
 
 def workspace(
-    stages: Mapping[str, ArtifactRef], evaluations: Mapping[str, ArtifactRef], about: dict[str, Any]
+    stages: Mapping[str, ArtifactRef],
+    evaluations: Mapping[str, ArtifactRef],
+    about: dict[str, Any],
+    verdicts: Mapping[str, ArtifactRef],
 ) -> Workspace:
-    """The report on a run; `about` holds what the page says of it (names, settings)."""
-    inputs = {**stages, **{f"evaluate-{name}": ref for name, ref in evaluations.items()}}
+    """The report on a run; `about` holds what the page says of it (names, settings).
+
+    `verdicts` are the benchmarks' results by variant and benchmark ("kd/alpaca_eval"), where any ran.
+    """
+    inputs = {
+        **stages,
+        **{f"evaluate-{name}": ref for name, ref in evaluations.items()},
+        **{f"benchmark-{key}": ref for key, ref in verdicts.items()},
+    }
     return Workspace(KIND, STAGE_VERSION, {"about": about}, inputs)
 
 
 def report(
-    work: Workspace, stages: Mapping[str, ArtifactRef], evaluations: Mapping[str, ArtifactRef], about: dict[str, Any]
+    work: Workspace,
+    stages: Mapping[str, ArtifactRef],
+    evaluations: Mapping[str, ArtifactRef],
+    about: dict[str, Any],
+    verdicts: Mapping[str, ArtifactRef],
 ) -> ArtifactRef:
     """Write `report.html`, `report.md` and `data.json`, and publish them."""
-    data = gather(stages, evaluations, about)
+    data = gather(stages, evaluations, about, verdicts)
     work.put("report.html", render_page(data).encode())
     work.put("report.md", render_markdown(data).encode())
     work.put("data.json", data.model_dump_json(indent=1).encode())
@@ -66,7 +80,10 @@ def report_data(ref: ArtifactRef) -> ReportData:
 
 
 def gather(
-    stages: Mapping[str, ArtifactRef], evaluations: Mapping[str, ArtifactRef], about: dict[str, Any]
+    stages: Mapping[str, ArtifactRef],
+    evaluations: Mapping[str, ArtifactRef],
+    about: dict[str, Any],
+    verdicts: Mapping[str, ArtifactRef],
 ) -> ReportData:
     """All that the page shows. Times are those of the run that made each artifact."""
     records = {name: _record(ref) for name, ref in stages.items()}
@@ -77,6 +94,8 @@ def gather(
     shown = [_stage(name, record, stages[name].uri) for name, record in records.items()]
     kd_evaluation = evaluations["kd"]
     shown.append(Stage(name="evaluate", seconds=seconds, uri=kd_evaluation.uri, fingerprint=kd_evaluation.fingerprint))
+    if verdicts:
+        shown.append(_benchmark_stage(verdicts))
     coverage = records["logits"].facts["coverage"]
     return ReportData(
         **about,
@@ -87,6 +106,7 @@ def gather(
         data_flow=_data_flow(records["augment"]),
         examples=_examples(tables),
         analysis=analyse(tables, LABELS),
+        benchmarks=benchmarks.gather(verdicts, LABELS),
         versions=records["kd"].versions,
     )
 
@@ -108,6 +128,14 @@ def _stage(name: str, record: Record, uri: str) -> Stage:
         counts=record.counts,
         facts=facts,
     )
+
+
+def _benchmark_stage(verdicts: Mapping[str, ArtifactRef]) -> Stage:
+    """All benchmarks as one stage; its address is that of the distilled student's first one."""
+    first = next(ref for key, ref in verdicts.items() if key.startswith("kd/"))
+    counts = {"results": len(verdicts)}
+    taken = benchmarks.seconds(verdicts)
+    return Stage(name="benchmarks", seconds=taken, uri=first.uri, fingerprint=first.fingerprint, counts=counts)
 
 
 def _data_flow(record: Record) -> DataFlow | None:

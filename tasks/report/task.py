@@ -15,11 +15,16 @@ from tasks.report.page import comparison_rows
 
 
 @stage_task(name="report")
-def report(stages: dict[str, ArtifactRef], evaluations: dict[str, ArtifactRef], about: dict[str, Any]) -> ArtifactRef:
-    """The run's page, and its comparison as an artifact in the Prefect UI."""
-    work = stage.workspace(stages, evaluations, about)
+def report(
+    stages: dict[str, ArtifactRef],
+    evaluations: dict[str, ArtifactRef],
+    about: dict[str, Any],
+    verdicts: dict[str, ArtifactRef],
+) -> ArtifactRef:
+    """The run's page, and its comparison as an artifact in the Prefect UI. `verdicts` are the benchmarks' results."""
+    work = stage.workspace(stages, evaluations, about, verdicts)
     with stage_view("report", "writing the report") as view:
-        ref = work.find() or stage.report(work, stages, evaluations, about)
+        ref = work.find() or stage.report(work, stages, evaluations, about, verdicts)
         reader, data = ArtifactReader(ref), stage.report_data(ref)
         publish_table("comparison", comparison_rows(data), data.title)
         create_markdown_artifact(reader.read("report.md").decode(), key="report", description=data.title)

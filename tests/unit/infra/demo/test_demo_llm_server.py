@@ -184,3 +184,30 @@ def test_some_labels_are_wrong_and_the_judges_see_only_part_of_it() -> None:
         dropped_wrong += not right and not kept
     assert 0.08 < kept_wrong / (kept_wrong + kept_right) < 0.25
     assert dropped_wrong > kept_wrong
+
+
+def _compared(first: str, second: str, instruction: str = "How many employees are there?") -> dict[str, Any]:
+    outputs = [{"model_identifier": name, "output": text} for name, text in (("m", first), ("M", second))]
+    return ask({"agent": "alpaca_eval", "instruction": f"{instruction}\n\n{SCHEMA}", "outputs": outputs})
+
+
+def test_as_a_judge_it_prefers_the_query_that_returns_what_was_asked_for_in_both_orders() -> None:
+    right, wrong = "select count(id) from employees", "SELECT COUNT(*) FROM departments"
+    assert _compared(right, wrong)["better"] == "m"
+    assert _compared(wrong, right)["better"] == "M"
+    assert _compared(wrong + " and", right)["better"] == "M"
+
+
+def test_as_a_judge_it_tosses_a_coin_between_equals() -> None:
+    right = "SELECT COUNT(*) FROM employees"
+    tossed = [_compared(right, right + " " * n)["better"] for n in range(40)]
+    assert 10 < tossed.count("m") < 30
+    assert "a coin decides" in _compared(right, right)["reason"]
+
+
+def test_as_a_judge_it_refuses_what_it_cannot_check() -> None:
+    outputs = [{"model_identifier": name, "output": ""} for name in "mM"]
+    body = {"agent": "alpaca_eval", "instruction": "Write a haiku about rain.", "outputs": outputs}
+    status, told = with_server(lambda session, url: post(session, url, chat(body)))
+    assert status == 400
+    assert "this judge is a rule" in told["error"]["message"]

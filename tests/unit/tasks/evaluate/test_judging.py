@@ -15,7 +15,7 @@ from tasks.augment.answers import AnswerCache
 from tasks.augment.budget import UsageByAgent
 from tasks.augment.client import LLMClient
 from tasks.augment.providers import Deployment, ProviderError, Reply, Request
-from tasks.evaluate import alpaca_eval, judges, mt_bench, probes, questions
+from tasks.evaluate import alpaca_eval, benchmarks, judges, mt_bench, probes, questions
 from tasks.evaluate.benchmark_settings import Benchmarks, Judging
 from tasks.evaluate.judges import Judgment, probability_of_second
 from tasks.evaluate.questions import Conversation, Prompt, Question
@@ -261,11 +261,6 @@ def test_a_probe_that_asks_for_no_verdict_is_refused(tmp_path: Path) -> None:
         probes.load(str(tmp_path))
 
 
-def test_wilson_intervals_are_those_of_the_textbook() -> None:
-    assert probes.wilson(0, 10) == (pytest.approx(0.0, abs=1e-9), pytest.approx(0.2775, abs=1e-4))
-    assert probes.wilson(81, 263) == (pytest.approx(0.2553, abs=1e-4), pytest.approx(0.3662, abs=1e-4))
-
-
 def test_how_the_judge_is_reached_changes_no_identity_and_who_judges_does() -> None:
     same = Judging(concurrency=3, processes=2, timeout_s=5.0, api_base="http://x", requests_per_minute=7)
     assert same.identity() == Judging().identity()
@@ -273,3 +268,25 @@ def test_how_the_judge_is_reached_changes_no_identity_and_who_judges_does() -> N
     assert Benchmarks(harness_task_folder="x", harness=("a",)).identity("harness") == Benchmarks(
         harness=("a",)
     ).identity("harness")
+
+
+def test_a_judge_is_asked_for_both_orders_every_turn_and_every_probe(tmp_path: Path) -> None:
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"question_id": 1, "category": "x", "turns": ["a", "b"]}\n')
+    options = Benchmarks(alpaca_eval="demo", mt_bench=str(questions), probes="builtin", max_questions=30)
+    assert benchmarks.judge_requests(options, 640) == {"alpaca_eval": 60, "mt_bench": 2, "probes": 60}
+    assert benchmarks.judge_requests(options, 10)["probes"] == 20
+    assert benchmarks.judge_requests(Benchmarks(), 640) == {}
+
+
+@pytest.mark.parametrize(
+    "options", [Benchmarks(probes="builtin"), Benchmarks(alpaca_eval=__file__), Benchmarks(mt_bench=__file__)]
+)
+def test_the_demos_judge_is_refused_for_anything_but_the_demos_rows(
+    options: Benchmarks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmarks, "load", lambda name, options: [])
+    with pytest.raises(ConfigurationError, match="set judge_model to a LiteLLM model name"):
+        benchmarks.preflight(options, "demo")
+    benchmarks.preflight(options, "openai/judge")
+    benchmarks.preflight(Benchmarks(alpaca_eval="demo"), "demo")

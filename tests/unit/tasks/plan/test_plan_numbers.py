@@ -18,6 +18,7 @@ from tasks.plan.lengths import Lengths, guessed
 from tasks.plan.model import Plan, StagePlan
 from tasks.plan.plan import STAGES, make_plan
 from tasks.plan.sizes import Size, size_of
+from tasks.plan.view import plan_markdown
 from tasks.rows import Row
 from tasks.train.settings import Lora, Training, TrainingRun
 
@@ -119,6 +120,15 @@ def test_money_is_the_agents_and_the_devices_hours() -> None:
     assert priced.usd == pytest.approx(6.0 + 3.0 * priced.device_hours)
     sft, logits = _stage(priced, "sft"), _stage(priced, "logits")
     assert priced.device_hours > 4 * sft.hours + 2 * logits.hours
+
+
+def test_a_judge_is_asked_for_five_variants_and_may_cost_all_their_budgets() -> None:
+    plan = _plan(judge_requests={"alpaca_eval": 1610, "mt_bench": 160}, judge_budget_usd=2.0)
+    assert plan.judge_requests == {"alpaca_eval": 8050, "mt_bench": 800}
+    assert plan.judge_usd_at_most == 20.0
+    line = "8,850 requests (8,050 for alpaca_eval, 800 for mt_bench), for at most $20.00"
+    assert f"**the judge**: {line}" in plan_markdown(plan)
+    assert "the judge" not in plan_markdown(_plan())
 
 
 def test_what_is_done_costs_nothing() -> None:

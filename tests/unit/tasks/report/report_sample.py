@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks.evaluate.benchmark_analysis import BenchmarkAnalysis, Result, analyse
 from tasks.report.data import AgentUse, Coverage, DataFlow, Example, Mass, Output, ReportData, Stage, Variant
 from tasks.report.page import render_page
 
@@ -51,6 +52,29 @@ def unmarked_variants(**changes: dict[str, float]) -> dict[str, Variant]:
         name: variant.model_copy(update={"exec_accuracy": None, "correct": None} | changes.get(name, {}))
         for name, variant in variants().items()
     }
+
+
+def benchmarks(note: str = "") -> BenchmarkAnalysis:
+    """AlpacaEval of all variants by a judge; `note` is in every text that one can put there."""
+    scores = {name: {str(i): float(mark) for i, mark in enumerate(of[:200])} for name, of in marks(_SKILL).items()}
+    results = {
+        name: Result(
+            {
+                "judged": 200,
+                "not_judged": {f"budget reached{note}": 7},
+                "win_rate": sum(of.values()) / 200,
+                "length_controlled": {"win_rate": 0.4, "low": 0.3, "high": 0.5},
+                "position_bias_sentence": "no position bias is detected",
+                "cost_usd": 1.0,
+            },
+            of,
+            judge=f"openai/gpt-4o{note}",
+        )
+        for name, of in scores.items()
+    }
+    task = {f"exact_match{note}": {"value": 0.5, "standard_error": 0.05}}
+    harness = {name: Result({"tasks": {"gsm8k": {"documents": 100, "metrics": task}}}, {}) for name in _LABELS}
+    return analyse({"alpaca_eval": results, "harness": harness}, {name: text + note for name, text in _LABELS.items()})
 
 
 def sample_report(**changes: object) -> ReportData:
@@ -186,6 +210,7 @@ def sample_report(**changes: object) -> ReportData:
                 },
             ),
         ],
+        "benchmarks": benchmarks(),
         "settings": {
             "k": 10,
             "kd": {"temperature": 2.0, "alpha": 0.1, "divergence": "forward_kl"},

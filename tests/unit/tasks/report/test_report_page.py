@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_sample import sample_report, unmarked_variants, variants
+from report_sample import benchmarks, sample_report, unmarked_variants, variants
 
 from tasks.report.data import DataFlow, Example, Output, ReportData, Stage
 from tasks.report.page import DEMO_NOTE, render_markdown, render_page
@@ -86,6 +86,7 @@ def hostile_report() -> ReportData:
                 },
             )
         ],
+        benchmarks=benchmarks(HOSTILE),
         settings={HOSTILE: [HOSTILE]},
         versions={HOSTILE: HOSTILE},
         reproduce=HOSTILE,
@@ -106,7 +107,10 @@ def test_hostile_texts_stay_one_table_cell_in_markdown() -> None:
     markdown = render_markdown(hostile_report())
     assert "<" not in markdown
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {8}
+    cells = [len(re.findall(r"(?<!\\)\|", row)) for row in rows]
+    assert (
+        cells == [8] * 7 + [3] * 5
+    )  # the comparison's table, and that of the benchmarks, whose columns are alike here
     assert not re.search(r"(?<!\\)\]\(", markdown)
 
 
@@ -183,6 +187,7 @@ def test_page_is_equal_in_another_process() -> None:
     [
         {"coverage": None},
         {"data_flow": None},
+        {"benchmarks": None},
         {"curves": {}},
         {"examples": []},
         {"stages": []},
@@ -208,6 +213,20 @@ def test_bare_report_has_a_verdict_and_nothing_empty() -> None:
     page = Page(render_page(bare))
     assert "No verdict" in page.text
     assert not {"figure", "article", "table"} & {tag for tag, _ in page.tags}
+
+
+def test_benchmarks_have_a_figure_with_its_interval_for_each_variant() -> None:
+    html = render_page(sample_report())
+    table = html[html.index('id="benchmarks"') :].split("</table>")[0]
+    assert re.findall(r'<th scope="row">([^<]*)', table) == [
+        "AlpacaEval 2.0, win rate ",
+        "AlpacaEval 2.0, length-controlled ",
+        "lm-eval, gsm8k: exact_match",
+    ]
+    assert re.sub(r"\s+", " ", table).count("40.0 <small>30.0 – 50.0</small>") == 5
+    assert "SFT+KD is better than base in AlpacaEval win rate (" in html
+    assert "AlpacaEval, SFT+KD: not judged: 7 × budget reached." in html
+    assert "| lm-eval, gsm8k: exact\\_match | 0.500 (0.402 – 0.598) |" in render_markdown(sample_report())
 
 
 def test_rows_that_the_counts_lose_are_shown() -> None:

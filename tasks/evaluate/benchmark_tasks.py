@@ -1,0 +1,106 @@
+"""The tasks of the benchmarks: answers by the variants, verdicts on them, and lm-eval.
+
+Each is done once for a variant and benchmark ("kd/alpaca_eval"), whichever run comes first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+from infra.artifacts import ArtifactRef, Workspace
+from infra.claims import made_once
+from infra.limits import GPU, held
+from infra.models import ModelSource
+from infra.stage_task import stage_task
+from infra.ui import StageView, stage_view
+from tasks.augment.task import llm_endpoint
+from tasks.evaluate import benchmark_answers as answers_stage
+from tasks.evaluate import benchmarks, harness
+from tasks.evaluate.benchmark_settings import Benchmarks, Judging
+from tasks.evaluate.settings import Evaluation
+from tasks.logits.settings import Scoring
+
+
+@stage_task(name="benchmark_answers")
+def benchmark_answers(
+    models: dict[str, ModelSource], options: Benchmarks, evaluation: Evaluation
+) -> dict[str, ArtifactRef]:
+    """Every variant's answers to every benchmark; only what is missing is generated."""
+    works = answers_stage.workspaces(models, options, evaluation)
+    with stage_view("answers", "answering the benchmarks") as view:
+
+        def make(missing: dict[str, Workspace]) -> dict[str, ArtifactRef]:
+            with held(GPU, 1, view.note):
+                follow = view.follow(answers_stage.describe)
+                return answers_stage.answer(missing, models, options, evaluation, follow)
+
+        refs = made_once(works, make, view.note)
+        questions = sum(ref.counts["questions"] for ref in refs.values())
+        return _done(view, refs, f"{questions:,} questions answered by {len(models)} variants")
+
+
+@stage_task(name="benchmark")
+def benchmark(
+    answers: dict[str, ArtifactRef],
+    evaluations: dict[str, ArtifactRef],
+    options: Benchmarks,
+    judging: Judging,
+    judge_model: str,
+) -> dict[str, ArtifactRef]:
+    """The verdicts on every variant's answers; probes look at those to the held-out rows (`evaluations`)."""
+    given = dict(answers)
+    if options.probes:
+        given |= {f"{name}/{benchmarks.PROBES}": ref for name, ref in evaluations.items()}
+    works = {
+        key: benchmarks.workspace(_benchmark(key), ref, options, judging, judge_model) for key, ref in given.items()
+    }
+    with stage_view("benchmarks", "judging") as view:
+
+        def make(missing: dict[str, Workspace]) -> dict[str, ArtifactRef]:
+            judged = any(_benchmark(key) in benchmarks.JUDGED for key in missing)
+            judge = llm_endpoint(judge_model, judging, view) if judged else contextlib.nullcontext()
+            with judge as endpoint:
+                return {
+                    key: benchmarks.score(work, given[key], options, judging, endpoint, _tick(view, key))
+                    for key, work in missing.items()
+                }
+
+        refs = made_once(works, make, view.note)
+        items, scored = (sum(ref.counts[name] for ref in refs.values()) for name in ("items", "scored"))
+        if scored < items:
+            view.warn(f"{items - scored:,} of {items:,} answers have no verdict: the report says why")
+        return _done(view, refs, f"verdicts on {scored:,} answers")
+
+
+@stage_task(name="lm_eval")
+def lm_eval(models: dict[str, ModelSource], options: Benchmarks, scoring: Scoring) -> dict[str, ArtifactRef]:
+    """lm-eval's results of every variant, one variant after the other."""
+    works = {f"{name}/{harness.KIND}": harness.workspace(model, options) for name, model in models.items()}
+    with stage_view("lm_eval", ", ".join(options.harness)) as view:
+
+        def make(missing: dict[str, Workspace]) -> dict[str, ArtifactRef]:
+            refs = {}
+            for place, (key, work) in enumerate(missing.items()):
+                view.tick(place, len(missing), key)
+                with held(GPU, scoring.tensor_parallel, view.note):
+                    refs[key] = harness.run(work, models[key.split("/")[0]], options, scoring, lambda event: None)
+            return refs
+
+        refs = made_once(works, make, view.note)
+        return _done(view, refs, f"{len(options.harness)} tasks by {len(models)} variants")
+
+
+def _benchmark(key: str) -> str:
+    return key.split("/")[1]
+
+
+def _tick(view: StageView, key: str) -> benchmarks.Tick:
+    return lambda done, total: view.tick(done, total, key)
+
+
+def _done(view: StageView, refs: Mapping[str, ArtifactRef], text: str) -> dict[str, ArtifactRef]:
+    """The stage's line, whose time is that of all its artifacts."""
+    seconds, cached = sum(ref.seconds for ref in refs.values()), all(ref.cached for ref in refs.values())
+    view.done(next(iter(refs.values())).model_copy(update={"seconds": seconds, "cached": cached}), text)
+    return dict(refs)

@@ -1,0 +1,100 @@
+"""The benchmarks on the page: their results gathered, and the one table that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from infra.artifacts import ArtifactReader, ArtifactRef, Record, read_record
+from infra.errors import ConfigurationError
+from tasks.evaluate import benchmarks, harness
+from tasks.evaluate.benchmark_analysis import BenchmarkAnalysis, Figure, Result, Unit, analyse
+
+_ORDER = (benchmarks.ALPACA_EVAL, benchmarks.MT_BENCH, benchmarks.IFEVAL, benchmarks.PROBES, harness.KIND)
+
+
+def gather(verdicts: Mapping[str, ArtifactRef], labels: Mapping[str, str]) -> BenchmarkAnalysis | None:
+    """What the artifacts say, keyed by variant and benchmark ("kd/alpaca_eval"); None where there are none."""
+    results: dict[str, dict[str, Result]] = {name: {} for name in _ORDER}
+    for key, ref in verdicts.items():
+        variant, benchmark = key.split("/")
+        results[benchmark][variant] = _result(benchmark, ref)
+    return analyse({name: of for name, of in results.items() if of}, labels) if verdicts else None
+
+
+def seconds(verdicts: Mapping[str, ArtifactRef]) -> float:
+    """What the answers, the verdicts and lm-eval took when they were made."""
+    total, seen = 0.0, set[str]()
+    for ref in verdicts.values():
+        record = _record(ref)
+        answers = record.inputs.get("answers")
+        made = [(ref, record)] + ([(answers, _record(answers))] if answers and answers.kind != "evaluate" else [])
+        total += sum(of.seconds for one, of in made if one.uri not in seen)
+        seen |= {one.uri for one, _ in made}
+    return total
+
+
+def _result(benchmark: str, ref: ArtifactRef) -> Result:
+    if benchmark == harness.KIND:
+        return Result(ArtifactReader(ref).read_json(harness.RESULTS), {})
+    record = _record(ref)
+    return Result(
+        benchmarks.result_of(ref),
+        benchmarks.scores_of(ref),
+        judge=str(record.spec.get("judge", "")),
+        empty=record.inputs["answers"].counts.get("empty", 0),
+    )
+
+
+def _record(ref: ArtifactRef) -> Record:
+    record = read_record(ref.uri)
+    if record is None:
+        raise ConfigurationError(f"the artifact {ref.uri} is gone: run again")
+    return record
+
+
+def rows(analysis: BenchmarkAnalysis, labels: Mapping[str, str]) -> list[dict[str, str]]:
+    """One row a measure and one column a variant, as text."""
+    return [
+        {
+            "benchmark": measure.name,
+            **{
+                label: cell(measure.unit, measure.figures[name]) if name in measure.figures else "–"
+                for name, label in labels.items()
+            },
+        }
+        for measure in analysis.measures
+    ]
+
+
+def cell(unit: Unit, figure: Figure) -> str:
+    """A figure with its interval: `63.0 % (58.1 – 67.7)`."""
+    value = f"{number(unit, figure.value)}{' %' if unit == '%' else ''}"
+    return f"{value} ({range_of(unit, figure)})" if figure.interval else value
+
+
+def range_of(unit: Unit, figure: Figure) -> str:
+    """The ends of a figure's interval, or nothing."""
+    ends = figure.interval
+    return f"{number(unit, ends.low)} – {number(unit, ends.high)}" if ends else ""
+
+
+def number(unit: Unit, value: float) -> str:
+    text = {"%": f"{100 * value:.1f}", "1 to 10": f"{value:.2f}"}.get(unit, f"{value:.3f}")
+    return text.replace("-", "−")
+
+
+def as_data(analysis: BenchmarkAnalysis) -> dict[str, dict[str, Any]]:
+    """For `results.json`: by measure and variant, the value, its interval and what it is over."""
+    return {
+        measure.name: {
+            variant: {
+                "value": figure.value,
+                "low": figure.interval.low if figure.interval else None,
+                "high": figure.interval.high if figure.interval else None,
+                "n": figure.n,
+            }
+            for variant, figure in measure.figures.items()
+        }
+        for measure in analysis.measures
+    }

@@ -1,0 +1,134 @@
+"""The benchmarks in a run of the command line: win rates in the report, judged once; nothing where none is asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import cli
+import pytest
+from pydantic import TypeAdapter
+
+from flows.stage import STAGES
+from infra.models import ModelSource
+from tasks.evaluate.benchmark_settings import Benchmarks
+from tasks.evaluate.settings import Evaluation
+from tasks.logits.settings import Scoring
+from tests.endpoint import endpoint, tell
+
+VARIANTS = {"base", "sft", "sft_control", "kd", "teacher"}
+QUESTIONS = 6
+WORDS = [
+    *("run", "--augmentation.no-enabled", "--sft.max-steps=3", "--kd.max-steps=3"),
+    *("--scoring.engine=transformers", "--evaluation.max-new-tokens=16", "--evaluation.max-rows=16"),
+]
+DEMO = ["--benchmarks.alpaca-eval=demo", "--benchmarks.max-questions=40"]
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[str]:
+    with endpoint(judge="long") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def judged_words(judge: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A run with AlpacaEval over a file of six questions, whose reference is shorter than any answer, then longer."""
+    path = tmp_path_factory.mktemp("references") / "references.json"
+    lengths = [0, 0, 0, 10_000, 10_000, 10_000]
+    entries = [{"instruction": f"Count the flights of {n}", "output": "x" * n} for n in lengths]
+    path.write_text(json.dumps(entries))
+    return [
+        *WORDS,
+        f"--benchmarks.alpaca-eval={path}",
+        "--benchmarks.max-new-tokens=16",
+        "--judge-model=openai/judge",
+        f"--judging.api-base={judge}",
+    ]
+
+
+@pytest.fixture(scope="module")
+def env(services: object) -> dict[str, str]:
+    return {"DISTILFLOW_BUCKET": "judged", "OPENAI_API_KEY": "none"}
+
+
+@pytest.fixture(scope="module")
+def without(env: dict[str, str], home: Path) -> dict[str, Any]:
+    """Results of a run that asks for no benchmark."""
+    done = cli.run(*WORDS, **env)
+    assert done.returncode == 0, done.stderr
+    assert "benchmark" not in done.stdout
+    assert 'id="benchmarks"' not in (home / "latest" / "report.html").read_text()
+    return cli.results(home)
+
+
+@pytest.fixture(scope="module")
+def judged(without: dict[str, Any], judged_words: list[str], env: dict[str, str], home: Path) -> dict[str, Any]:
+    """Results of the same run with AlpacaEval."""
+    done = cli.run(*judged_words, **env)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return cli.results(home)
+
+
+def test_without_a_data_source_nothing_runs(without: dict[str, Any]) -> None:
+    assert without["benchmarks"] == {}
+    assert not {"benchmarks", "answers"} & without["stages"].keys()
+
+
+def test_every_variant_has_its_win_rate_in_the_report(judged: dict[str, Any], judge: str, home: Path) -> None:
+    rates = judged["benchmarks"]["AlpacaEval 2.0, win rate"]
+    assert rates.keys() == VARIANTS
+    assert {rate["value"] for rate in rates.values()} == {0.5}  # the judge favours the longer of the two
+    assert {rate["n"] for rate in rates.values()} == {QUESTIONS}
+    assert "AlpacaEval 2.0, length-controlled" in judged["benchmarks"]
+    page = (home / "latest" / "report.html").read_text()
+    for words in ('id="benchmarks"', "AlpacaEval 2.0, win rate", "no position bias is detected", "openai/judge"):
+        assert words in page
+    assert "No significant difference between SFT + KD and SFT continued (control) in AlpacaEval win rate" in page
+    assert "| AlpacaEval 2.0, win rate | 50.0 % (" in (home / "latest" / "report.md").read_text()
+    others = {name for name, stage in judged["stages"].items() if not stage["cached"]}
+    assert others == {"benchmarks", "report"}
+
+
+def test_a_rerun_asks_the_judge_nothing(
+    judged: dict[str, Any], judged_words: list[str], judge: str, env: dict[str, str], home: Path
+) -> None:
+    asked = tell(judge, "stats")["requests"]
+    assert 0 < asked <= 2 * QUESTIONS * len(VARIANTS)
+    done = cli.run(*judged_words, **env)
+    assert done.returncode == 0, done.stderr
+    assert tell(judge, "stats")["requests"] == asked
+    assert all(stage["cached"] for stage in cli.results(home)["stages"].values())
+    assert cli.results(home)["benchmarks"] == judged["benchmarks"]
+
+
+@pytest.mark.usefixtures("without")
+def test_the_demo_judges_its_own_heldout_rows_by_rule(env: dict[str, str], home: Path) -> None:
+    done = cli.run(*WORDS, *DEMO, **env)
+    assert done.returncode == 0, done.stderr
+    rates = {name: rate["value"] for name, rate in cli.results(home)["benchmarks"]["AlpacaEval 2.0, win rate"].items()}
+    assert rates["base"] < 0.1  # its queries return nothing that was asked for
+    assert rates["teacher"] > 0.3  # as good as the references wins half
+    assert "no position bias" in (home / "latest" / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("without")
+def test_a_judge_that_cannot_judge_is_refused_at_the_start(judged_words: list[str], env: dict[str, str]) -> None:
+    words = [word for word in judged_words if not word.startswith("--judge-model")]
+    done = cli.run(*words, **env)
+    assert done.returncode == 78
+    assert "judge_model=demo is a rule that only compares SQL of the demo" in done.stderr
+    assert "seeds" not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["benchmark_answers", "lm_eval"])
+def test_a_gpu_pool_understands_what_it_is_asked_to_generate(name: str) -> None:
+    models = {"kd": ModelSource(name="kd", path="/models/kd")}
+    asked: dict[str, Any] = {"models": models, "options": Benchmarks(ifeval="s3://b/x", harness=("gsm8k",))}
+    asked |= {"evaluation": Evaluation(samples=2)} if name == "benchmark_answers" else {"scoring": Scoring()}
+    told = json.loads(json.dumps(TypeAdapter(Any).dump_python(asked, mode="json")))
+    hints = get_type_hints(STAGES[name].fn)
+    assert {key: TypeAdapter(hints[key]).validate_python(value) for key, value in told.items()} == asked
