@@ -11,14 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 import pytest
 from browser import page
 from cluster import SMALL, Cluster, cluster, kill, wait_for
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.schedules import IntervalSchedule
 
 from flows.dispatched import answer_of
@@ -148,8 +147,10 @@ def test_the_run_form_offers_choices_refuses_wrong_values_and_starts_a_run(produ
             form.wait_for_timeout(1000)
         choice.click()
         form.get_by_role("button", name="Submit").click()
-        form.wait_for_url("**/runs/flow-run/**")
-        run = production.read(UUID(form.url.rsplit("/", 1)[1].split("?")[0]))
+        form.get_by_text("scheduled to start").wait_for()
+    of_this = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(deployment_filter=of_this)
     assert run.parameters["k"] == 5
     assert run.parameters["teacher"] == "72B"
     assert run.parameters["student"] == "0.5B"
