@@ -15,7 +15,7 @@ from tasks.report.leaderboard import Entry, rows, verdict
 from tasks.report.page import render_markdown, render_page
 
 KIND = "report"
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 LABELS = {
     "base": "Base student",
     "sft": "SFT",
