@@ -13,6 +13,7 @@ from flows.outcome import Outcome, publish_latest
 from flows.params import Preset, Student, Teacher, preset_for, with_preset
 from flows.plan import plan
 from flows.preflight import check
+from flows.reproduce import command
 from flows.stage import placed
 from infra.models import ModelSource
 from tasks.augment.settings import Augmentation
@@ -84,8 +85,8 @@ def distill(
     sft_settings, kd_settings = with_preset(sft, preset.sft), with_preset(kd, preset.kd)
     how, running = with_preset(evaluation, preset.evaluation), with_preset(run, preset.run)
     scoring_settings = with_preset(scoring, preset.scoring)
+    resolved = Preset(agents, sft_settings, kd_settings, scoring_settings, how, running)
     if plan_only:
-        resolved = Preset(agents, sft_settings, kd_settings, scoring_settings, how, running)
         sources = Sources.of(seeds, heldout, databases)
         return plan(student, teacher, sources, k, agent_model, heldout_share, seed, resolved, hardware or Hardware())
     base, teacher_model = check(student, teacher, kd_settings)
@@ -106,12 +107,11 @@ def distill(
     }
     evaluations = placed(evaluate, stages_on)(models, teacher_model, data, how)
     stages = {"seeds": data, "augment": rows, "sft": tuned, "logits": topk, "sft_control": control, "kd": distilled}
+    named = {"student": student, "teacher": teacher, "k": k, "seed": seed}
+    given = {"seeds": seeds, "agent_model": agent_model, "heldout": heldout, "heldout_share": heldout_share}
     about = {
         "title": f"{student} distilled from {teacher}",
-        "student": student,
-        "teacher": teacher,
-        "k": k,
-        "seed": seed,
+        **named,
         "demo": "demo" in (student, teacher, agent_model),
         "settings": {
             "augmentation": agents.identity() if agents.enabled else "off",
@@ -119,6 +119,7 @@ def distill(
             "kd": kd_settings.model_dump(),
             "evaluation": how.identity(),
         },
+        "reproduce": command({**named, **given, "databases": databases}, resolved, preset),
     }
     page = report(stages, evaluations, about)
     return publish_latest(Outcome.of(stages, evaluations, page, time.time() - started))

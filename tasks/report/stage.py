@@ -29,9 +29,10 @@ _EXAMPLES = 12
 def workspace(
     stages: Mapping[str, ArtifactRef], evaluations: Mapping[str, ArtifactRef], about: dict[str, Any]
 ) -> Workspace:
-    """The report on a run; `about` holds what the page says of it (names, settings)."""
+    """The report on a run; `about` holds what the page says of it (names, settings, the command)."""
     inputs = {**stages, **{f"evaluate-{name}": ref for name, ref in evaluations.items()}}
-    return Workspace(KIND, STAGE_VERSION, {"about": about}, inputs)
+    identity = {name: value for name, value in about.items() if name != "reproduce"}  # it names paths of this machine
+    return Workspace(KIND, STAGE_VERSION, {"about": identity}, inputs)
 
 
 def report(
