@@ -1,4 +1,4 @@
-"""The command line: `distilflow run`, `estimate`, `export`, `gc`, `up`, `down`, `status`, `bootstrap`, `worker`.
+"""The command line: `distilflow run`, `estimate`, `export`, `publish`, `gc`, `up`, `down`, `status`, `worker` …
 
 Environment that Prefect reads when it is imported is set here first, which is why the flow is imported late.
 """
@@ -169,6 +169,25 @@ def export(to: Path, *, form: Format | None = None, table: RowTable = "kept", ar
     from flows.data_commands import export_rows
 
     export_rows(to, form, table, artifact)
+
+
+@app.command
+def publish(to: str, *, artifact: str | None = None, hub: str | None = None) -> None:
+    """Write a run's student and its training rows, each with its card, where others can use them.
+
+    Parameters
+    ----------
+    to
+        A new folder, or an s3:// prefix: model/ and dataset/ go below it.
+    artifact
+        s3:// address of the student (kd, sft or sft_control); that of the latest run without.
+    hub
+        owner/name: also push to the Hugging Face hub, and the rows as owner/name-data; needs HF_TOKEN. New repositories
+        are private.
+    """
+    from flows.publish import publish as publish_student
+
+    publish_student(to, artifact, hub)
 
 
 @app.command

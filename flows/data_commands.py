@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -57,7 +57,7 @@ def export_rows(to: Path, form: Format | None, table: RowTable, artifact: str | 
     form = form or ("parquet" if to.suffix == ".parquet" else "alpaca")
     with embedded_storage():
         storage.ensure_bucket()
-        count = export(_of_stage("augment", artifact), to, form, table)
+        count = export(of_stage("augment", artifact), to, form, table)
     console.print(f"{count:,} {table} rows in {to} ({form})", soft_wrap=True)
 
 
@@ -72,13 +72,13 @@ def _export_scores(to: Path, form: Format | None, artifact: str | None) -> None:
         storage.ensure_bucket()
         partial = to.with_name(to.name + ".partial")
         to.parent.mkdir(parents=True, exist_ok=True)
-        count = export_parquet(TopKReader(_of_stage("logits", artifact)), partial)
+        count = export_parquet(TopKReader(of_stage("logits", artifact)), partial)
         partial.rename(to)
     console.print(f"the teacher's scores of {count:,} rows in {to} (parquet)", soft_wrap=True)
 
 
-def _of_stage(stage: str, uri: str | None) -> ArtifactRef:
-    """The artifact named, or that of the latest run."""
+def of_stage(stage: str, uri: str | None, others: Collection[str] = ()) -> ArtifactRef:
+    """The artifact named, which may be of one of the `others` too, or that of the latest run."""
     if uri is None:
         try:
             uri = json.loads((latest() / "results.json").read_text())["stages"][stage]["uri"]
@@ -87,7 +87,7 @@ def _of_stage(stage: str, uri: str | None) -> ArtifactRef:
                 "no run has finished here yet: name the artifact with --artifact s3://…"
             ) from error
     ref = artifact_at(str(uri))
-    if ref.kind != stage:
+    if ref.kind != stage and ref.kind not in others:
         raise ConfigurationError(f"{uri} is of the {ref.kind} stage: name an artifact of the {stage} stage")
     return ref
 

@@ -14,6 +14,7 @@ from flows.outcome import Outcome, publish_latest
 from flows.params import Preset, Student, Teacher, preset_for, with_preset
 from flows.plan import plan
 from flows.preflight import check
+from flows.reproduce import command
 from flows.stage import placed
 from infra.models import ModelSource
 from tasks.augment.settings import Augmentation
@@ -93,8 +94,8 @@ def distill(
     how, running = with_preset(evaluation, preset.evaluation), with_preset(run, preset.run)
     scoring_settings = with_preset(scoring, preset.scoring)
     judged = with_preset(benchmarks, preset.benchmarks), with_preset(judging, preset.judging)
+    resolved = Preset(agents, sft_settings, kd_settings, scoring_settings, how, running, *judged)
     if plan_only:
-        resolved = Preset(agents, sft_settings, kd_settings, scoring_settings, how, running, *judged)
         sources = Sources.of(seeds, heldout, databases)
         machine = hardware or Hardware()
         return plan(student, teacher, sources, k, agent_model, heldout_share, seed, resolved, machine, judge_model)
@@ -118,12 +119,11 @@ def distill(
     evaluations = placed(evaluate, stages_on)(models, teacher_model, data, how)
     verdicts = benchmarked(models, evaluations, *judged, judge_model, how, scoring_settings, stages_on)
     stages = {"seeds": data, "augment": rows, "sft": tuned, "logits": topk, "sft_control": control, "kd": distilled}
+    named = {"student": student, "teacher": teacher, "k": k, "seed": seed}
+    given = {"seeds": seeds, "agent_model": agent_model, "heldout": heldout, "heldout_share": heldout_share}
     about = {
         "title": f"{student} distilled from {teacher}",
-        "student": student,
-        "teacher": teacher,
-        "k": k,
-        "seed": seed,
+        **named,
         "demo": "demo" in (student, teacher, agent_model),
         "settings": {
             "augmentation": agents.identity() if agents.enabled else "off",
@@ -132,6 +132,7 @@ def distill(
             "evaluation": how.identity(),
             **benchmark_settings(*judged, judge_model),
         },
+        "reproduce": command({**named, **given, "databases": databases, "judge_model": judge_model}, resolved, preset),
     }
     page = report(stages, evaluations, about, verdicts)
     return publish_latest(Outcome.of(stages, evaluations, page, time.time() - started, verdicts))

@@ -12,7 +12,9 @@ from pydantic import BaseModel, Field
 
 from infra import settings
 from infra.artifacts import ArtifactReader, ArtifactRef
+from tasks.evaluate.predictions import perplexity
 from tasks.report.benchmarks import as_data
+from tasks.report.data import ReportData, Variant
 from tasks.report.stage import report_data
 
 
@@ -46,10 +48,7 @@ class Outcome(BaseModel):
         data = report_data(page)
         done = {**stages, "report": page}
         return Outcome(
-            variants={
-                name: variant.model_dump(include={"exec_accuracy", "cross_entropy", "kl_to_teacher", "n"})
-                for name, variant in data.variants.items()
-            },
+            variants={name: {**_decisive(variant), **_metrics(data, name)} for name, variant in data.variants.items()},
             stages={
                 **{n: StageOutcome(seconds=r.seconds, cached=r.cached, uri=r.uri) for n, r in done.items()},
                 "evaluate": _together(evaluations),
@@ -69,6 +68,23 @@ def _together(refs: Mapping[str, ArtifactRef]) -> StageOutcome:
         cached=all(ref.cached for ref in refs.values()),
         uri=next(ref.uri for name, ref in refs.items() if name.split("/")[0] == "kd"),
     )
+
+
+def _decisive(variant: Variant) -> dict[str, Any]:
+    return variant.model_dump(include={"exec_accuracy", "cross_entropy", "kl_to_teacher", "n"})
+
+
+def _metrics(data: ReportData, name: str) -> dict[str, Any]:
+    """Every metric by its name, perplexity and ECE, and the 95 % intervals (low, high) of those that have one."""
+    if data.analysis is None:
+        return {}
+    metrics = data.analysis.metrics[name]
+    return {
+        **{metric: interval.estimate for metric, interval in metrics.items()},
+        "perplexity": perplexity(metrics["cross_entropy"].estimate),
+        "ece": data.analysis.calibration[name].ece,
+        "intervals": {metric: [interval.low, interval.high] for metric, interval in metrics.items()},
+    }
 
 
 def latest() -> Path:

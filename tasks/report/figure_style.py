@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ WIDTH = 6.2  # inches, at 72 units each: narrow, so that the text stays legible 
 ROW = 0.42  # inches a horizontal bar takes
 
 # Stand-ins that matplotlib writes out and `inline_svg` replaces.
-INK, MUTED, RULE, WARM = "#010101", "#020202", "#030303", "#040404"
+INK, MUTED, RULE, WARM, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
 _SERIES = {
     "base": "#110001",
     "sft": "#110002",
@@ -27,7 +27,7 @@ _SERIES = {
     "kd": "#110004",
     "teacher": "#110005",
 }
-_CSS = {INK: "--ink", MUTED: "--muted", RULE: "--rule", WARM: "--warm"} | {
+_CSS = {INK: "--ink", MUTED: "--muted", RULE: "--rule", WARM: "--warm", PAPER: "--paper"} | {
     colour: f"--{name.replace('_', '-')}" for name, colour in _SERIES.items()
 }
 STYLE: dict[Any, Any] = {
@@ -98,6 +98,18 @@ def name_bars(axes: Axes, names: list[str]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
+
+
+def log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis with plain numbers: 0.5, 1, 2, 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axes.set(**{f"{which}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_label_text(f"{axis.get_label_text()}, log scale")
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:

@@ -7,7 +7,8 @@ from markupsafe import Markup
 from tasks.report.comparison import compare, percent
 from tasks.report.figure_style import INK, MUTED, STYLE, Plot, colour_of, figure_of, inline_svg, short
 from tasks.report.leaderboard import Entry, ranked, rows, verdict
-from tasks.report.page import TEMPLATES, markdown_text, template
+from tasks.report.markdown import markdown_text
+from tasks.report.page import TEMPLATES, template
 
 
 def render_markdown(entries: list[Entry]) -> str:
@@ -56,6 +57,9 @@ def quality_against_cost(entries: list[Entry]) -> Plot | None:
             axes.annotate(short(entry.name), (minutes, share), (6, 4), textcoords="offset points", color=INK)
         axes.set_xlabel("device time (minutes)")
         axes.set_ylabel("execution accuracy (%)")
+        axes.grid(axis="y")
+        axes.tick_params(labelcolor=MUTED, length=0, pad=6)
+        axes.spines["left"].set_visible(False)
         axes.margins(x=0.25)
         axes.set_xlim(left=0)
         best, accuracy = shown[0]

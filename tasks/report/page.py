@@ -7,16 +7,18 @@ own choice by extension would leave `.jinja` out) and the page forbids scripts a
 from __future__ import annotations
 
 import json
-import re
-from functools import cache
+import shlex
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from tasks.evaluate.benchmark_analysis import BenchmarkAnalysis
 from tasks.report import benchmarks
+from tasks.report.analysis_markdown import analysis_markdown
+from tasks.report.analysis_view import label_of, taken_cells, told
 from tasks.report.comparison import (
     CONTROL,
     compare,
@@ -29,7 +31,10 @@ from tasks.report.comparison import (
     points_range,
     verdict,
 )
-from tasks.report.data import ReportData
+from tasks.report.data import ReportData, variants_in_order
+from tasks.report.differences import unlike
+from tasks.report.markdown import indented, markdown_text, table
+from tasks.report.paper import SOURCE, published_for
 from tasks.report.plots import Plot, duration, plots
 
 __all__ = ["comparison_rows", "render_markdown", "render_page", "verdict"]
@@ -55,6 +60,15 @@ def render_page(data: ReportData) -> str:
         with_accuracy=any(row.accuracy for row in compared.values()),
         n=_same_for_all([row.variant.n for row in compared.values()]),
         figures={name: _Figure(plot) for name, plot in figures.items()},
+        told=told(data),
+        order=variants_in_order(data.analysis.metrics) if data.analysis else [],
+        label=partial(label_of, data),
+        slice_figures=[name for name in figures if name.startswith("slices_")],
+        taken_cells=taken_cells,
+        unlike=unlike,
+        published=published_for(data.student),
+        paper_source=SOURCE,
+        serve=serve_commands(data),
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
     )
 
@@ -65,34 +79,42 @@ def render_markdown(data: ReportData) -> str:
     if data.demo:
         lines += [f"*{DEMO_NOTE}*", ""]
     if rows := comparison_rows(data):
-        lines += [*_markdown_table(rows), ""]
+        lines += [*table(list(rows[0]), [list(row.values()) for row in rows]), ""]
     if data.benchmarks:
         lines += [*_benchmarks(data, data.benchmarks), ""]
     lines.append(
         f"Student {markdown_text(data.student)}, teacher {markdown_text(data.teacher)}, K = {data.k}, "
         f"seed {data.seed}. Intervals are over held-out requests, for this one training seed."
     )
-    return "\n".join(lines) + "\n"
+    lines += ["", *analysis_markdown(data)]
+    if published := published_for(data.student):
+        lines += ["## The paper’s own results, for orientation", ""]
+        lines += [f"AlpacaEval 2.0, length-controlled win rate in %, not of this run. Source: {SOURCE}.", ""]
+        cells = [[of.size, *("–" if n is None else str(n) for n in (of.base, of.sft, of.kd))] for of in published]
+        lines += [*table(["paper’s student", "base", "SFT only", "SFT + KD"], cells), ""]
+    if data.reproduce:
+        lines += ["## Run this again", "", *indented(data.reproduce), ""]
+    if serve := serve_commands(data):
+        lines += ["## Use the student", "", *indented(serve), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def serve_commands(data: ReportData) -> str:
+    """How the student of this run is put to use; empty where the report does not know where it lies."""
+    kd = next((stage.uri for stage in data.stages if stage.name == "kd"), None)
+    if kd is None:
+        return ""
+    return f"distilflow publish student --artifact {shlex.quote(kd)}\nvllm serve student/model"
 
 
 def _benchmarks(data: ReportData, found: BenchmarkAnalysis) -> list[str]:
     rows = benchmarks.rows(found, {name: variant.label for name, variant in data.variants.items()})
-    table = _markdown_table(rows) if rows else []
     return [
         "## Benchmarks",
         "",
-        *table,
+        *(table(list(rows[0]), [list(row.values()) for row in rows]) if rows else []),
         "",
         *(f"- {markdown_text(text)}" for text in (*found.verdicts, *found.remarks)),
-    ]
-
-
-def _markdown_table(rows: list[dict[str, str]]) -> list[str]:
-    columns = list(rows[0])
-    return [
-        "| " + " | ".join(markdown_text(column) for column in columns) + " |",
-        "|" + "|".join([" --- ", *[" ---: "] * (len(columns) - 1)]) + "|",
-        *("| " + " | ".join(markdown_text(cell) for cell in row.values()) + " |" for row in rows),
     ]
 
 
@@ -139,9 +161,3 @@ def _usd(cost: float) -> str:
 
 def _same_for_all(numbers: list[int]) -> int | None:
     return numbers[0] if len(set(numbers)) == 1 else None
-
-
-def markdown_text(text: str) -> str:
-    """Text on one line that neither Markdown nor the HTML in it can take for markup."""
-    line = str(escape(" ".join(text.split()))).replace("&#39;", "'")
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", line)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING
 
+from tasks.report.analysis_plots import inherited, reliability, slice_plots
 from tasks.report.comparison import compare, percent
 from tasks.report.data import ReportData, in_order_of_work
 from tasks.report.figure_style import (
@@ -19,13 +19,11 @@ from tasks.report.figure_style import (
     colour_of,
     figure_of,
     inline_svg,
+    log_scale,
     name_bars,
     short,
 )
 from tasks.report.mass_plots import mass, mass_by
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 LOG_FROM = 5  # highest over lowest loss from which the end of a curve would be flat on a linear axis
 CURVE_POINTS = 120  # longer curves are averaged to this many
@@ -45,9 +43,11 @@ def plots(data: ReportData) -> dict[str, Plot]:
         "mass_by": mass_by,
         "data_flow": _data_flow,
         "time": _time,
+        "reliability": reliability,
+        "inherited": inherited,
     }
     with matplotlib.rc_context(STYLE):
-        drawn = {name: figure(data) for name, figure in figures.items()}
+        drawn = {name: figure(data) for name, figure in figures.items()} | slice_plots(data)
     return {name: plot for name, plot in drawn.items() if plot is not None}
 
 
@@ -129,7 +129,7 @@ def _curves(data: ReportData) -> Plot | None:
     axes.margins(x=0.01)
     losses = [loss for points in curves.values() for _, loss in points if math.isfinite(loss)]
     if losses and 0 < LOG_FROM * min(losses) < max(losses):
-        _log_scale(axes)
+        log_scale(axes, "y")
     axes.legend(loc="upper right", handlelength=2.2)
     return Plot(
         "Training curves",
@@ -203,17 +203,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def _log_scale(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers: 0.5, 1, 2, 5."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
-    axes.set_ylabel(f"{axes.get_ylabel()}, log scale")
 
 
 def _averaged(points: list[tuple[int, float]]) -> tuple[list[float], list[float], list[float], list[float]]:

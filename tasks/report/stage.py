@@ -15,7 +15,7 @@ from tasks.report.leaderboard import Entry, rows, verdict
 from tasks.report.page import render_markdown, render_page
 
 KIND = "report"
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 LABELS = {
     "base": "Base student",
     "sft": "SFT",
@@ -32,7 +32,7 @@ def workspace(
     about: dict[str, Any],
     verdicts: Mapping[str, ArtifactRef],
 ) -> Workspace:
-    """The report on a run; `about` holds what the page says of it (names, settings).
+    """The report on a run; `about` holds what the page says of it (names, settings, the command).
 
     `verdicts` are the benchmarks' results by variant and benchmark ("kd/alpaca_eval"), where any ran.
     """
@@ -41,7 +41,8 @@ def workspace(
         **{f"evaluate-{name}": ref for name, ref in evaluations.items()},
         **{f"benchmark-{key}": ref for key, ref in verdicts.items()},
     }
-    return Workspace(KIND, STAGE_VERSION, {"about": about}, inputs)
+    identity = {name: value for name, value in about.items() if name != "reproduce"}  # it names paths of this machine
+    return Workspace(KIND, STAGE_VERSION, {"about": identity}, inputs)
 
 
 def report(

@@ -82,7 +82,7 @@ class TrainingRun(BaseModel):
         "memory runs out",
     )
     gradient_checkpointing: bool = Field(False, description="computes activations twice to save memory")
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    zero_stage: int = Field(2, ge=0, le=3, description="DeepSpeed ZeRO stage")
     offload: Literal["none", "optimizer", "parameters"] = Field(
         "none", description="what lies in the machine's memory instead of the GPU's (parameters: ZeRO-3 only)"
     )

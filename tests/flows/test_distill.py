@@ -10,6 +10,8 @@ import pytest
 from tasks.logits.exchange import import_parquet
 
 VARIANTS = {"base", "sft", "sft_control", "kd", "teacher"}
+DECISIVE = {"exec_accuracy", "cross_entropy", "kl_to_teacher"}
+MORE = {"topk_kl", "top1_agreement", "output_tokens", "truncated"}
 STAGES = {"seeds", "augment", "sft", "logits", "sft_control", "kd", "evaluate", "report"}
 
 
@@ -41,14 +43,22 @@ def test_a_run_says_what_it_did_and_leaves_numbers_and_a_page(first_run: str, ho
     numbers = cli.results(home)
     assert numbers["variants"].keys() == VARIANTS
     for variant in numbers["variants"].values():
-        assert variant.keys() == {"exec_accuracy", "cross_entropy", "kl_to_teacher", "n"}
+        assert variant.keys() == DECISIVE | MORE | {"n", "perplexity", "ece", "intervals"}
         assert variant["n"] == 40
+        assert variant["intervals"].keys() == DECISIVE | MORE
+        for metric, (low, high) in variant["intervals"].items():
+            assert low <= variant[metric] + 1e-9
+            assert variant[metric] <= high + 1e-9
     assert numbers["variants"]["teacher"]["exec_accuracy"] > 0.7
     assert numbers["variants"]["teacher"]["kl_to_teacher"] == 0
     assert numbers["variants"]["sft"]["cross_entropy"] < numbers["variants"]["base"]["cross_entropy"]
     assert numbers["stages"].keys() == STAGES
     page = (home / "latest" / "report.html").read_text()
     assert "<html" in page
+    for section in ("metrics", "comparisons", "slices", "regressions", "inherited"):
+        assert f'<section id="{section}">' in page
+    assert "distilflow run --student demo --teacher demo --k 10 --seed 0" in page
+    assert "--augmentation.max-rows 200 --sft.max-steps 20 --kd.max-steps 20 --evaluation.max-rows 40" in page
     assert cli.engines() == []
 
 

@@ -6,43 +6,45 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from analysis_sample import sample_analysis
 
 from tasks.evaluate.benchmark_analysis import BenchmarkAnalysis, Result, analyse
 from tasks.report.data import AgentUse, Coverage, DataFlow, Example, Mass, Output, ReportData, Stage, Variant
 from tasks.report.page import render_page
 
 N = 640
-_LABELS = {"base": "base", "sft": "SFT", "sft_control": "SFT control", "kd": "SFT+KD", "teacher": "teacher"}
-_SKILL = {"base": 0.02, "sft": 0.59, "sft_control": 0.62, "kd": 0.69, "teacher": 0.885}
-_CROSS_ENTROPY = {"base": 2.61, "sft": 0.441, "sft_control": 0.432, "kd": 0.401, "teacher": 0.352}
-_KL = {"base": 2.35, "sft": 0.372, "sft_control": 0.361, "kd": 0.231, "teacher": 0.0}
+LABELS = {"base": "base", "sft": "SFT", "sft_control": "SFT control", "kd": "SFT+KD", "teacher": "teacher"}
+SKILL = {"base": 0.02, "sft": 0.59, "sft_control": 0.62, "kd": 0.69, "teacher": 0.885}
+CROSS_ENTROPY = {"base": 2.61, "sft": 0.441, "sft_control": 0.432, "kd": 0.401, "teacher": 0.352}
+KL = {"base": 2.35, "sft": 0.372, "sft_control": 0.361, "kd": 0.231, "teacher": 0.0}
 
 
 def marks(skills: dict[str, float], seed: int = 17) -> dict[str, list[bool]]:
     """Correctness by variant: harder requests are hard for everyone, with some luck."""
     rng = np.random.default_rng(seed)
     difficulty_N = rng.random(N)
-    return {
+    found = {
         name: (
             0.7 * difficulty_N + 0.3 * rng.random(N) < np.quantile(0.7 * difficulty_N + 0.3 * rng.random(N), skill)
         ).tolist()
         for name, skill in skills.items()
     }
+    return found | {"base": [right or row % 80 == 7 for row, right in enumerate(found["base"])]}
 
 
 def variants(skills: dict[str, float] | None = None) -> dict[str, Variant]:
-    correct = marks(_SKILL | (skills or {}))
+    correct = marks(SKILL | (skills or {}))
     return {
         name: Variant(
             label=label,
             exec_accuracy=sum(correct[name]) / N,
-            cross_entropy=_CROSS_ENTROPY[name],
-            kl_to_teacher=_KL[name],
+            cross_entropy=CROSS_ENTROPY[name],
+            kl_to_teacher=KL[name],
             n=N,
             correct=correct[name],
             uri=f"s3://distilflow/{name}/9f2c7d51a0b3/",
         )
-        for name, label in _LABELS.items()
+        for name, label in LABELS.items()
     }
 
 
@@ -56,7 +58,7 @@ def unmarked_variants(**changes: dict[str, float]) -> dict[str, Variant]:
 
 def benchmarks(note: str = "") -> BenchmarkAnalysis:
     """AlpacaEval of all variants by a judge; `note` is in every text that one can put there."""
-    scores = {name: {str(i): float(mark) for i, mark in enumerate(of[:200])} for name, of in marks(_SKILL).items()}
+    scores = {name: {str(i): float(mark) for i, mark in enumerate(of[:200])} for name, of in marks(SKILL).items()}
     results = {
         name: Result(
             {
@@ -73,8 +75,8 @@ def benchmarks(note: str = "") -> BenchmarkAnalysis:
         for name, of in scores.items()
     }
     task = {f"exact_match{note}": {"value": 0.5, "standard_error": 0.05}}
-    harness = {name: Result({"tasks": {"gsm8k": {"documents": 100, "metrics": task}}}, {}) for name in _LABELS}
-    return analyse({"alpaca_eval": results, "harness": harness}, {name: text + note for name, text in _LABELS.items()})
+    harness = {name: Result({"tasks": {"gsm8k": {"documents": 100, "metrics": task}}}, {}) for name in LABELS}
+    return analyse({"alpaca_eval": results, "harness": harness}, {name: text + note for name, text in LABELS.items()})
 
 
 def sample_report(**changes: object) -> ReportData:
@@ -206,18 +208,19 @@ def sample_report(**changes: object) -> ReportData:
                         text="SELECT COUNT(*) FROM orders;" if name != "base" else "SELECT",
                         correct=name != "base",
                     )
-                    for name in _LABELS
+                    for name in LABELS
                 },
             ),
         ],
         "benchmarks": benchmarks(),
+        "analysis": sample_analysis(LABELS),
         "settings": {
             "k": 10,
             "kd": {"temperature": 2.0, "alpha": 0.1, "divergence": "forward_kl"},
             "sft": {"steps": 600},
         },
         "versions": {"distilflow": "0.1.0", "torch": "2.13.0", "vllm": "0.32.0", "deepspeed": "0.19.8"},
-        "reproduce": "distilflow distill --k 10 --seed 17",
+        "reproduce": "distilflow run --student 0.5B --teacher 72B --k 10 --seed 17",
     }
     return ReportData.model_validate(fields | changes)
 

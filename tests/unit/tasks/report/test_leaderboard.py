@@ -66,7 +66,7 @@ def test_page_and_markdown_hold_every_combination_and_hostile_names_stay_text() 
     entries = [_entry("a", KD, 10), Entry(name=hostile, failed=hostile)]
     page, markdown = render_page(entries), render_markdown(entries)
     assert "<script>alert" not in page + markdown
-    assert page.count("<tr>") == 3
+    assert page.count("<tr") == 3
     assert 'href="http://ui/a"' in page
     assert "figure-quality-cost" in page
     assert "[run](http://ui/a)" in markdown

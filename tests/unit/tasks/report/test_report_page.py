@@ -10,8 +10,10 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_sample import benchmarks, sample_report, unmarked_variants, variants
+from analysis_sample import tables
+from report_sample import CROSS_ENTROPY, KL, LABELS, benchmarks, sample_report, unmarked_variants, variants
 
+from tasks.evaluate.analysis import Analysis, analyse
 from tasks.report.data import DataFlow, Example, Output, ReportData, Stage
 from tasks.report.page import DEMO_NOTE, render_markdown, render_page
 
@@ -52,6 +54,25 @@ class Page(HTMLParser):
         return [attributes["id"] or "" for _, attributes in self.tags if "id" in attributes]
 
 
+def analysed(**changes: Any) -> Analysis:
+    """An analysis of few rows on which KD's columns have other values; `correct` changes for every variant."""
+    given = tables({name: ([True, False] * 4) for name in LABELS}, CROSS_ENTROPY, KL)
+    for name, table in given.items():
+        for column, value in changes.items():
+            if name == "kd" or column == "correct":
+                table[column] = [value] * 8
+    return analyse(given, LABELS)
+
+
+def hostile_analysis() -> Analysis:
+    """The sample's, with a hostile string in every place that takes one."""
+    given = tables({name: ([True, False] * 4 if name != "base" else [True] * 8) for name in LABELS}, CROSS_ENTROPY, KL)
+    for table in given.values():
+        for column in ("instruction", "input", "reference", "generated", "task_category", "language"):
+            table[column] = [f"{HOSTILE}{row if column == 'generated' else row % 2}" for row in range(8)]
+    return analyse(given, dict.fromkeys(LABELS, HOSTILE))
+
+
 def hostile_report() -> ReportData:
     """The sample with a hostile string in every place that takes one."""
     flow = sample_report().data_flow
@@ -89,6 +110,7 @@ def hostile_report() -> ReportData:
         benchmarks=benchmarks(HOSTILE),
         settings={HOSTILE: [HOSTILE]},
         versions={HOSTILE: HOSTILE},
+        analysis=hostile_analysis(),
         reproduce=HOSTILE,
     )
 
@@ -104,13 +126,14 @@ def test_hostile_texts_stay_text() -> None:
 
 
 def test_hostile_texts_stay_one_table_cell_in_markdown() -> None:
-    markdown = render_markdown(hostile_report())
+    written = render_markdown(hostile_report())
+    markdown = re.sub(r"^    .*\n", "", written, flags=re.MULTILINE)  # an indented block is code, whatever it says
+    assert f"\n\n    {HOSTILE}\n" in written
     assert "<" not in markdown
-    rows = [line for line in markdown.splitlines() if line.startswith("|")]
-    cells = [len(re.findall(r"(?<!\\)\|", row)) for row in rows]
-    assert (
-        cells == [8] * 7 + [3] * 5
-    )  # the comparison's table, and that of the benchmarks, whose columns are alike here
+    tables = re.findall(r"(?:^\|.*\n)+", markdown, flags=re.MULTILINE)
+    assert len(tables) == 7
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
     assert not re.search(r"(?<!\\)\]\(", markdown)
 
 
@@ -151,8 +174,11 @@ def test_every_plot_has_axes_units_and_a_caption() -> None:
         "mass_by": "probability outside the top 10 (%)",
         "data_flow": ">rows<",
         "time": "wall-clock time (s)",
+        "reliability": "of these tokens right (%)",
+        "inherited": "beyond base (percentage points)",
+        **{f"slices_{number}": "held-out requests answered correctly (%)" for number in range(4)},
     }
-    assert [name for name, _ in figures] == list(units)
+    assert {name for name, _ in figures} == units.keys()
     for name, figure in figures:
         assert units[name] in figure
         assert re.search(r"<figcaption>.{40,}</figcaption>", figure)
@@ -160,7 +186,7 @@ def test_every_plot_has_axes_units_and_a_caption() -> None:
 
 def test_figures_take_their_colours_from_the_page() -> None:
     drawings = re.findall(r"<svg.*?</svg>", render_page(sample_report()), flags=re.DOTALL)
-    assert len(drawings) == 7
+    assert len(drawings) == 13
     for drawing in drawings:
         assert not re.findall(r"#[0-9a-f]{6}\b(?!-)", drawing)
         assert "var(--ink)" in drawing
@@ -186,6 +212,9 @@ def test_page_is_equal_in_another_process() -> None:
     "missing",
     [
         {"coverage": None},
+        {"analysis": None},
+        {"analysis": analysed(correct=None)},
+        {"analysis": analysed(nll=math.nan, kl_to_teacher=math.inf)},
         {"data_flow": None},
         {"benchmarks": None},
         {"curves": {}},

@@ -1,0 +1,63 @@
+"""The command that makes a run again, from what it was told."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flows.params import Preset
+
+_ALWAYS = ("student", "teacher", "k", "seed")
+_DEFAULTS = {
+    "seeds": "demo",
+    "agent_model": "demo",
+    "heldout": None,
+    "heldout_share": 0.1,
+    "databases": None,
+    "judge_model": "demo",
+}
+_ADDRESSES = {"api_base"}  # where a provider answers is the machine's matter, and may hold a key
+
+
+def command(told: Mapping[str, Any], used: Preset, preset: Preset) -> str:
+    """`distilflow run …` with student, teacher, k and seed, and with whatever else differs from the defaults.
+
+    `told` holds the plain parameters, `used` the settings, which `preset` has unless somebody changed them.
+    """
+    words = ["distilflow", "run"]
+    for name, value in told.items():
+        if name in _ALWAYS or value != _DEFAULTS[name]:
+            words += _flag([_dashed(name)], value)
+    for field in dataclasses.fields(Preset):
+        ours, theirs = (getattr(settings, field.name).model_dump() for settings in (used, preset))
+        group = "augmentation" if field.name == "augment" else field.name
+        for parts, value in _differing(ours, theirs):
+            words += _flag([group, _dashed(parts[0]), *parts[1:]], value)
+    return shlex.join(words)
+
+
+def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[list[str], Any]]:
+    """Path and value of what differs. What is unset has no flag."""
+    for name, value in ours.items():
+        if value is None or value == theirs.get(name) or name in _ADDRESSES:
+            continue
+        if isinstance(value, dict):
+            for parts, inner in _differing(value, theirs.get(name) or {}):
+                yield [name, *parts], inner
+        else:
+            yield [name], value
+
+
+def _flag(parts: list[str], value: Any) -> list[str]:
+    flag = "--" + ".".join(parts)
+    if isinstance(value, bool):
+        return [flag if value else "--" + ".".join([*parts[:-1], f"no-{parts[-1]}"])]
+    if isinstance(value, tuple) and any(isinstance(item, str) for item in value):
+        return [word for item in value for word in (flag, item)]
+    return [flag, *map(str, value if isinstance(value, tuple) else [value])]
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
