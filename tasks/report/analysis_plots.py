@@ -173,7 +173,7 @@ def _dot(axes: Axes, y: float, value: Interval, colour: str, *, hollow: bool, fa
 
 def _scale(axes: Axes, metric: str, ends: list[float]) -> None:
     if metric == "exec_accuracy":
-        axes.set(xlim=(0, 100), xticks=range(0, 101, 20), xlabel="held-out requests answered correctly (%)")
+        axes.set(xlim=(-3, 103), xticks=range(0, 101, 20), xlabel="held-out requests answered correctly (%)")
         return
     axes.set_xlabel("cross-entropy (nats/token)")
     if ends and 0 < _FROM * min(ends) < max(ends):
