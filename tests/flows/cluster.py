@@ -123,12 +123,16 @@ class Cluster:
         return [p for p in family if "prefect.engine" in _words(p) or "flow-run" in _words(p)]
 
     def processes(self) -> list[psutil.Process]:
-        found = []
+        """All of this home but ourselves. vLLM's EngineCore hides its environment behind its title: it is told by its
+        parent, or as an orphan."""
+        found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get("DISTILFLOW_HOME") == str(self.home) and process.pid != os.getpid():
-                    found.append(process)
-        return [process for process in found if is_alive(process)]
+                orphan = "EngineCore" in process.name() and process.ppid() == 1
+                if orphan or process.environ().get("DISTILFLOW_HOME") == str(self.home):
+                    found |= {member.pid: member for member in [process, *process.children(recursive=True)]}
+        found.pop(os.getpid(), None)
+        return [process for process in found.values() if is_alive(process)]
 
     def _cli(self, *words: str) -> str:
         done = subprocess.run([sys.executable, "-m", "flows.cli", *words], capture_output=True, text=True, timeout=300)

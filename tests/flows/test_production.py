@@ -138,7 +138,7 @@ def test_the_run_form_offers_choices_refuses_wrong_values_and_starts_a_run(produ
         k = form.locator(".schema-form-property", has_text="teacher log-probabilities kept")
         k.locator("input").fill("0")
         form.get_by_role("button", name="Submit").click()
-        form.get_by_text("0 is less than the minimum of 1").wait_for()
+        form.get_by_text("0 is less than the minimum of 1").first.wait_for()
         k.locator("input").fill("5")
         teacher = form.locator(".schema-form-property", has_text="demo, 14B, 32B, 72B")
         choice = form.locator(".p-select-option", has_text="72B").first
@@ -147,7 +147,7 @@ def test_the_run_form_offers_choices_refuses_wrong_values_and_starts_a_run(produ
             form.wait_for_timeout(1000)
         choice.click()
         form.get_by_role("button", name="Submit").click()
-        form.get_by_text("scheduled to start").wait_for()
+        form.get_by_text("scheduled to start").first.wait_for()
     of_this = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
     with get_client(sync_client=True) as client:
         (run,) = client.read_flow_runs(deployment_filter=of_this)
@@ -174,8 +174,8 @@ def _kill_gpu_worker(production: Cluster) -> None:
 
 
 def _kill_rank(production: Cluster) -> None:
-    wait_for(lambda: _named(production, "tasks.train.program", "--local_rank") or _named(production, "tasks.train"))
-    kill(_named(production, "tasks.train.program")[-1:])
+    wait_for(lambda: _named(production, " -m tasks.train.program"))
+    kill(_named(production, " -m tasks.train.program")[-1:])
 
 
 def _kill_engine_core(production: Cluster) -> None:
