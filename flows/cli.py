@@ -5,27 +5,18 @@ Environment that Prefect reads when it is imported is set here first, which is w
 
 from __future__ import annotations
 
-import inspect
-import json
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, validators
 from pydantic import ValidationError
 
-from infra import services, settings
+from infra import interruption, services, settings
 from infra.errors import DistilflowError, disk_full, is_disk_full
 from tasks.augment.settings import Augmentation, Format, RowTable
 
-_INTERRUPTED = 130
-_STOPPED = "stopped; what is finished is kept, the same command continues"
-_UNWIND_S = 20.0
 app = App(
     name="distilflow",
     help="Distil a large teacher into a small student, on your own data.",
@@ -37,7 +28,7 @@ app = App(
 def main() -> None:
     """Entry point: one clear sentence and an exit code where something is wrong, never a traceback for a user error."""
     _quiet_libraries()
-    if len(sys.argv) > 1:
+    if sys.argv[1:2] in (["run"], ["sweep"]):
         register_flow(sys.argv[1])
     try:
         app(exit_on_error=False, print_error=False)
@@ -46,7 +37,7 @@ def main() -> None:
     except DistilflowError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail(_STOPPED, _INTERRUPTED)
+        _fail(interruption.STOPPED, interruption.EXIT_CODE)
     except OSError as error:
         if not is_disk_full(error):
             raise
@@ -240,108 +231,11 @@ def _sweep_placeholder() -> None:
 
 def register_flow(command: str) -> None:
     """Give `run` or `sweep` the parameters of the flow itself, so that there is one list of them."""
-    flow: Any
-    show: Callable[[Any], None]
-    if command == "run":
-        from flows.distill import distill
+    from flows.flow_commands import FLOWS, flow_command
 
-        flow, show = distill, _show_run
-    elif command == "sweep":
-        from flows.sweep import sweep
-
-        flow, show = sweep, _show_sweep
-    else:
-        return
-
-    def run(**kwargs: Any) -> None:
-        _run(flow, kwargs, show)
-
-    run.__doc__ = flow.fn.__doc__
-    signature = inspect.signature(flow.fn, eval_str=True)
-    flags = [_as_flag(parameter) for parameter in signature.parameters.values()]
-    run.__signature__ = signature.replace(parameters=flags, return_annotation=None)  # type: ignore[attr-defined]
-    run.__annotations__ = {flag.name: flag.annotation for flag in flags}
-    del app[command]
-    app.command(run, name=command)
-
-
-def _as_flag(parameter: inspect.Parameter) -> inspect.Parameter:
-    """A flow's parameter as a flag: lists take several words, free-form settings are JSON."""
-    annotation, text = parameter.annotation, str(parameter.annotation)
-    if "dict[" in text:
-        annotation = Annotated[annotation, Parameter(converter=_json, accepts_keys=False, n_tokens=1)]
-    elif "list[" in text:
-        annotation = Annotated[annotation, Parameter(consume_multiple=True, negative=())]
-    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
-
-
-def _json(_type: Any, tokens: Any) -> Any:
-    try:
-        return json.loads(tokens[0].value)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"is no JSON ({error})") from error
-
-
-def _run(flow: Any, kwargs: dict[str, Any], show: Callable[[Any], None]) -> None:
-    from prefect.exceptions import ParameterTypeError
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    from infra.ui import console, say
-
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
-    with (
-        services.embedded_services() as running,
-        temporary_settings(updates={PREFECT_API_URL: os.environ["PREFECT_API_URL"]}),
-    ):
-        say(f"[dim]Prefect UI {running.prefect_ui_url} · storage {running.s3_endpoint}[/dim]")
-        try:
-            outcome = flow(**kwargs)
-        except ParameterTypeError as error:
-            _fail(" ".join(str(error).split()), 2)
-        console.print()
-        show(outcome)
-        ui = "`make up` opens it again, with this run" if running.started else running.prefect_ui_url
-        console.print(f"UI       {ui}", soft_wrap=True)
-
-
-def _show_run(outcome: Any) -> None:
-    from flows.outcome import latest
-    from infra.ui import console
-    from tasks.plan.model import Plan
-    from tasks.plan.view import plan_table
-    from tasks.report.console import comparison_table
-
-    if isinstance(outcome, Plan):
-        console.print(plan_table(outcome))
-        return
-    console.print(comparison_table(outcome.report))
-    console.print(f"report   {latest() / 'report.html'}", soft_wrap=True)
-    console.print(f"numbers  {latest() / 'results.json'}", soft_wrap=True)
-
-
-def _show_sweep(board: Any) -> None:
-    from flows.outcome import latest
-    from infra.ui import console
-    from tasks.report.console import leaderboard_table
-
-    console.print(leaderboard_table(board))
-    console.print(f"leaderboard  {latest() / 'leaderboard.html'}", soft_wrap=True)
-
-
-def _interrupt(_signum: int, _frame: FrameType | None) -> None:
-    """Unwind; and leave for certain, at once on a second signal: guardians end whatever we started."""
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, _leave)
-    watchdog = threading.Timer(_UNWIND_S, _leave)
-    watchdog.daemon = True
-    watchdog.start()
-    raise KeyboardInterrupt
-
-
-def _leave(*_: Any) -> None:
-    print(f"distilflow: {_STOPPED}", file=sys.stderr, flush=True)
-    os._exit(_INTERRUPTED)
+    if command in FLOWS:
+        del app[command]
+        app.command(flow_command(command), name=command)
 
 
 def _quiet_libraries() -> None:

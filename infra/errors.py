@@ -33,6 +33,12 @@ class OutOfMemoryError(DistilflowError):
     exit_code = 71  # EX_OSERR
 
 
+class UsageError(DistilflowError):
+    """A flag or parameter has a value that it cannot have."""
+
+    exit_code = 2
+
+
 class StageFailedError(DistilflowError):
     """A stage failed elsewhere, after all the tries that could help."""
 
