@@ -51,11 +51,12 @@ class RowScore(NamedTuple):
 
 
 def load_model(source: ModelSource) -> Any:
-    """The model for inference, on the GPU where there is one."""
+    """The model for inference, on the GPU where there is one, its layers over all GPUs where there are several."""
     on_gpu = torch.cuda.is_available()
+    where = {"device_map": "auto"} if torch.cuda.device_count() > 1 else {}
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(source.fetch(), dtype=dtype, attn_implementation="sdpa")
-    return model.to("cuda" if on_gpu else "cpu").eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(source.fetch(), dtype=dtype, attn_implementation="sdpa", **where)
+    return (model if where else model.to("cuda" if on_gpu else "cpu")).eval()
 
 
 def batches(tasks: Iterable[Task], rows: int, vocabulary: int) -> Iterator[list[Task]]:

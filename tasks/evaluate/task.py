@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from infra.artifacts import ArtifactRef, Workspace, facts_of
 from infra.claims import made_once
+from infra.devices import gpu_slots, gpus
 from infra.limits import GPU, held
 from infra.models import ModelSource
 from infra.stage_task import stage_task
@@ -21,7 +22,7 @@ def evaluate(
     with stage_view("evaluate", "evaluating") as view:
 
         def make(missing: dict[str, Workspace]) -> dict[str, ArtifactRef]:
-            with held(GPU, 1, view.note):
+            with held(GPU, gpu_slots(gpus()), view.note):
                 return stage.evaluate(missing, models, teacher, seeds, evaluation, view.follow(stage.describe))
 
         refs = made_once(works, make, view.note)

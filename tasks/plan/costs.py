@@ -104,7 +104,7 @@ def scoring_memory(machine: Machine, teacher: Size, scoring: Scoring) -> int:
 
 
 def evaluation_memory(machine: Machine, student: Size, teacher: Size, how: Evaluation, long_row: float) -> int:
-    """Bytes on the one device that evaluates: student and teacher beside each other, and both their logits."""
+    """Bytes that evaluating takes on all devices: student and teacher beside each other, and both their logits."""
     width = weight_bytes(machine)
     weights = width * (student.parameters + teacher.parameters)
     logits = how.batch_rows * long_row * width * (student.vocabulary + teacher.vocabulary)

@@ -215,7 +215,9 @@ def _evaluate(known: Known) -> StagePlan:
         done=not known.to_do("evaluate"),
         rows=rows,
         tokens=round(_VARIANTS * tokens),
-        memory_bytes=_shared(known, costs.evaluation_memory(machine, known.student, known.teacher, how, fits.long_row)),
+        # the layers of both models are spread over all devices, which work one after the other
+        memory_bytes=costs.evaluation_memory(machine, known.student, known.teacher, how, fits.long_row)
+        // machine.devices,
         devices=devices,
         hours=seconds / 3600,
     )

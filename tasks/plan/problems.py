@@ -114,11 +114,12 @@ def _of_memory(known: Known, plan: Plan) -> Iterator[Problem]:
     for stage in _too_large(plan, int(plan.memory_bytes * known.scoring.gpu_memory)):
         if stage.name == "logits":
             yield _stop(f"logits: {_needs(stage)}, more than vLLM may take of {device}: {_for_scoring(known)}")
+    room = plan.memory_bytes * known.machine.devices
     for stage in _too_large(plan, plan.memory_bytes):
         if stage.name == "evaluate":
             yield _stop(
-                f"evaluate: {_needs(stage)} for student and teacher on one device of {device}: "
-                + ("lower evaluation.batch_rows" if _weights(known) < plan.memory_bytes else "use a larger device")
+                f"evaluate: {_needs(stage)} a device for student and teacher on {known.machine.devices} of {device}: "
+                + ("lower evaluation.batch_rows" if _weights(known) < room else "use more or larger devices")
             )
 
 

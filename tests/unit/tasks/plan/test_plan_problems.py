@@ -9,6 +9,7 @@ from plan_known import AGENTS, GIB, GPU, known
 from rich.console import Console
 
 from tasks.augment.settings import Augmentation
+from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
 from tasks.plan.lengths import Lengths
 from tasks.plan.model import Plan
@@ -46,13 +47,17 @@ def test_a_teacher_that_is_too_large_is_told_how_many_gpus_hold_it() -> None:
     scoring = next(p for p in _plan(teacher=size_of("72B", None), machine=eight).problems if "logits" in p.text)
     assert scoring.stops
     assert scoring.text.endswith("set scoring.tensor_parallel to 4")
-    evaluation = next(p for p in _plan(teacher=size_of("72B", None)).problems if "evaluate" in p.text)
-    assert evaluation.text.endswith("on one device of 80 GiB: use a larger device")
+    assert not [p for p in _plan(teacher=size_of("72B", None), machine=eight).problems if "evaluate: takes" in p.text]
+    one = dataclasses.replace(GPU, devices=1)
+    evaluation = next(p for p in _plan(teacher=size_of("72B", None), machine=one).problems if "evaluate" in p.text)
+    assert evaluation.text.endswith("on 1 of 80 GiB: use more or larger devices")
 
 
 def test_an_evaluation_whose_logits_are_too_large_needs_fewer_rows_at_once() -> None:
-    stops, text = _only(heldout_lengths=Lengths([2000], [40]), machine=dataclasses.replace(GPU, memory=50 * GIB))
-    assert stops
+    small = dataclasses.replace(GPU, memory=20 * GIB)
+    how = Evaluation(batch_rows=320)
+    found = _plan(heldout_lengths=Lengths([2000], [40]), machine=small, evaluation=how).problems
+    (text,) = [p.text for p in found if p.text.startswith("evaluate: takes")]
     assert text.endswith("lower evaluation.batch_rows")
 
 
