@@ -57,12 +57,8 @@ class Cluster:
         )
 
     def kill_worker(self, pool: str) -> None:
-        """SIGKILL to the worker's own process and to Prefect's below it."""
-        process = psutil.Process(self.workers[pool].pid)
-        for member in [process, *process.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if "worker" in " ".join(member.cmdline()):
-                    member.kill()
+        """SIGKILL to `distilflow worker`."""
+        self.workers[pool].kill()
         self.workers[pool].wait()
 
     def stop_workers(self) -> None:

@@ -277,11 +277,15 @@ def _after(production: Cluster, run: Any, name: str, table: list[str]) -> Any:
     wait_for(lambda: services._kept(production.home).keys() == {"prefect", "seaweedfs"})
     if name == "flow process SIGKILL":
         assert production.wait_for_end(run, 60) == "Crashed"
-        wait_for(lambda: production.engines() == [] and not _stages_under_way(production), 60)
-        table.append(f"{name:<26} everything gone after {time.monotonic() - began:4.0f} s, started again")
-        return production.run("distill/demo", **SMALL)
-    table.append(f"{name:<26} goes on")
-    return run
+    if name in ("flow process SIGKILL", "cpu worker SIGKILL"):
+        wait_for(lambda: production.engines() == [] or production.flows("cpu"), 60)
+    state = production.read(run).state
+    if state is None or not state.is_final():
+        table.append(f"{name:<26} goes on")
+        return run
+    wait_for(lambda: production.engines() == [] and not _stages_under_way(production), 60)
+    table.append(f"{name:<26} everything gone after {time.monotonic() - began:4.0f} s, started again")
+    return production.run("distill/demo", **SMALL)
 
 
 def _stages_under_way(production: Cluster) -> list[Any]:
