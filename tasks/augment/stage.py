@@ -275,14 +275,19 @@ def _batches(seeds: ArtifactRef) -> Iterator[tuple[int, list[Row]]]:
 
 
 def run_async(work: Coroutine[Any, Any, Result]) -> Result:
-    """asyncio.run, with our own error out of the group that the task group raises."""
+    """asyncio.run, with our own error, or the signal, out of the group that the task group raises."""
     try:
         return asyncio.run(work)
     except BaseExceptionGroup as group:
         ours, others = group.split(DistilflowError)
-        if ours is None or others is not None:
+        error: BaseException | None = group.subgroup(_is_signal) or (ours if others is None else None)
+        if error is None:
             raise
-        error: BaseException = ours
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise error from group
+
+
+def _is_signal(error: BaseException) -> bool:
+    """Whether a batch was interrupted by TERM or Ctrl-C, which ends the whole, whatever failed in its wake."""
+    return not isinstance(error, Exception | BaseExceptionGroup | asyncio.CancelledError)
