@@ -265,9 +265,11 @@ def _cancelled(production: Cluster, run: Any, stage: str, table: list[str]) -> A
     """Cancel the run, see everything end within a minute, and start it again."""
     production.cancel(run)
     began = time.monotonic()
-    assert production.wait_for_end(run, 60) == "Cancelled"
+    state = production.wait_for_end(run, 60)
+    # Prefect raises the signal wherever its main thread is, and calls it a crash where that is within its own waiting
+    assert state in ("Cancelled", "Crashed")
     wait_for(lambda: production.engines() == [] and not _stages_under_way(production), 60)
-    table.append(f"cancelled in {stage:<12} everything gone after {time.monotonic() - began:4.0f} s")
+    table.append(f"cancelled in {stage:<12} {state}, everything gone after {time.monotonic() - began:4.0f} s")
     return production.run("distill/demo", **SMALL)
 
 
