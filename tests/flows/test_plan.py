@@ -44,9 +44,8 @@ def _stage(plan: Plan, name: str) -> StagePlan:
 
 
 def _stages_in(bucket: str) -> set[str]:
-    return ({name.partition("/")[0] for name in storage.keys(f"s3://{bucket}/")}) - {
-        "dispatched"
-    }  # what the run said, for whoever waits for it
+    """What lies there, but for what runs have said for whoever waits for them."""
+    return {name.partition("/")[0] for name in storage.keys(f"s3://{bucket}/")} - {"dispatched"}
 
 
 @pytest.mark.usefixtures("prefect")
