@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed-$(EXTRA)
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart run test check bench up down bootstrap images clean lock demo
+.PHONY: help setup quickstart run test chaos check bench up down bootstrap images clean lock demo
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ quickstart: setup ## Distil the demo student: every real part, a few minutes on 
 
 test: setup ## Run all tests, with real servers and engines
 	@$(BIN)/python -m pytest
+
+chaos: setup ## Kill and cancel every part of a run in turn, and compare (about ten minutes)
+	@$(BIN)/python -m pytest tests/flows/test_production.py -m chaos -rP
 
 check: setup ## Style, types, and which module may import which
 	@$(BIN)/ruff check --quiet .

@@ -210,6 +210,7 @@ KILLS: dict[str, tuple[str, Callable[[Cluster], None]]] = {
 }
 
 
+@pytest.mark.chaos
 def test_cancelled_and_killed_at_every_stage_it_comes_out_the_same(
     production: Cluster, first_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
