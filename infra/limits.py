@@ -62,7 +62,7 @@ def held(name: str, slots: int, note: Note) -> Iterator[None]:
     TransientError where the server does not answer.
     """
     with get_client(sync_client=True) as client:
-        with _answering():
+        with answering():
             lease = [_acquire(client, name, slots, note)]
         over = threading.Event()
         keep = contextvars.copy_context()
@@ -168,7 +168,8 @@ def _at_once() -> contextlib.AbstractContextManager[object]:
 
 
 @contextlib.contextmanager
-def _answering() -> Iterator[None]:
+def answering() -> Iterator[None]:
+    """A Prefect server that cannot be reached, in one sentence (TransientError)."""
     try:
         yield
     except httpx.TransportError as error:

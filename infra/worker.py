@@ -34,6 +34,7 @@ from prefect.states import AwaitingRetry, Cancelled, Crashed
 
 from infra import prefect_server, settings
 from infra.errors import ConfigurationError, TransientError
+from infra.limits import answering
 from infra.local_server import find_process, identity, wait_until_gone
 from infra.processes import guarded
 
@@ -48,7 +49,7 @@ def run_worker(pool: str, limit: int | None) -> None:
     stopped = _on_signals()
     with _only_one(pool) as lock:
         name = worker_name(pool)
-        with _answering(), get_client(sync_client=True) as client:
+        with answering(), get_client(sync_client=True) as client:
             _check_pool(client, pool)
             for line in return_runs(client, pool, name):
                 print(line, flush=True)
@@ -67,7 +68,7 @@ def run_worker(pool: str, limit: int | None) -> None:
             if stopped:
                 print("stopping: runs under way end, and go back to the queue", flush=True)
                 _stop(process, pool, name)
-        with _answering(), get_client(sync_client=True) as client:
+        with answering(), get_client(sync_client=True) as client:
             for line in return_runs(client, pool, name):
                 print(line, flush=True)
     if not stopped:
@@ -188,11 +189,3 @@ def _on_signals() -> list[int]:
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, note)
     return received
-
-
-@contextlib.contextmanager
-def _answering() -> Iterator[None]:
-    try:
-        yield
-    except httpx.TransportError as error:
-        raise TransientError(f"the Prefect server at {PREFECT_API_URL.value()} does not answer: {error!r}") from error
