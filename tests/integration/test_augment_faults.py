@@ -86,7 +86,7 @@ def test_failed_rows_of_a_killed_try_do_not_stay_beside_the_rows_of_the_next(mon
 
     with endpoint(faults=1.0, kinds=["empty"], faults_of_a_body=1) as url, monkeypatch.context() as patch:
         patch.setattr(Workspace, "put_json", killed)  # the JSON that says that a batch is finished
-        with pytest.raises(BaseExceptionGroup):
+        with pytest.raises(Killed):
             augmentation.augment(url, 10, OPTIONS)
     monkeypatch.setenv("DISTILFLOW_HOME", os.environ["DISTILFLOW_HOME"] + "-without-those-answers")
     answers = f"s3://{settings.bucket()}/answers/"
