@@ -22,10 +22,11 @@ DEPLOYMENTS = {
 
 @dataclass(frozen=True)
 class Point:
-    """One combination: the parameters of its `distill` run."""
+    """One combination: the parameters of its `distill` run. `apart_from_seed` is its name without the seed."""
 
     name: str
     parameters: dict[str, Any]
+    apart_from_seed: str = ""
 
 
 def grid(
@@ -50,7 +51,8 @@ def grid(
     points = {}
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
-        point = Point(_name(chosen), _nested({**shared, **chosen}))
+        alike = _name({key: value for key, value in chosen.items() if key != "seed"})
+        point = Point(_name(chosen), _nested({**shared, **chosen}), alike)
         _check(point)
         points[point.name] = point
     return list(points.values())

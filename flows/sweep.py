@@ -20,7 +20,7 @@ from flows.params import Student, Teacher
 from infra.artifacts import ArtifactRef
 from infra.errors import DistilflowError, SomeFailedError
 from infra.ui import log, say
-from tasks.report.leaderboard import Entry
+from tasks.report.entry import Entry
 from tasks.report.stage import report_data
 from tasks.report.task import leaderboard
 
@@ -50,7 +50,8 @@ def sweep(
         teachers: as `teacher`
         ks: as `k`
         rows: training rows to keep (augmentation.max_rows); without it the preset's
-        others: any other parameters, each with its values, such as {"kd.temperature": [1, 2]}
+        others: any other parameters, each with its values, such as {"kd.temperature": [1, 2]}; with "seed",
+            combinations are also told by mean and spread over their seeds
         shared: parameters that all combinations have, such as {"agent_model": "openai/gpt-4o", "kd.epochs": 2}
         through: this process (one after the other), or deployments (each student's own, in its work pool)
         at_once: combinations under way at a time, where they go through deployments
@@ -103,7 +104,8 @@ def _through_deployments(points: list[Point], at_once: int) -> list[Entry]:
 def _finished(point: Point, outcome: Outcome) -> Entry:
     ui = get_current_settings().ui_url
     link = f"{ui}/runs/flow-run/{outcome.flow_run}" if ui and outcome.flow_run else None
-    return Entry(name=point.name, report=outcome.report, data=report_data(outcome.report), link=link)
+    data = report_data(outcome.report)
+    return Entry(name=point.name, combination=point.apart_from_seed, report=outcome.report, data=data, link=link)
 
 
 def _failed(point: Point, error: DistilflowError) -> Entry:

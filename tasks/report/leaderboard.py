@@ -8,39 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from infra.artifacts import ArtifactRef
 from tasks.evaluate.statistics import paired_difference
+from tasks.report import repeats
 from tasks.report.comparison import compare, nats, percent, percent_range, points, points_range
-from tasks.report.data import ReportData
+from tasks.report.entry import Entry
 from tasks.report.plots import duration
-
-COST_STAGES = ("augment", "sft", "logits", "kd")  # what making the student takes; control and evaluation measure it
-
-
-class Entry(BaseModel):
-    """One combination: its report, or why there is none."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    report: ArtifactRef | None = None
-    data: ReportData | None = Field(None, exclude=True, description="what the report says")
-    link: str | None = Field(None, description="the run in the Prefect UI")
-    failed: str | None = None
-
-    @property
-    def device_seconds(self) -> float:
-        """Seconds times ranks of the stages that make the student, as they took when they were made."""
-        stages = self.data.stages if self.data else []
-        return sum(s.seconds * int(s.facts.get("ranks", 1)) for s in stages if s.name in COST_STAGES)
-
-    @property
-    def usd(self) -> float:
-        """What the agents' answers cost."""
-        flow = self.data.data_flow if self.data else None
-        return sum(use.cost_usd for use in flow.usage.values()) if flow else 0.0
 
 
 def ranked(entries: list[Entry]) -> list[Entry]:
@@ -62,6 +34,8 @@ def verdict(entries: list[Entry]) -> str:
     note = f" {failed} of {len(entries)} combinations failed." if failed else ""
     if not finished:
         return f"No combination finished.{note}"
+    if over_seeds := repeats.combinations(finished):
+        return repeats.verdict(over_seeds) + note
     best = finished[0]
     kd = _kd(best)
     if kd.exec_accuracy is None:
@@ -83,6 +57,11 @@ def verdict(entries: list[Entry]) -> str:
 def rows(entries: list[Entry]) -> list[dict[str, str]]:
     """The leaderboard as text, one dict an entry with the same columns."""
     return [_row(place, entry) for place, entry in enumerate(ranked(entries), 1)]
+
+
+def over_seeds(entries: list[Entry]) -> list[dict[str, str]]:
+    """The combinations over their seeds as text; nothing where no combination has two."""
+    return repeats.rows(repeats.combinations(entries))
 
 
 def _row(place: int, entry: Entry) -> dict[str, str]:

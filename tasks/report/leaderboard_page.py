@@ -5,10 +5,16 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from tasks.report.comparison import compare, percent
+from tasks.report.entry import Entry
 from tasks.report.figure_style import INK, MUTED, STYLE, Plot, colour_of, figure_of, inline_svg, short
-from tasks.report.leaderboard import Entry, ranked, rows, verdict
+from tasks.report.leaderboard import over_seeds, ranked, rows, verdict
 from tasks.report.markdown import markdown_text
 from tasks.report.page import TEMPLATES, template
+
+OVER_SEEDS = (
+    "Mean ± standard deviation over the seeds of each combination, and Student’s 95 % interval of the gain: what "
+    "another seed would give. The intervals of single runs are over held-out requests."
+)
 
 
 def render_markdown(entries: list[Entry]) -> str:
@@ -21,6 +27,10 @@ def render_markdown(entries: list[Entry]) -> str:
         link = f"[run]({entry.link})" if entry.link else "–"
         where = f"{link} · `{entry.report.uri}report.html`" if entry.report else link
         lines.append("| " + " | ".join([*map(markdown_text, cells.values()), where]) + " |")
+    if repeated := over_seeds(entries):
+        lines += ["", f"**Over seeds.** {OVER_SEEDS}", ""]
+        lines += ["| " + " | ".join(repeated[0]) + " |", "|" + " --- |" * len(repeated[0])]
+        lines += ["| " + " | ".join(map(markdown_text, cells.values())) + " |" for cells in repeated]
     lines += ["", "Device time: seconds times ranks of augment, SFT, scoring and KD, as they took when they were made."]
     return "\n".join(lines) + "\n"
 
@@ -31,6 +41,8 @@ def render_page(entries: list[Entry]) -> str:
     return template("leaderboard.html.jinja").render(
         verdict=verdict(entries),
         rows=rows(entries),
+        over_seeds=over_seeds(entries),
+        about_seeds=OVER_SEEDS,
         entries=ranked(entries),
         plot=plot,
         svg=Markup(plot.svg) if plot else "",

@@ -11,7 +11,8 @@ from tasks.evaluate.analysis import analyse
 from tasks.evaluate.predictions import Table, from_parquet
 from tasks.report import benchmarks, leaderboard_page
 from tasks.report.data import AgentUse, Coverage, DataFlow, Example, Output, ReportData, Stage, Variant
-from tasks.report.leaderboard import Entry, rows, verdict
+from tasks.report.entry import Entry
+from tasks.report.leaderboard import over_seeds, rows, verdict
 from tasks.report.page import render_markdown, render_page
 
 KIND = "report"
@@ -62,7 +63,7 @@ def report(
 
 def leaderboard_workspace(entries: Sequence[Entry]) -> Workspace:
     """The leaderboard of these runs."""
-    spec = {"entries": [[entry.name, entry.failed, entry.link] for entry in entries]}
+    spec = {"entries": [[entry.name, entry.combination, entry.failed, entry.link] for entry in entries]}
     inputs = {entry.name: entry.report for entry in entries if entry.report is not None}
     return Workspace("leaderboard", STAGE_VERSION, spec, inputs)
 
@@ -71,7 +72,8 @@ def leaderboard(work: Workspace, entries: list[Entry]) -> ArtifactRef:
     """Write the page, the Markdown and the table as JSON."""
     work.put("leaderboard.html", leaderboard_page.render_page(entries).encode())
     work.put("leaderboard.md", leaderboard_page.render_markdown(entries).encode())
-    work.put_json("leaderboard.json", {"verdict": verdict(entries), "rows": rows(entries)})
+    told = {"verdict": verdict(entries), "rows": rows(entries), "over_seeds": over_seeds(entries)}
+    work.put_json("leaderboard.json", told)
     return work.publish(("leaderboard.",), {"combinations": len(entries)}, {})
 
 

@@ -10,7 +10,8 @@ from infra.artifacts import ArtifactReader, ArtifactRef
 from infra.stage_task import stage_task
 from infra.ui import publish_table, stage_view
 from tasks.report import leaderboard_page, stage
-from tasks.report.leaderboard import Entry, rows, verdict
+from tasks.report.entry import Entry
+from tasks.report.leaderboard import rows, verdict
 from tasks.report.page import comparison_rows
 
 

@@ -26,6 +26,12 @@ def test_every_combination_once_with_nested_settings_merged() -> None:
     assert points[0].parameters["kd"] == {"max_steps": 3, "temperature": 1}, "a combination has settings of its own"
 
 
+def test_seeds_of_one_combination_know_each_other() -> None:
+    points = grid(["demo"], ["demo"], [4, 10], None, {"seed": [0, 1]}, {})
+    assert [point.name for point in points][:2] == ["demo-from-demo-k4-seed=0", "demo-from-demo-k4-seed=1"]
+    assert [point.apart_from_seed for point in points] == ["demo-from-demo-k4"] * 2 + ["demo-from-demo-k10"] * 2
+
+
 def test_a_combination_named_twice_is_one() -> None:
     assert len(grid(["demo"], ["demo"], [4, 4], None, {}, {})) == 1
 

@@ -192,6 +192,29 @@ def test_prompts_are_read_as_google_publishes_them(tmp_path: Path) -> None:
     assert followed.strict == (True, True)
 
 
+def test_published_prompts_and_gpt_4s_published_answers_come_out_as_read_by_hand() -> None:
+    """Six prompts of Google's release with GPT-4's answers of November 2023 (google-research, Apache-2.0).
+
+    By hand: 1021 is labelled, but not in capitals. 1012 has its title, but repeats no request. 1051 signs with
+    "[Your Name]", and is in lower case without its last line. 1000 has no comma and three titles, in 285 words.
+    """
+    published = Path(__file__).with_name("ifeval_published.jsonl")
+    answers = {str(one["key"]): one["response"] for one in map(json.loads, published.read_text().splitlines())}
+    asked = questions.ifeval(str(published))
+    found = ifeval.check([Conversation(question=one, answers=(answers[one.id],)) for one in asked])
+    assert {one.item: (one.strict, one.loose) for one in found} == {
+        "1019": ((True,), (True,)),
+        "102": ((True,), (True,)),
+        "1021": ((False, True), (False, True)),
+        "1012": ((False, True), (False, True)),
+        "1051": ((False,), (True,)),
+        "1000": ((True, True, False), (True, True, False)),
+    }
+    result = ifeval.result(asked, found)
+    assert (result["prompt_strict"], result["prompt_loose"]) == (pytest.approx(2 / 6), pytest.approx(3 / 6))
+    assert (result["instruction_strict"], result["instruction_loose"]) == (pytest.approx(0.6), pytest.approx(0.7))
+
+
 def test_an_unknown_instruction_is_refused_by_name() -> None:
     with pytest.raises(ConfigurationError, match="prompt 0: lm-eval knows no instruction 'rhyme:sonnet'"):
         ifeval.check(_asked("x", instructions=(("rhyme:sonnet", {}),)))

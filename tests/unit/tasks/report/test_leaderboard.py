@@ -1,9 +1,12 @@
 """The leaderboard: the order, the sentence, and what stands where a combination failed."""
 
+import statistics
+
 from report_sample import sample_report, unmarked_variants, variants
 
 from tasks.report.data import Stage
-from tasks.report.leaderboard import Entry, ranked, rows, verdict
+from tasks.report.entry import Entry
+from tasks.report.leaderboard import over_seeds, ranked, rows, verdict
 from tasks.report.leaderboard_page import render_markdown, render_page
 
 KD = 0.69
@@ -71,3 +74,49 @@ def test_page_and_markdown_hold_every_combination_and_hostile_names_stay_text() 
     assert "figure-quality-cost" in page
     assert "[run](http://ui/a)" in markdown
     assert len({line.count("|") - line.count("\\|") for line in markdown.splitlines() if line.startswith("|")}) == 1
+
+
+def _over_seeds(name: str, skills: list[float], seconds: float) -> list[Entry]:
+    return [
+        _entry(f"{name}-seed={seed}", skill, seconds, seed=seed).model_copy(update={"combination": name})
+        for seed, skill in enumerate(skills)
+    ]
+
+
+def test_runs_that_differ_in_their_seed_are_told_by_mean_and_spread() -> None:
+    good, poor = _over_seeds("good", [0.70, 0.68, 0.72], 100), _over_seeds("poor", [0.61, 0.63, 0.59], 10)
+    accuracies = [entry.data.variants["kd"].exec_accuracy for entry in good if entry.data]
+    mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
+    first, second = over_seeds([*poor, *good])
+    assert (first["combination"], first["seeds"], second["combination"]) == ("good", "3", "poor")
+    assert first["accuracy"] == f"{100 * mean:.1f} ± {100 * deviation:.1f} %"
+    sentence = verdict([*poor, *good])
+    assert sentence.startswith(f"good is best over 3 seeds: {first['accuracy']} of 640 held-out requests")
+    assert "more than without the teacher’s logits" in sentence
+    assert "cannot be told" not in sentence
+    page, markdown = render_page([*poor, *good]), render_markdown([*poor, *good])
+    assert 'id="over-seeds"' in page
+    assert "Over seeds" in markdown
+
+
+def test_a_cheaper_combination_whose_spread_over_seeds_covers_the_best_is_named() -> None:
+    dear, cheap = _over_seeds("dear", [0.70, 0.64, 0.69], 100), _over_seeds("cheap", [0.66, 0.70, 0.65], 25)
+    assert "; cheap cannot be told from it (66.9 ± 3.5 %)" in verdict([*dear, *cheap])
+    assert "at 25% of its device time" in verdict([*dear, *cheap])
+
+
+def test_a_gain_that_seeds_do_not_bear_out_is_none() -> None:
+    assert "no significant difference to the same training" in verdict(_over_seeds("x", [0.50, 0.72], 1))
+
+
+def test_one_seed_each_is_no_spread() -> None:
+    assert over_seeds([*_over_seeds("a", [0.7], 1), *_over_seeds("b", [0.6], 1)]) == []
+
+
+def test_without_checked_answers_seeds_are_told_by_cross_entropy() -> None:
+    entries = []
+    for seed, nats in enumerate((0.30, 0.34)):
+        data = sample_report(variants=unmarked_variants(kd={"cross_entropy": nats}), seed=seed)
+        entries.append(Entry(name=f"x-{seed}", combination="x", data=data))
+    assert "its cross-entropy is 0.320 ± 0.028 nats a token; no answer was checked" in verdict(entries)
+    assert over_seeds(entries)[0]["accuracy"] == "–"

@@ -12,7 +12,7 @@ from playwright.sync_api import Page
 from report_sample import sample_report, variants
 
 from tasks.report import leaderboard_page
-from tasks.report.leaderboard import Entry
+from tasks.report.entry import Entry
 from tasks.report.page import render_page
 from tasks.report.stage import LABELS
 
