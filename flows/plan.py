@@ -22,14 +22,16 @@ from tasks.augment import stage as augment
 from tasks.augment.estimate import Estimate, estimate, sampled
 from tasks.augment.providers import Deployment
 from tasks.augment.settings import Augmentation
+from tasks.evaluate import benchmark_answers as answers_stage
 from tasks.evaluate import benchmarks
 from tasks.evaluate import stage as evaluate
 from tasks.logits import stage as logits
 from tasks.logits.alignment import check_same_template
 from tasks.plan.hardware import Hardware, machine
+from tasks.plan.known import Known
 from tasks.plan.lengths import Lengths, guessed, measured
 from tasks.plan.model import Plan, Problem
-from tasks.plan.plan import Known, make_plan
+from tasks.plan.plan import make_plan
 from tasks.plan.problems import find
 from tasks.plan.sizes import size_of
 from tasks.plan.task import publish_plan
@@ -76,6 +78,7 @@ def plan(
     free = shutil.disk_usage(settings.home()).free
     if free < settings.min_free_mib() * 2**20:
         problems.append(Problem(stops=True, text=str(disk_full(settings.home()))))
+    answers, judged = _benchmarks(preset, judge_model, data.counts["heldout"], problems)
     known = Known(
         title=f"{student} distilled from {teacher}",
         student=student_size,
@@ -99,8 +102,11 @@ def plan(
         done=done,
         disk_free=free,
         stores_here=urlparse(settings.s3_endpoint() or "").hostname in _HERE,
-        judge_requests=_judge_requests(preset, judge_model, data.counts["heldout"], problems),
+        judge_requests=judged,
         judge_budget_usd=preset.judging.budget_usd,
+        benchmark_answers=answers,
+        benchmark_tokens=preset.benchmarks.max_new_tokens,
+        harness=bool(preset.benchmarks.harness),
     )
     made = make_plan(known, lambda known, plan: [*problems, *find(known, plan)])
     publish_plan(made)
@@ -158,6 +164,12 @@ def _done(
         found = [evaluate.workspace(model, teacher, data, preset.evaluation).find() for model in models]
         if all(found) and found[0]:
             done["evaluate"] = found[0]
+        named = {str(model.name): model for model in models}
+        answered = [
+            work.find() for work in answers_stage.workspaces(named, preset.benchmarks, preset.evaluation).values()
+        ]
+        if answered and all(answered) and answered[0]:
+            done["benchmarks"] = answered[0]
     return done
 
 
@@ -177,15 +189,15 @@ def _rehearsed(data: ArtifactRef, options: Augmentation, agent_model: str, probl
         return None
 
 
-def _judge_requests(preset: Preset, judge_model: str, heldout: int, problems: list[Problem]) -> dict[str, int]:
-    """What a judge is asked for each variant; nothing, and a problem, where the benchmarks cannot run."""
+def _benchmarks(preset: Preset, judge_model: str, heldout: int, problems: list[Problem]) -> tuple[int, dict[str, int]]:
+    """What each variant and its judge are asked; nothing, and a problem, where the benchmarks cannot run."""
     try:
         check_benchmarks(preset.benchmarks, judge_model)
         rows = min(heldout, preset.evaluation.max_rows or heldout)
-        return benchmarks.judge_requests(preset.benchmarks, rows)
+        return benchmarks.turns(preset.benchmarks), benchmarks.judge_requests(preset.benchmarks, rows)
     except DistilflowError as error:
         problems.append(Problem(stops=True, text=str(error)))
-        return {}
+        return 0, {}
 
 
 def _rows(data: ArtifactRef, options: Augmentation, rows: ArtifactRef | None, agents: Estimate | None) -> int:

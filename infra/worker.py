@@ -135,6 +135,8 @@ def _environment() -> Mapping[str, str]:
         "DISTILFLOW_CONSOLE": "0",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
         "NO_COLOR": "1",
+        # on TERM from our guardian a run stays unfinished, for the next worker to return, and is not told as crashed
+        "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule",
     }
 
 

@@ -82,6 +82,11 @@ def judge_requests(options: Benchmarks, heldout: int) -> dict[str, int]:
     return asked
 
 
+def turns(options: Benchmarks) -> int:
+    """What each variant is asked: every turn of every question."""
+    return sum(len(question.turns) for name in asked_for(options) for question in load(name, options))
+
+
 def load(benchmark: str, options: Benchmarks) -> list[Question]:
     """A benchmark's questions, the first `max_questions` of them."""
     if benchmark == ALPACA_EVAL:

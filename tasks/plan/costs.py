@@ -26,7 +26,9 @@ _CHECKPOINT = 14  # bytes a parameter: weights, fp32 master weights, Adam's two 
 CONTEXT = 2**30  # on each device: CUDA, NCCL, the allocator's fragments
 _READ_BYTES_S = 1e9  # weights from disk
 _BANDWIDTH_USED = 0.6
-_STEP_PER_LAYER_S = 1e-3  # transformers' `generate` on a GPU: kernel launches
+# Of each generated token, beside its arithmetic. Transformers launches kernels one by one, vLLM replays CUDA graphs.
+_STEP_PER_LAYER_S = {"transformers": 1e-3, "vllm": 1e-4}
+_VLLM_AT_ONCE = 256  # its default of `max_num_seqs`
 _START_S = {"train": 60.0, "logits": 60.0, "evaluate": 20.0}
 _START_CPU_S = {"train": 25.0, "logits": 40.0, "evaluate": 30.0}
 
@@ -58,12 +60,13 @@ def start_seconds(machine: Machine, kind: str, model: Size) -> float:
     return start[kind] + 2 * model.parameters / _READ_BYTES_S
 
 
-def generation_seconds(machine: Machine, model: Size, rows: float, how: Evaluation) -> float:
-    """Greedy answers of the longest kind: every token of a batch reads all weights once."""
+def generation_seconds(machine: Machine, model: Size, answers: int, tokens: int, how: Evaluation) -> float:
+    """Answers of `tokens` each, the longest kind: every token of a batch reads all weights once."""
+    at_once = min(_VLLM_AT_ONCE if how.engine == "vllm" else how.batch_rows, max(answers, 1))
     reading = weight_bytes(machine) * model.parameters / (machine.bandwidth * _BANDWIDTH_USED)
-    computing = seconds(machine, forward_flops(model, how.batch_rows), 1)
-    step = max(reading, computing) + model.shape.layers * _STEP_PER_LAYER_S
-    return math.ceil(rows / how.batch_rows) * how.max_new_tokens * step
+    computing = seconds(machine, forward_flops(model, at_once), 1)
+    step = max(reading, computing) + model.shape.layers * _STEP_PER_LAYER_S[how.engine]
+    return math.ceil(answers / at_once) * tokens * step
 
 
 def agents_seconds(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tasks.plan import costs
+from tasks.plan.known import Known
 from tasks.plan.model import Plan, Problem, StagePlan
-from tasks.plan.plan import Known
 from tasks.train.memory import advice
 from tasks.train.settings import Training
 

@@ -16,7 +16,7 @@ from tasks.report.leaderboard import over_seeds, rows, verdict
 from tasks.report.page import render_markdown, render_page
 
 KIND = "report"
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 LABELS = {
     "base": "Base student",
     "sft": "SFT",
@@ -193,10 +193,11 @@ def _variant(label: str, table: Table, uri: str) -> Variant:
 
 
 def _examples(tables: Mapping[str, Table]) -> list[Example]:
-    """Rows on which the variants differ first, spread over the held-out set."""
+    """Rows on which KD and its control differ first, then those on which any do, spread over the held-out set."""
     rows = range(len(tables["kd"]["row_id"]))
+    deciding = [i for i in rows if len({tables[name]["correct"][i] for name in ("kd", "sft_control")}) > 1]
     differing = [i for i in rows if len({table["correct"][i] for table in tables.values()}) > 1]
-    chosen = differing or list(rows)
+    chosen = next((found for found in (deciding, differing) if len(found) >= _EXAMPLES), differing or list(rows))
     step = max(len(chosen) // _EXAMPLES, 1)
     kd = tables["kd"]
     return [

@@ -11,8 +11,8 @@ from tasks.augment.settings import Augmentation
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
 from tasks.plan.hardware import Machine
+from tasks.plan.known import Known
 from tasks.plan.lengths import Lengths
-from tasks.plan.plan import Known
 from tasks.plan.sizes import size_of
 from tasks.train.settings import Distillation, Training, TrainingRun
 

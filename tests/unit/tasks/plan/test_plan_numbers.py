@@ -16,8 +16,9 @@ from tasks.plan import costs
 from tasks.plan.hardware import Hardware, gpu_named, machine
 from tasks.plan.lengths import Lengths, guessed
 from tasks.plan.model import Plan, StagePlan
-from tasks.plan.plan import STAGES, make_plan
+from tasks.plan.plan import make_plan
 from tasks.plan.sizes import Size, size_of
+from tasks.plan.stages import STAGES
 from tasks.plan.view import plan_markdown
 from tasks.rows import Row
 from tasks.train.settings import Lora, Training, TrainingRun
@@ -129,6 +130,24 @@ def test_a_judge_is_asked_for_five_variants_and_may_cost_all_their_budgets() -> 
     line = "8,850 requests (8,050 for alpaca_eval, 800 for mt_bench), for at most $20.00"
     assert f"**the judge**: {line}" in plan_markdown(plan)
     assert "the judge" not in plan_markdown(_plan())
+
+
+def test_benchmarks_are_a_stage_of_hours_where_they_are_asked_for() -> None:
+    """805 answers of 2,048 tokens, 256 at once: 4 batches. 256 tokens take 2 operations a parameter
+    at 50 TFLOP/s (more than reading the weights at 0.6 TB/s), and each layer's launch; each model starts in a minute
+    and comes from disk at 1 GB/s."""
+    assert "benchmarks" not in {stage.name for stage in _plan().stages}
+    asked = {"benchmark_answers": 805, "benchmark_tokens": 2048}
+    stage = _stage(_plan(**asked), "benchmarks")
+    assert (stage.rows, stage.tokens) == (805, 5 * 805 * 2048)
+    seconds = 0.0
+    for size in [size_of("0.5B", None)] * 4 + [size_of("7B", None)]:
+        operations = 2 * size.parameters
+        seconds += 60 + operations / 1e9 + 4 * 2048 * (256 * operations / 50e12 + size.shape.layers * 1e-4)
+    assert stage.hours == pytest.approx(seconds / 3600)
+    done = {"benchmarks": ArtifactRef(kind="x", uri="s3://x/", sha256="", fingerprint="")}
+    assert _stage(_plan(**asked, done=done), "benchmarks").hours == 0
+    assert "lm-eval's tasks are not in it" in plan_markdown(_plan(harness=True))
 
 
 def test_what_is_done_costs_nothing() -> None:

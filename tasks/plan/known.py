@@ -1,0 +1,74 @@
+"""What a plan is made from; `flows.plan` finds it out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from infra.artifacts import ArtifactRef
+from tasks.augment.estimate import Estimate
+from tasks.augment.settings import Augmentation
+from tasks.evaluate.settings import Evaluation
+from tasks.logits.settings import Scoring
+from tasks.plan.hardware import Machine
+from tasks.plan.lengths import Fitting, Lengths
+from tasks.plan.sizes import Size
+from tasks.train.settings import Distillation, Training, TrainingRun
+
+VARIANTS = 5  # base, sft, sft_control, kd, teacher
+AGENT_TOKENS_S = 50.0  # that an LLM writes to each request
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the plan is made from. `done` holds the artifacts of finished stages; `agents` the agents' estimate."""
+
+    title: str
+    student: Size
+    teacher: Size
+    augmentation: Augmentation
+    sft: Training
+    scoring: Scoring
+    kd: Distillation
+    evaluation: Evaluation
+    run: TrainingRun
+    k: int
+    machine: Machine
+    seeds: int
+    heldout: int
+    rows: int
+    rows_at_most: bool
+    lengths: Lengths
+    heldout_lengths: Lengths
+    agents: Estimate | None
+    agents_are_free: bool
+    done: Mapping[str, ArtifactRef]
+    disk_free: int
+    stores_here: bool
+    judge_requests: Mapping[str, int] = field(default_factory=dict)  # by benchmark, of one variant
+    judge_budget_usd: float | None = None  # of one variant on one benchmark
+    benchmark_answers: int = 0  # of one variant, a turn each
+    benchmark_tokens: int = 0  # of the longest such answer
+    harness: bool = False
+
+    @property
+    def ranks(self) -> int:
+        return self.run.processes or self.machine.devices
+
+    @property
+    def agents_price_known(self) -> bool:
+        return self.agents_are_free or (self.agents is not None and self.agents.priced)
+
+    @property
+    def roles(self) -> dict[str, Size]:
+        return {"student": self.student, "teacher": self.teacher}
+
+    def fitting(self, max_length: int) -> Fitting:
+        return self.lengths.fitting(max_length)
+
+    def micro_batch_tokens(self, training: Training) -> int:
+        """Of a large micro-batch: as many rows as it may hold, of the 95th percentile's length."""
+        return round(self.run.micro_batch * self.fitting(training.max_length).long_row)
+
+    def to_do(self, stage: str) -> bool:
+        return stage not in self.done

@@ -1,0 +1,152 @@
+"""Every stage of a run in rows, tokens, memory and hours. Maths alone."""
+
+from __future__ import annotations
+
+from tasks.plan import costs
+from tasks.plan.known import AGENT_TOKENS_S, VARIANTS, Known
+from tasks.plan.model import StagePlan
+from tasks.train.data import total_steps
+from tasks.train.memory import estimate as training_memory
+from tasks.train.settings import Training
+
+STAGES = ("augment", "sft", "logits", "sft_control", "kd", "evaluate")  # and benchmarks, where there are any
+
+
+def stages_of(known: Known) -> list[StagePlan]:
+    """In the order of the run, with what each costs."""
+    control = known.kd.training()
+    benchmarks = [_benchmarks(known)] if known.benchmark_answers else []
+    stages = [
+        _augment(known),
+        _training(known, "sft", known.sft),
+        _logits(known),
+        _training(known, "sft_control", control),
+        _training(known, "kd", known.kd),
+        _evaluate(known),
+        *benchmarks,
+    ]
+    return [_priced(known, stage) for stage in stages]
+
+
+def _priced(known: Known, stage: StagePlan) -> StagePlan:
+    """What is done costs nothing; devices cost by the hour where their price is given."""
+    if stage.done:
+        return stage.model_copy(update={"hours": 0.0, "usd": 0.0})
+    price = known.machine.usd_per_device_hour
+    if stage.device_hours is None or price is None:
+        return stage
+    return stage.model_copy(update={"usd": stage.device_hours * price})
+
+
+def _augment(known: Known) -> StagePlan:
+    options, found = known.augmentation, known.agents
+    plan = StagePlan(name="augment", done=not known.to_do("augment"), rows=known.rows)
+    if not options.enabled:
+        return plan.model_copy(update={"usd": 0.0})
+    if found is None:
+        return plan
+    total = found.total
+    tokens = total.prompt_tokens + total.completion_tokens
+    seconds = costs.agents_seconds(
+        total.requests,
+        total.completion_tokens,
+        tokens,
+        float("inf") if known.agents_are_free else AGENT_TOKENS_S,
+        options.concurrency,
+        options.processes,
+        (options.requests_per_minute, options.tokens_per_minute),
+    )
+    usd = (0.0 if known.agents_are_free else total.cost_usd) if known.agents_price_known else None
+    return plan.model_copy(update={"tokens": tokens, "hours": seconds / 3600, "usd": usd})
+
+
+def _training(known: Known, name: str, training: Training) -> StagePlan:
+    fits = known.fitting(training.max_length)
+    usable = round(known.rows * fits.share)
+    steps = total_steps(usable, training.epochs, training.global_batch, training.max_steps)
+    tokens = steps * training.global_batch * fits.tokens
+    flops = costs.training_flops(known.student, training, known.run, tokens)
+    devices = min(known.ranks, known.machine.devices)
+    seconds = costs.start_seconds(known.machine, "train", known.student)
+    batch, half = known.micro_batch_tokens(training), not known.machine.is_cpu
+    memory = training_memory(known.student.shape, known.run, known.ranks, batch, training.lora, half=half)
+    return StagePlan(
+        name=name,
+        done=not known.to_do(name),
+        rows=usable,
+        tokens=round(tokens),
+        steps=steps,
+        memory_bytes=memory.total + costs.CONTEXT,
+        devices=devices,
+        hours=(seconds + costs.seconds(known.machine, flops, devices)) / 3600,
+    )
+
+
+def _logits(known: Known) -> StagePlan:
+    fits = known.fitting(known.scoring.max_length)
+    usable = round(known.rows * fits.share)
+    tokens = usable * fits.tokens
+    devices = known.machine.devices if known.machine.is_cpu else known.scoring.tensor_parallel
+    seconds = costs.start_seconds(known.machine, "logits", known.teacher)
+    seconds += costs.seconds(known.machine, costs.forward_flops(known.teacher, tokens), devices)
+    return StagePlan(
+        name="logits",
+        done=not known.to_do("logits"),
+        rows=usable,
+        tokens=round(tokens),
+        memory_bytes=_shared(known, costs.scoring_memory(known.machine, known.teacher, known.scoring)),
+        devices=devices,
+        hours=seconds / 3600,
+    )
+
+
+def _evaluate(known: Known) -> StagePlan:
+    """Every variant scores and answers the held-out rows, and the teacher scores them beside each student."""
+    how = known.evaluation
+    fits = known.heldout_lengths.fitting(how.max_length)
+    rows = round(min(known.heldout, how.max_rows or known.heldout) * fits.share)
+    tokens = rows * fits.tokens
+    students, machine = VARIANTS - 1, known.machine
+    flops = students * costs.forward_flops(known.student, tokens)
+    flops += VARIANTS * costs.forward_flops(known.teacher, tokens)
+    devices = machine.devices if machine.is_cpu else 1
+    seconds = costs.start_seconds(machine, "evaluate", known.teacher) + costs.seconds(machine, flops, devices)
+    seconds += _generation_seconds(known, rows, how.max_new_tokens)
+    return StagePlan(
+        name="evaluate",
+        done=not known.to_do("evaluate"),
+        rows=rows,
+        tokens=round(VARIANTS * tokens),
+        # the layers of both models are spread over all devices, which work one after the other
+        memory_bytes=costs.evaluation_memory(machine, known.student, known.teacher, how, fits.long_row)
+        // machine.devices,
+        devices=devices,
+        hours=seconds / 3600,
+    )
+
+
+def _benchmarks(known: Known) -> StagePlan:
+    """Every variant answers every benchmark's questions, each in an engine of its own."""
+    machine, answers = known.machine, known.benchmark_answers
+    seconds = (VARIANTS - 1) * costs.start_seconds(machine, "logits", known.student)
+    seconds += costs.start_seconds(machine, "logits", known.teacher)
+    seconds += _generation_seconds(known, answers, known.benchmark_tokens)
+    return StagePlan(
+        name="benchmarks",
+        done=not known.to_do("benchmarks"),
+        rows=answers,
+        tokens=VARIANTS * answers * known.benchmark_tokens,
+        devices=machine.devices if machine.is_cpu else known.evaluation.tensor_parallel,
+        hours=seconds / 3600,
+    )
+
+
+def _generation_seconds(known: Known, answers: int, tokens: int) -> float:
+    """Of all variants, one after the other."""
+    models, how = [known.student] * (VARIANTS - 1) + [known.teacher], known.evaluation
+    return sum(costs.generation_seconds(known.machine, model, answers, tokens, how) for model in models)
+
+
+def _shared(known: Known, memory: int) -> int:
+    """A CPU's one process has what its ranks would share."""
+    return memory // known.machine.devices if known.machine.is_cpu else memory
