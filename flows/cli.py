@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter, validators
 from pydantic import ValidationError
 
-from infra import interruption, services, settings
+from infra import interruption, kept_services, services, settings
 from infra.errors import DistilflowError, disk_full, is_disk_full
 from tasks.augment.settings import Augmentation, Format, RowTable
 
@@ -53,19 +53,19 @@ def up(port: int | None = None) -> None:
     port
         Port of the Prefect UI (default: 4200, or a free one).
     """
-    services.up(port)
+    kept_services.up(port)
 
 
 @app.command
 def down() -> None:
     """Stop what `up` started; all data stay under .distilflow/."""
-    services.down()
+    kept_services.down()
 
 
 @app.command
 def status() -> None:
     """Say whether the services of `up` run, and where."""
-    services.status()
+    kept_services.status()
 
 
 @app.command

@@ -11,8 +11,9 @@ from rich.table import Table
 
 from infra import storage
 from infra.artifacts import RECORD
-from infra.gc import Garbage, Plan, Policy, Total, plan
+from infra.gc import plan
 from infra.gc_deletion import Deleted, delete
+from infra.gc_plan import Garbage, Plan, Policy, Total
 from infra.services import embedded_storage
 
 KINDS = (

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 from infra import settings, storage
 from infra.artifacts import RECORD
 from infra.claims import Claims
-from infra.gc import CLAIMS, Garbage, Plan, Policy, expired_files, finished, live_claim, names_in_record, needed
+from infra.gc import CLAIMS, expired_files, finished, live_claim, names_in_record, needed
+from infra.gc_plan import Garbage, Plan, Policy
 from infra.storage import Listed
 
 _RECHECK_S = 60.0

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
-import heapq
-import itertools
 import random
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlparse
 
@@ -19,6 +16,7 @@ from tasks.augment.answers import AnswerCache, key_of
 from tasks.augment.budget import BudgetReached, Ledger, UsageByAgent
 from tasks.augment.providers import Configuration, Deployment, ProviderError, Providers, Reply, Request
 from tasks.augment.settings import Augmentation, LLMCalls
+from tasks.augment.turns import Slots
 from tasks.rows import Row
 
 _MAX_TEXT = 200_000  # characters of an answer that are kept: more than any agent may say
@@ -58,7 +56,7 @@ class LLMClient:
         self.ledger = Ledger(options.budget_usd, max_rows)
         self._options = options
         self._cache = cache
-        self._slots = _Slots(options.concurrency)
+        self._slots = Slots(options.concurrency)
         self._pending: dict[str, asyncio.Task[dict[str, Any]]] = {}
         self._starting = asyncio.Lock()
         self._providers: Providers | None = None
@@ -280,41 +278,6 @@ class LLMClient:
             max(model["usd_per_input_token"] for model in models),
             max(model["usd_per_output_token"] for model in models),
         )
-
-
-class _Slots:
-    """A semaphore whose waiters go by priority, the lowest number first; among equals, who came first."""
-
-    def __init__(self, count: int):
-        self._free = count
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._came = itertools.count()
-
-    @contextlib.asynccontextmanager
-    async def one(self, priority: int) -> AsyncIterator[None]:
-        if self._free:
-            self._free -= 1
-        else:
-            turn = asyncio.get_running_loop().create_future()
-            heapq.heappush(self._waiting, (priority, next(self._came), turn))
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if not turn.cancelled():  # it was our turn at this moment
-                    self._give_on()
-                raise
-        try:
-            yield
-        finally:
-            self._give_on()
-
-    def _give_on(self) -> None:
-        while self._waiting:
-            _, _, turn = heapq.heappop(self._waiting)
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self._free += 1
 
 
 def _check_address(api_base: str | None, setting: str) -> None:

@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import sys
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +19,7 @@ from typing import Any
 
 from infra import settings
 from infra.errors import TransientError
+from tasks.augment.turns import Pace
 
 READY_TIMEOUT_S = 120.0
 _MAX_LINE = 2**24
@@ -101,7 +101,7 @@ class Providers:
         self._configuration = configuration
         self._ready_timeout_s = ready_timeout_s
         self._free = asyncio.Semaphore(configuration.concurrency)
-        self._paces = {name: _Pace(route[0].rpm, route[0].tpm) for name, route in configuration.routes.items()}
+        self._paces = {name: Pace(route[0].rpm, route[0].tpm) for name, route in configuration.routes.items()}
         self._children: list[_Child | None] = [None] * processes
         self._keepers: list[asyncio.Task[None]] = []
         self._changed = asyncio.Condition()
@@ -283,25 +283,6 @@ class _Child:
         assert self._process is not None
         assert self._process.stdout is not None
         return await self._process.stdout.readline()
-
-
-class _Pace:
-    """Requests spaced so that a minute's limits hold. The Router would answer "too many" instead of waiting."""
-
-    def __init__(self, rpm: float | None, tpm: float | None):
-        self._request_s = 60.0 / rpm if rpm else 0.0
-        self._token_s = 60.0 / tpm if tpm else 0.0
-        self._next = 0.0
-
-    async def turn(self) -> None:
-        if self._request_s or self._token_s:
-            now = time.monotonic()
-            mine = max(now, self._next)
-            self._next = mine + self._request_s
-            await asyncio.sleep(mine - now)
-
-    def used(self, tokens: int) -> None:
-        self._next += max(0.0, tokens * self._token_s - self._request_s)
 
 
 def log_path() -> Path:

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from tasks.evaluate.benchmark_analysis import BenchmarkAnalysis
-from tasks.report import benchmarks
+from tasks.report import benchmarks, paper
 from tasks.report.analysis_markdown import analysis_markdown
 from tasks.report.analysis_view import label_of, taken_cells, told
 from tasks.report.comparison import (
@@ -34,7 +34,7 @@ from tasks.report.comparison import (
 from tasks.report.data import ReportData, variants_in_order
 from tasks.report.differences import unlike
 from tasks.report.markdown import indented, markdown_text, table
-from tasks.report.paper import SOURCE, published_for
+from tasks.report.paper import published_for
 from tasks.report.plots import Plot, duration, plots
 
 __all__ = ["comparison_rows", "render_markdown", "render_page", "verdict"]
@@ -67,7 +67,7 @@ def render_page(data: ReportData) -> str:
         taken_cells=taken_cells,
         unlike=unlike,
         published=published_for(data.student),
-        paper_source=SOURCE,
+        paper=paper,
         serve=serve_commands(data),
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
     )
@@ -89,9 +89,12 @@ def render_markdown(data: ReportData) -> str:
     lines += ["", *analysis_markdown(data)]
     if published := published_for(data.student):
         lines += ["## The paper’s own results, for orientation", ""]
-        lines += [f"AlpacaEval 2.0, length-controlled win rate in %, not of this run. Source: {SOURCE}.", ""]
-        cells = [[of.size, *("–" if n is None else str(n) for n in (of.base, of.sft, of.kd))] for of in published]
-        lines += [*table(["paper’s student", "base", "SFT only", "SFT + KD"], cells), ""]
+        lines += [f"Not of this run. Source: {paper.SOURCE}. {paper.REMARK}", ""]
+        cells = [
+            [f"{row.size}, {row.variant}", *("–" if n is None else f"{n:.2f}" for n in row.figures)]
+            for row in published
+        ]
+        lines += [*table(["Qwen2.5-Instruct", *paper.BENCHMARKS], cells), ""]
     if data.reproduce:
         lines += ["## Run this again", "", *indented(data.reproduce), ""]
     if serve := serve_commands(data):

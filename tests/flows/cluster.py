@@ -23,6 +23,7 @@ from prefect.states import Cancelling
 from infra import services
 from infra.guardian import is_alive
 from infra.local_server import free_ports, wait_until_gone
+from infra.local_services import kept
 
 SMALL: dict[str, Any] = {
     "sft": {"max_steps": 20},
@@ -70,7 +71,7 @@ class Cluster:
 
     def kill_server(self, name: str) -> None:
         """SIGKILL to SeaweedFS or the Prefect server."""
-        guardian = services._kept(self.home)[name][0]
+        guardian = kept(self.home)[name][0]
         below = guardian.children(recursive=True)
         for process in below:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -17,9 +17,12 @@ from tasks.evaluate.benchmark_settings import Benchmarks
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
 from tests.endpoint import endpoint, tell
+from tests.eval_data import QUESTIONS as QUESTIONS_OF_OWN_TASK
+from tests.eval_data import own_task, small_punkt
 
 VARIANTS = {"base", "sft", "sft_control", "kd", "teacher"}
 QUESTIONS = 6
+PUBLISHED = Path(__file__).parents[1] / "unit" / "tasks" / "evaluate" / "ifeval_published.jsonl"
 WORDS = [
     *("run", "--augmentation.no-enabled", "--sft.max-steps=3", "--kd.max-steps=3"),
     *("--scoring.engine=transformers", "--evaluation.max-new-tokens=16", "--evaluation.max-rows=16"),
@@ -113,6 +116,42 @@ def test_the_demo_judges_its_own_heldout_rows_by_rule(env: dict[str, str], home:
     assert rates["base"] < 0.1  # its queries return nothing that was asked for
     assert rates["teacher"] > 0.3  # as good as the references wins half
     assert "no position bias" in (home / "latest" / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("without")
+def test_mt_bench_ifeval_probes_and_lm_eval_go_through_a_run_together(
+    judge: str, env: dict[str, str], home: Path, tmp_path: Path
+) -> None:
+    questions = tmp_path / "questions.jsonl"
+    entry = {"question_id": 81, "category": "math", "turns": ["Count.", "Again."], "reference": ["quality 3", "4"]}
+    questions.write_text(json.dumps(entry))
+    words = [
+        *WORDS,
+        f"--benchmarks.mt-bench={questions}",
+        f"--benchmarks.ifeval={PUBLISHED}",
+        "--benchmarks.probes=builtin",
+        "--benchmarks.harness=own_choice",
+        f"--benchmarks.harness-task-folder={own_task(tmp_path)}",
+        "--benchmarks.no-harness-chat-template",
+        "--benchmarks.harness-max-length=256",
+        "--benchmarks.max-new-tokens=16",
+        "--judge-model=openai/judge",
+        f"--judging.api-base={judge}",
+    ]
+    done = cli.run(*words, **env, NLTK_DATA=str(small_punkt(tmp_path)))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    told = cli.results(home)["benchmarks"]
+    page = (home / "latest" / "report.html").read_text()
+    for measure in ("MT-Bench, both turns", "MT-Bench, turn 2", "IFEval, prompts followed, strict", "Probe: bias"):
+        assert told[measure].keys() == VARIANTS, measure
+        assert measure in page
+    assert {rate["value"] for rate in told["MT-Bench, both turns"].values()} == {1.0}  # no answer writes its quality
+    assert {rate["n"] for rate in told["IFEval, prompts followed, strict"].values()} == {6}
+    assert {rate["value"] for rate in told["Probe: hallucination"].values()} == {0.0}
+    (accuracy,) = (rates for measure, rates in told.items() if measure.startswith("lm-eval, own_choice: acc"))
+    assert {rate["n"] for rate in accuracy.values()} == {len(QUESTIONS_OF_OWN_TASK)}
+    assert accuracy.keys() == VARIANTS
 
 
 @pytest.mark.usefixtures("without")

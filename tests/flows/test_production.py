@@ -21,8 +21,9 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId,
 from prefect.client.schemas.schedules import IntervalSchedule
 
 from flows.dispatched import answer_of
-from infra import services, storage
+from infra import storage
 from infra.artifacts import Record, artifact_at, read_record
+from infra.local_services import kept
 from infra.models import DEMO
 
 pytestmark = pytest.mark.timeout(2400)
@@ -278,7 +279,7 @@ def _after(production: Cluster, run: Any, name: str, table: list[str]) -> Any:
     """What the run is by now: still the same one, or started again where it died."""
     began = time.monotonic()
     time.sleep(3)
-    wait_for(lambda: services._kept(production.home).keys() == {"prefect", "seaweedfs"})
+    wait_for(lambda: kept(production.home).keys() == {"prefect", "seaweedfs"})
     if name == "flow process SIGKILL":
         assert production.wait_for_end(run, 60) == "Crashed"
     if name in ("flow process SIGKILL", "cpu worker SIGKILL"):

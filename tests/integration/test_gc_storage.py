@@ -14,7 +14,7 @@ import pytest
 from infra import gc, gc_deletion, storage
 from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.claims import Claims
-from infra.gc import DAY_S, Plan, Policy
+from infra.gc_plan import DAY_S, Plan, Policy
 
 pytestmark = pytest.mark.usefixtures("bucket")
 POLICY = Policy(kinds=("rows", "model", "report"), roots=("report",), keep_last=1)
@@ -134,7 +134,7 @@ def test_a_live_claim_protects_a_workspace_and_a_dead_one_does_not(
 _KILLED = """
 import os, signal, sys
 from infra import gc, gc_deletion, storage
-from infra.gc import DAY_S
+from infra.gc_plan import DAY_S
 from tests.integration.test_gc_storage import POLICY
 
 real, delete = storage._date, storage.delete_all

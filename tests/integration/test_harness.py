@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from infra.artifacts import ArtifactReader
 from infra.errors import ConfigurationError
@@ -14,18 +13,9 @@ from infra.models import DEMO, ModelSource
 from tasks.evaluate import harness
 from tasks.evaluate.benchmark_settings import Benchmarks
 from tasks.logits.settings import Scoring
+from tests.eval_data import QUESTIONS, own_task
 
 MODEL = ModelSource(name="teacher", path=str(DEMO / "teacher"))
-QUESTIONS = [
-    {
-        "question": question,
-        "choices": [" SELECT name FROM employees", " zebra the of and", " 7 7 7 7"],
-        "answer": place % 3,
-    }
-    for place, question in enumerate(
-        ["List all names", "Which zebra?", "Count to seven", "Show employees", "And?", "Or?"]
-    )
-]
 installed = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="the extra `eval` is not installed")
 
 
@@ -33,26 +23,9 @@ installed = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reas
 def options(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Benchmarks:
     """Six questions of three choices as an lm-eval task."""
     monkeypatch.setenv("DISTILFLOW_HOME", str(tmp_path / "home"))
-    documents = tmp_path / "documents.jsonl"
-    documents.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
-    folder = tmp_path / "own"
-    folder.mkdir()
-    task: dict[str, Any] = {
-        "task": "own_choice",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(documents)}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "{{answer}}",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-        "metadata": {"version": 1.0},
-    }
-    (folder / "own_choice.yaml").write_text(yaml.safe_dump(task))
     return Benchmarks(
         harness=("own_choice",),
-        harness_task_folder=str(folder),
+        harness_task_folder=str(own_task(tmp_path)),
         harness_chat_template=False,
         harness_max_length=256,
     )

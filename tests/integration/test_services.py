@@ -16,7 +16,7 @@ import psutil
 import pytest
 from botocore.exceptions import ClientError
 
-from infra import seaweedfs, services, storage
+from infra import kept_services, seaweedfs, services, storage
 from infra.errors import ConfigurationError
 from infra.local_server import free_ports
 from infra.services import embedded_services
@@ -51,7 +51,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def both_home(migrated: Path, unconfigured: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("DISTILFLOW_HOME", str(migrated))
     yield migrated
-    services.down()
+    kept_services.down()
     assert processes_of(migrated) == []
 
 
@@ -131,7 +131,7 @@ def test_a_second_run_in_the_same_home_is_refused(s3_home: Path, monkeypatch: py
         ):
             pass
         with pytest.raises(ConfigurationError, match="another run"):
-            services.up()
+            kept_services.up()
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", running.s3_endpoint)
         storage.ensure_bucket()  # the first one is unharmed
 
@@ -148,7 +148,7 @@ def test_a_second_run_in_the_same_home_is_refused(s3_home: Path, monkeypatch: py
 def test_state_of_a_crashed_machine_is_ignored(s3_home: Path, state: str) -> None:
     (s3_home / "services.json").write_text(state)
     (s3_home / "services.lock").write_text(f'{os.getpid()}\n{{"pid": {os.getpid()}, "command": ["weed"]}}\n{{"pi')
-    assert services.status() is None
+    assert kept_services.status() is None
     with embedded_services() as running:
         assert running.started == S3
 
@@ -259,7 +259,7 @@ def test_up_serves_all_runs_until_down(
     both_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (port,) = free_ports(1)
-    said = run_python(f"from infra import services; services.up({port})")
+    said = run_python(f"from infra import kept_services; kept_services.up({port})")
     assert f"Prefect UI:  http://127.0.0.1:{port}\n" in said
     assert secret_of(both_home) not in said
     addresses = {s.laddr.ip for p in processes_of(both_home) for s in p.net_connections("tcp") if s.status == "LISTEN"}
@@ -273,15 +273,15 @@ def test_up_serves_all_runs_until_down(
         monkeypatch.delenv("PREFECT_API_URL")
         with embedded_services() as second:
             assert second == first
-    assert services.up().started == ()
+    assert kept_services.up().started == ()
     assert capsys.readouterr().out == said
     with pytest.raises(ConfigurationError, match=rf"up on port {port}: run `make down`"):
-        services.up(port + 1)
+        kept_services.up(port + 1)
 
-    services.down()
+    kept_services.down()
     assert processes_of(both_home) == []
     assert not (both_home / "services.json").exists()
-    services.down()
+    kept_services.down()
     assert capsys.readouterr().out == "stopped prefect and seaweedfs\nno services are running\n"
 
 
@@ -289,9 +289,9 @@ def test_a_taken_port_is_refused_in_one_sentence(both_home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"^port {port} is taken: .*; choose another$"):
-            services.up(port)
+            kept_services.up(port)
     with pytest.raises(ConfigurationError, match="between 1024 and 65535"):
-        services.up(80)
+        kept_services.up(80)
 
 
 def secret_of(home: Path) -> str:

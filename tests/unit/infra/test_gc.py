@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from infra import gc, gc_deletion, settings, storage
 from infra.artifacts import ArtifactRef, FileEntry, Record
 from infra.errors import ConfigurationError
-from infra.gc import DAY_S, Policy
+from infra.gc_plan import DAY_S, Policy
 from infra.storage import Listed
 
 KINDS = ("rows", "model", "report")

@@ -11,6 +11,7 @@ import pytest
 from infra.errors import ConfigurationError
 from tasks.evaluate import ifeval, questions
 from tasks.evaluate.questions import Conversation, Question
+from tests.eval_data import small_punkt
 
 NEEDED = ("lm_eval", "langdetect", "nltk", "immutabledict")
 pytestmark = pytest.mark.skipif(
@@ -109,22 +110,13 @@ TYPES: list[tuple[str, dict[str, Any], str, str]] = [
 
 @pytest.fixture(autouse=True)
 def punkt(tmp_path: Path) -> Iterator[None]:
-    """A small Punkt model where the real one is not on this machine: the tokenizer itself is NLTK's."""
+    """A small Punkt model where the real one is not on this machine."""
     import nltk
 
     if ifeval._has_punkt(nltk):
         yield
         return
-    folder = tmp_path / "tokenizers" / "punkt_tab" / "english"
-    folder.mkdir(parents=True)
-    for name, text in {
-        "abbrev_types.txt": "dr\nmr",
-        "collocations.tab": "",
-        "ortho_context.tab": "",
-        "sent_starters.txt": "",
-    }.items():
-        (folder / name).write_text(text)
-    nltk.data.path.insert(0, str(tmp_path))
+    nltk.data.path.insert(0, str(small_punkt(tmp_path)))
     yield
     nltk.data.path.remove(str(tmp_path))
 

@@ -1,0 +1,112 @@
+"""`up`, `down` and `status`: services that stay when the command has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+from infra import guardian, prefect_server, settings
+from infra.errors import ConfigurationError
+from infra.local_server import Server, free_ports, identity, is_free, wait_until_gone
+from infra.local_services import KINDS, answering, kept, read_state, start, write_state
+from infra.run_lock import exclusive
+from infra.services import Services, described
+
+_STOP_TIMEOUT_S = 15.0
+
+
+def up(port: int | None = None) -> Services:
+    """Start both services and leave them running; says where they are. `port` is for Prefect's UI."""
+    home = settings.home()
+    with exclusive(home):
+        running = kept(home)
+        _check_port(port, running)
+        servers = {name: answering(*found) for name, found in running.items()}
+        spawned: list[Server] = []
+
+        def spawn(server: Server) -> subprocess.Popen[bytes]:
+            spawned.append(server)
+            return _spawn_kept(home, server)
+
+        def ui_port() -> list[int]:
+            return [port] if port else free_ports(1, preferred=prefect_server.USUAL_PORT)
+
+        try:
+            started = start(home, KINDS.keys() - servers.keys(), spawn, {prefect_server.NAME: ui_port})
+        except BaseException:
+            _stop(home, {server.name for server in spawned})
+            raise
+    services = described(servers | started, started)
+    _print(services)
+    return services
+
+
+def down() -> None:
+    """Stop what `up` started and wait until it is gone."""
+    stopped = _stop(settings.home(), set(KINDS))
+    print(f"stopped {' and '.join(sorted(stopped))}" if stopped else "no services are running")
+
+
+def status() -> Services | None:
+    """Where the services are that `up` started, or None; says so."""
+    running = kept(settings.home())
+    if running.keys() != KINDS.keys():
+        print("no services are running: `make up` starts them")
+        return None
+    services = described({name: answering(*found) for name, found in running.items()}, {})
+    _print(services)
+    return services
+
+
+def _print(services: Services) -> None:
+    print(f"Prefect UI:  {services.prefect_ui_url}")
+    print(f"S3 endpoint: {services.s3_endpoint}")
+
+
+def _check_port(port: int | None, running: Mapping[str, tuple[psutil.Process, Server]]) -> None:
+    if port is None:
+        return
+    if prefect_server.NAME in running:
+        current = running[prefect_server.NAME][1].ports[0]
+        if port != current:
+            raise ConfigurationError(f"Prefect is up on port {current}: run `make down` first to move it")
+    elif not 1024 <= port <= 65535:
+        raise ConfigurationError(f"port {port} cannot be used: choose one between 1024 and 65535")
+    elif not is_free(port):
+        raise ConfigurationError(f"port {port} is taken: another program listens on 127.0.0.1; choose another")
+
+
+def _spawn_kept(home: Path, server: Server) -> subprocess.Popen[bytes]:
+    """Start under a guardian that does not watch us, and write down that we did."""
+    with server.log.open("ab") as log:
+        process = subprocess.Popen(
+            # -P: the guardian needs none of its neighbours, and they must not shadow what it imports
+            [sys.executable, "-P", guardian.__file__, "--grace", str(server.grace_s), "--", *server.command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **server.env},
+            start_new_session=True,
+        )
+    write_state(home, {**read_state(home), server.name: {**identity(process), "ports": server.ports}})
+    return process
+
+
+def _stop(home: Path, names: set[str]) -> set[str]:
+    stopping = {name: found for name, found in kept(home).items() if name in names}
+    for process, _ in stopping.values():
+        process.terminate()
+    for process in wait_until_gone([process for process, _ in stopping.values()], _STOP_TIMEOUT_S):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for member in [*process.children(recursive=True), process]:
+                member.kill()
+    for _, server in stopping.values():
+        server.remove_leftovers()
+    write_state(home, {name: entry for name, entry in read_state(home).items() if name not in names})
+    return set(stopping)
