@@ -18,9 +18,12 @@ def comparison_table(report: ArtifactRef) -> Group:
 
 
 def leaderboard_table(board: ArtifactRef) -> Group:
-    """The verdict, and every combination's numbers."""
+    """The verdict, every combination's numbers, and those over seeds where several were asked for."""
     told = ArtifactReader(board).read_json("leaderboard.json")
-    return _table(told["verdict"], told["rows"])
+    board_table = _table(told["verdict"], told["rows"])
+    if not told["over_seeds"]:
+        return board_table
+    return Group(board_table, _table("Over seeds, mean ± standard deviation:", told["over_seeds"]))
 
 
 def _table(sentence: str, rows: list[dict[str, str]]) -> Group:
