@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from markupsafe import Markup
 
-from tasks.report.comparison import compare, percent
+from tasks.report.comparison import compare
 from tasks.report.entry import Entry
-from tasks.report.figure_style import INK, MUTED, STYLE, Plot, colour_of, figure_of, inline_svg, short
+from tasks.report.figure_style import INK, MUTED, STYLE, Plot, colour_of, figure_of, inline_svg
 from tasks.report.leaderboard import over_seeds, ranked, rows, verdict
 from tasks.report.markdown import markdown_text
 from tasks.report.page import TEMPLATES, template
+from tasks.report.repeats import Combination, combinations
 
 OVER_SEEDS = (
     "Mean ± standard deviation over the seeds of each combination, and Student’s 95 % interval of the gain: what "
@@ -51,22 +54,22 @@ def render_page(entries: list[Entry]) -> str:
 
 
 def quality_against_cost(entries: list[Entry]) -> Plot | None:
-    """Each student by what it took and how good it is, with its interval; None where nothing was checked."""
+    """Each student (over its seeds, where there are several) by what it took and how good it is.
+
+    None where nothing was checked. Points are numbered as in the table, and share a label where they lie together.
+    """
     import matplotlib as mpl
 
-    shown = []
-    for entry in ranked(entries):
-        if entry.data and (accuracy := {row.name: row for row in compare(entry.data)}["kd"].accuracy):
-            shown.append((entry, accuracy))
-    if not shown:
+    repeated = combinations(entries)
+    shown = [_over_seeds(one) for one in repeated] if repeated else [_run(one) for one in ranked(entries) if one.data]
+    points = [(place, point) for place, point in enumerate(shown, 1) if point]
+    if not points:
         return None
     with mpl.rc_context(STYLE):
         figure, (axes,) = figure_of(3.4)
-        for entry, accuracy in shown:
-            minutes, share = entry.device_seconds / 60, 100 * accuracy.estimate
-            spread = [[share - 100 * accuracy.low], [100 * accuracy.high - share]]
+        for _place, (minutes, share, below, above) in points:
+            spread = [[below], [above]]
             axes.errorbar(minutes, share, yerr=spread, fmt="o", color=colour_of("kd"), ecolor=MUTED, capsize=3)
-            axes.annotate(short(entry.name), (minutes, share), (6, 4), textcoords="offset points", color=INK)
         axes.set_xlabel("device time (minutes)")
         axes.set_ylabel("execution accuracy (%)")
         axes.grid(axis="y")
@@ -74,6 +77,43 @@ def quality_against_cost(entries: list[Entry]) -> Plot | None:
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.25)
         axes.set_xlim(left=0)
-        best, accuracy = shown[0]
-        text = f"Best: {best.name}, {percent(accuracy.estimate)}. Bars are 95 % intervals over held-out requests."
+        for (x, y), places in _together(axes, points).items():
+            label = ", ".join(f"#{place}" for place in places)
+            axes.annotate(label, (x, y), (6, 4), textcoords="offset points", color=INK)
+        of = "are standard deviations over seeds" if repeated else "are 95 % intervals over held-out requests"
+        text = f"Numbers are places in the table{' over seeds' if repeated else ''}. Bars {of}."
         return Plot("Quality against cost", text, inline_svg(figure, "quality-cost", "accuracy against device time"))
+
+
+Point = tuple[float, float, float, float]  # minutes, accuracy in %, and its bar below and above
+
+
+def _run(entry: Entry) -> Point | None:
+    assert entry.data is not None
+    accuracy = {row.name: row for row in compare(entry.data)}["kd"].accuracy
+    if accuracy is None:
+        return None
+    share = 100 * accuracy.estimate
+    return entry.device_seconds / 60, share, share - 100 * accuracy.low, 100 * accuracy.high - share
+
+
+def _over_seeds(combination: Combination) -> Point | None:
+    if (accuracy := combination.accuracy) is None:
+        return None
+    deviation = 100 * accuracy.deviation
+    return combination.device_seconds / 60, 100 * accuracy.mean, deviation, deviation
+
+
+def _together(axes: Any, points: list[tuple[int, Point]]) -> dict[tuple[float, float], list[int]]:
+    """The points' places by where a label stands: the first of those that lie too near for two labels."""
+    labels: dict[tuple[float, float], list[int]] = {}
+    for place, (x, y, _below, _above) in points:
+        across, up = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
+        for other, places in labels.items():
+            left, down = axes.transAxes.inverted().transform(axes.transData.transform(other))
+            if abs(across - left) < 0.12 and abs(up - down) < 0.08:
+                places.append(place)
+                break
+        else:
+            labels[x, y] = [place]
+    return labels

@@ -101,6 +101,7 @@ def rows(found: Sequence[Combination]) -> list[dict[str, str]]:
     """The combinations as text, one dict each with the same columns: mean ± standard deviation, 95 % interval."""
     return [
         {
+            "#": str(place),
             "combination": combination.name,
             "seeds": str(len(combination.runs)),
             "accuracy": _percent(combination.accuracy) if combination.accuracy else "–",
@@ -108,7 +109,7 @@ def rows(found: Sequence[Combination]) -> list[dict[str, str]]:
             "cross-entropy": spread(combination.cross_entropy, nats),
             "KL to teacher": spread(combination.kl_to_teacher, nats),
         }
-        for combination in found
+        for place, combination in enumerate(found, 1)
     ]
 
 

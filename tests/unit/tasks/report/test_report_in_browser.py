@@ -142,3 +142,20 @@ def test_leaderboard_fits(page: Page, tmp_path: Path) -> None:
     assert page.is_visible("#verdict")
     assert page.is_visible("#figure-quality-cost svg")
     check_layout(page)
+
+
+def test_leaderboard_over_seeds_fits(page: Page, tmp_path: Path) -> None:
+    entries = [
+        Entry(
+            name=f"0.5B from {teacher}, seed={seed}",
+            combination=f"0.5B from {teacher}",
+            data=sample_report(variants=variants({"kd": 0.6 + seed / 100}), seed=seed),
+        )
+        for teacher in ("14B", "72B")
+        for seed in range(3)
+    ]
+    (tmp_path / "leaderboard.html").write_text(leaderboard_page.render_page(entries), encoding="utf-8")
+    assert opened(page, tmp_path / "leaderboard.html") == []
+    assert page.locator("#over-seeds tbody tr").count() == 2
+    assert "over 3 seeds" in page.inner_text("#verdict")
+    check_layout(page)
