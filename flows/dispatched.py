@@ -7,6 +7,7 @@ Prefect shows for it. And it ends with the run that wanted it.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import inspect
@@ -22,7 +23,7 @@ import httpx
 import prefect.runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.states import Cancelling
+from prefect.states import Cancelled, Cancelling
 from pydantic import TypeAdapter
 
 from infra import settings, storage
@@ -45,6 +46,7 @@ def answers(function: Callable[P, R]) -> Callable[P, R]:
         run_id = prefect.runtime.flow_run.id
         if not run_id:  # called as a plain function
             return function(*args, **kwargs)
+        settle_at_exit(run_id)
         storage.ensure_bucket()
         with Claims(_folder()) as claims, _ends_with_its_parent():
             claims.seize(_claim(run_id))  # whoever had this run before is dead, or Prefect would not run it
@@ -118,9 +120,22 @@ def _is_gone(parent: UUID, watched: Claims) -> bool:
 
 
 def set_state(run_id: UUID, state: Any) -> None:
-    """Set a flow run's state, whatever it was."""
+    """Propose a state for a flow run; the server leaves a run that has ended as it is."""
     with prefect_client() as client:
-        client.set_flow_run_state(run_id, state, force=True)
+        client.set_flow_run_state(run_id, state)
+
+
+def settle_at_exit(run_id: str) -> None:
+    """A run that ends in the moment it is cancelled would be shown as being cancelled for ever."""
+    if os.environ.get("PREFECT__FLOW_RUN_ID") == run_id:  # this process is the run's own
+        atexit.register(_settle, run_id)
+
+
+def _settle(run_id: str) -> None:
+    with contextlib.suppress(Exception), prefect_client() as client:
+        state = client.read_flow_run(UUID(run_id)).state
+        if state is not None and state.is_cancelling():
+            client.set_flow_run_state(UUID(run_id), Cancelled(message="it was cancelled as it ended"))
 
 
 def prefect_client() -> SyncPrefectClient:

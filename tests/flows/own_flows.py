@@ -6,9 +6,14 @@ import os
 import sys
 import time
 from pathlib import Path
+from uuid import UUID
 
+import prefect.runtime
 from prefect import flow, get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.states import Cancelling
 
+from flows.dispatched import settle_at_exit
 from infra import settings
 from infra.processes import guarded
 
@@ -39,3 +44,13 @@ def engine(mark: str) -> str:
 @flow(name="distill", flow_run_name="{student}-from-{teacher}")
 def failing(student: str = "small", teacher: str = "large") -> None:
     raise ValueError("the seeds are empty")
+
+
+@flow(name="late")
+def late() -> str:
+    """Is cancelled, and done."""
+    run_id = str(prefect.runtime.flow_run.id)
+    settle_at_exit(run_id)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(UUID(run_id), Cancelling())
+    return "done"

@@ -160,6 +160,14 @@ def test_the_run_form_offers_choices_refuses_wrong_values_and_starts_a_run(produ
     assert "student '0.5B'" in answer_of(run.id)["error"]
 
 
+class _Table(list[str]):
+    """Shown as it grows, so that a failed test tells how far it came."""
+
+    def append(self, line: str) -> None:
+        print(line, flush=True)
+        super().append(line)
+
+
 def _kill_flow(production: Cluster) -> None:
     kill(production.flows("cpu"))
 
@@ -219,7 +227,7 @@ def test_cancelled_and_killed_at_every_stage_it_comes_out_the_same(
     monkeypatch.setenv("DISTILFLOW_BUCKET", "chaos")
     for pool in ("cpu", "gpu"):
         production.start_worker(pool, "chaos")
-    table: list[str] = []
+    table: list[str] = _Table()
     finished: dict[str, Record] = {}
 
     run = production.run("distill/demo", **SMALL)
@@ -239,7 +247,6 @@ def test_cancelled_and_killed_at_every_stage_it_comes_out_the_same(
     outcome = answer_of(run)["result"]
     _remember(finished)
     assert production.engines() == []
-    print("\n" + "\n".join(table))
 
     for uri, before in finished.items():
         now = read_record(uri)

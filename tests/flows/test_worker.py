@@ -27,6 +27,7 @@ pull: # no code is fetched, and without a step `prefect deploy` wants a file
 deployments:
 - {name: engine, entrypoint: own_flows.engine, work_pool: {name: cpu}, concurrency_limit: 1}
 - {name: failing, entrypoint: own_flows.failing, work_pool: {name: cpu}}
+- {name: late, entrypoint: own_flows.late, work_pool: {name: cpu}}
 """
 
 
@@ -191,6 +192,14 @@ def test_a_run_cancelled_while_its_worker_was_dead_is_cancelled_by_the_next(serv
     out, _ = _stop(worker)
     assert f"run {_read(run).name} is cancelled" in out
     assert (server.home / "late.starts").read_text() == "started\n"
+
+
+def test_a_run_that_ends_as_it_is_cancelled_is_cancelled(server: OwnServer) -> None:
+    """Where no worker is quick enough to notice, Prefect leaves it in Cancelling."""
+    run = _run("", "late/late")
+    env = _env(server) | {"PREFECT__FLOW_RUN_ID": str(run)}
+    subprocess.run([sys.executable, "-m", "prefect.engine"], check=True, env=env, capture_output=True, timeout=90)
+    assert _state(run) == "Cancelled"
 
 
 def test_a_second_worker_of_a_pool_and_a_missing_pool_are_refused_in_a_sentence(server: OwnServer) -> None:
