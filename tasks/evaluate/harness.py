@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ from infra.artifacts import ArtifactRef, Workspace
 from infra.errors import ConfigurationError
 from infra.models import ModelSource
 from infra.processes import Event, run_supervised
+from infra.vllm_environment import vllm_environment
 from tasks.evaluate import questions
 from tasks.evaluate.benchmark_settings import Benchmarks
 from tasks.logits.settings import Scoring
@@ -24,7 +24,21 @@ _STALL_TIMEOUT_S = 7200.0  # lm-eval reports nothing while it works
 
 
 def preflight(options: Benchmarks) -> None:
-    """Raise ConfigurationError where lm-eval cannot run, before any model is loaded."""
+    """Raise ConfigurationError where lm-eval cannot run or knows no such task, before any model is loaded."""
+    _check_installed(options)
+    from lm_eval.tasks import TaskManager
+
+    check_tasks(TaskManager(include_path=options.harness_task_folder), options)
+
+
+def check_tasks(manager: Any, options: Benchmarks) -> None:
+    """Raise ConfigurationError for a name that lm-eval's task manager does not know."""
+    if unknown := [name for name in options.harness if not manager.match_tasks([name])]:
+        count = len(manager.all_tasks)
+        raise ConfigurationError(f"lm-eval knows no task {unknown[0]!r}: `lm_eval ls tasks` lists its {count:,}")
+
+
+def _check_installed(options: Benchmarks) -> None:
     if find_spec("lm_eval") is None:
         raise ConfigurationError(
             f"benchmarks.harness asks for {', '.join(options.harness)}, and lm-eval is not installed: "
@@ -47,7 +61,7 @@ def run(
 
     Raises ConfigurationError for a task that lm-eval does not know or whose data cannot be had.
     """
-    preflight(options)
+    _check_installed(options)
     results = run_supervised(
         KIND,
         [sys.executable, "-m", "tasks.evaluate.harness_program"],
@@ -58,13 +72,7 @@ def run(
             "workspace": work.description(),
         },
         on_event=on_event,
-        env={
-            "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
-            "TOKENIZERS_PARALLELISM": "false",
-            **({"HF_ALLOW_CODE_EVAL": "1"} if options.harness_runs_code else {}),
-        },
+        env=vllm_environment() | ({"HF_ALLOW_CODE_EVAL": "1"} if options.harness_runs_code else {}),
         stall_timeout_s=_STALL_TIMEOUT_S,
     )
     work.put_json(RESULTS, results)

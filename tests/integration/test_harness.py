@@ -72,8 +72,10 @@ def _most_likely(question: dict[str, Any]) -> int:
 
 @installed
 def test_a_task_that_lm_eval_does_not_know_is_the_users_mistake(options: Benchmarks) -> None:
-    with pytest.raises(ConfigurationError, match="knows no task 'gsm9k'"):
-        _run(options.model_copy(update={"harness": ("gsm9k",)}))
+    wrong = options.model_copy(update={"harness": ("own_choice", "gsm9k")})
+    for refuse in (harness.preflight, _run):  # before anything is spent, and where another lm-eval runs it
+        with pytest.raises(ConfigurationError, match="knows no task 'gsm9k'"):
+            refuse(wrong)
 
 
 def test_lm_eval_that_is_not_installed_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
