@@ -25,6 +25,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelled, Cancelling
 from pydantic import TypeAdapter
+from rich.console import Console
 
 from infra import settings, storage
 from infra.claims import Claims
@@ -46,7 +47,7 @@ def answers(function: Callable[P, R]) -> Callable[P, R]:
         run_id = prefect.runtime.flow_run.id
         if not run_id:  # called as a plain function
             return function(*args, **kwargs)
-        settle_at_exit(run_id)
+        own_process(run_id)
         storage.ensure_bucket()
         with Claims(_folder()) as claims, _ends_with_its_parent():
             claims.seize(_claim(run_id))  # whoever had this run before is dead, or Prefect would not run it
@@ -125,17 +126,27 @@ def set_state(run_id: UUID, state: Any) -> None:
         client.set_flow_run_state(run_id, state)
 
 
-def settle_at_exit(run_id: str) -> None:
-    """A run that ends in the moment it is cancelled would be shown as being cancelled for ever."""
-    if os.environ.get("PREFECT__FLOW_RUN_ID") == run_id:  # this process is the run's own
+def own_process(run_id: str) -> None:
+    """What a flow's own process needs so that its run ends in the right state.
+
+    A run that ends in the moment it is cancelled would be shown as being cancelled for ever. And a run whose worker
+    dies would be shown as crashed as soon as it logs anything, since rich then raises SystemExit: its end is up to the
+    guardian, and its state to the next worker.
+    """
+    if os.environ.get("PREFECT__FLOW_RUN_ID") == run_id:
         atexit.register(_settle, run_id)
+        Console.on_broken_pipe = _carry_on  # type: ignore[method-assign]
+
+
+def _carry_on(self: Console) -> None:
+    """Nobody reads our output any more."""
 
 
 def _settle(run_id: str) -> None:
     with contextlib.suppress(Exception), prefect_client() as client:
         state = client.read_flow_run(UUID(run_id)).state
         if state is not None and state.is_cancelling():
-            client.set_flow_run_state(UUID(run_id), Cancelled(message="it was cancelled as it ended"))
+            client.set_flow_run_state(UUID(run_id), Cancelled(message="Cancelled; what is finished is kept."))
 
 
 def prefect_client() -> SyncPrefectClient:

@@ -13,7 +13,7 @@ from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.states import Cancelling
 
-from flows.dispatched import settle_at_exit
+from flows.dispatched import own_process
 from infra import settings
 from infra.processes import guarded
 
@@ -30,6 +30,7 @@ time.sleep(3600)
 @flow(name="engine")
 def engine(mark: str) -> str:
     """Starts an engine that works for an hour; on its second start it finds itself done."""
+    own_process(str(prefect.runtime.flow_run.id))
     folder = settings.home()
     starts = folder / f"{mark}.starts"
     get_run_logger().info("in %s, home %s, bucket %s", Path.cwd(), folder, settings.bucket())
@@ -37,7 +38,10 @@ def engine(mark: str) -> str:
         return "done by the run before"
     with guarded([sys.executable, "-c", _ENGINE, mark, str(starts)], folder / f"{mark}.log"):
         (folder / f"{mark}.pid").write_text(str(os.getpid()))
-        time.sleep(3600)
+        try:
+            time.sleep(3600)
+        finally:
+            get_run_logger().info("on its way out")  # to whoever reads it, if anybody is left
     return "done"
 
 
@@ -50,7 +54,7 @@ def failing(student: str = "small", teacher: str = "large") -> None:
 def late() -> str:
     """Is cancelled, and done."""
     run_id = str(prefect.runtime.flow_run.id)
-    settle_at_exit(run_id)
+    own_process(run_id)
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(UUID(run_id), Cancelling())
     return "done"
