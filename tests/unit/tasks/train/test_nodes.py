@@ -202,3 +202,9 @@ def test_a_node_takes_part_in_a_launch_once_and_only_while_the_first_node_waits(
     again = Launch("cd34", "gpu-0", 29_502, 16, 8)
     nodes.announce(work, again, {"seed": 0}, "tasks.train.program")
     assert nodes.next_launch(work, 1) == again
+
+
+def test_a_rank_keeps_its_pages_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert nodes.environment(2).items() >= nodes.KEPT_PAGES.items()
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
+    assert nodes.environment(2)["MALLOC_MMAP_MAX_"] == "65536"
