@@ -10,6 +10,8 @@ from infra.artifacts import ArtifactReader, ArtifactRef
 from tasks.report.page import comparison_rows, verdict
 from tasks.report.stage import report_data
 
+_ON_THE_PAGE = {"95 % interval", "KL to teacher", "API cost"}  # what a terminal has no room for
+
 
 def comparison_table(report: ArtifactRef) -> Group:
     """The verdict, and every variant's numbers."""
@@ -20,16 +22,22 @@ def comparison_table(report: ArtifactRef) -> Group:
 def leaderboard_table(board: ArtifactRef) -> Group:
     """The verdict, every combination's numbers, and those over seeds where several were asked for."""
     told = ArtifactReader(board).read_json("leaderboard.json")
-    board_table = _table(told["verdict"], told["rows"])
+    board_table = _table(told["verdict"], [_without(_ON_THE_PAGE, row) for row in told["rows"]])
     if not told["over_seeds"]:
         return board_table
-    return Group(board_table, _table("Over seeds, mean ± standard deviation:", told["over_seeds"]))
+    seeds = [_without(_ON_THE_PAGE, row) for row in told["over_seeds"]]
+    return Group(board_table, _table("Over seeds, mean ± standard deviation:", seeds))
+
+
+def _without(left_out: set[str], row: dict[str, str]) -> dict[str, str]:
+    return {name: cell for name, cell in row.items() if name not in left_out}
 
 
 def _table(sentence: str, rows: list[dict[str, str]]) -> Group:
     table = Table(title=None, box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if index == 0 else "right")
+        is_name = index == 0 or name == "combination"
+        table.add_column(name, justify="left" if is_name else "right", overflow="fold", no_wrap=is_name)
     for row in rows:
         table.add_row(*(Text(value) for value in row.values()))
     return Group(Text(sentence), Text(""), table, Text(""))

@@ -3,7 +3,9 @@
 import statistics
 
 from report_sample import sample_report, unmarked_variants, variants
+from rich.console import Console
 
+from tasks.report import console
 from tasks.report.data import Stage
 from tasks.report.entry import Entry
 from tasks.report.leaderboard import over_seeds, ranked, rows, verdict
@@ -120,3 +122,11 @@ def test_without_checked_answers_seeds_are_told_by_cross_entropy() -> None:
         entries.append(Entry(name=f"x-{seed}", combination="x", data=data))
     assert "its cross-entropy is 0.320 ± 0.028 nats a token; no answer was checked" in verdict(entries)
     assert over_seeds(entries)[0]["accuracy"] == "–"
+
+
+def test_a_terminal_never_cuts_a_combinations_name() -> None:
+    names = ["0.5B-from-72B-k10-kd.temperature=2-seed=0", "0.5B-from-72B-k10-kd.temperature=2-seed=1"]
+    terminal = Console(width=80)
+    with terminal.capture() as shown:
+        terminal.print(console._table("Best.", rows([_entry(name, KD, 1) for name in names])))
+    assert all(name in shown.get() for name in names)
