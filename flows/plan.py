@@ -164,13 +164,20 @@ def _done(
         found = [evaluate.workspace(model, teacher, data, preset.evaluation).find() for model in models]
         if all(found) and found[0]:
             done["evaluate"] = found[0]
-        named = {str(model.name): model for model in models}
-        answered = [
-            work.find() for work in answers_stage.workspaces(named, preset.benchmarks, preset.evaluation).values()
-        ]
-        if answered and all(answered) and answered[0]:
-            done["benchmarks"] = answered[0]
+        if answers := _answered(models, preset):
+            done["benchmarks"] = answers
     return done
+
+
+def _answered(models: list[ModelSource], preset: Preset) -> ArtifactRef | None:
+    """The first of all variants' answers to all benchmarks; None where one is missing, or a benchmark's data."""
+    named = {str(place): model for place, model in enumerate(models)}  # two models may have one name
+    try:
+        works = answers_stage.workspaces(named, preset.benchmarks, preset.evaluation).values()
+    except DistilflowError:  # which `_benchmarks` tells
+        return None
+    found = [work.find() for work in works]
+    return found[0] if found and all(found) else None
 
 
 def _rehearsed(data: ArtifactRef, options: Augmentation, agent_model: str, problems: list[Problem]) -> Estimate | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -160,3 +161,13 @@ def test_settings_that_contradict_each_other_are_a_problem_of_the_plan() -> None
 
     plan = _planned(kd=Distillation(tail="bucket"), seeds="demo")
     assert plan.problems[0].text.startswith("kd.tail=bucket needs kd.temperature=1")
+
+
+def test_a_benchmark_without_its_data_is_not_done_and_stops_no_plan() -> None:
+    from flows.params import PRESETS
+    from flows.plan import _answered
+    from tasks.evaluate.benchmark_settings import Benchmarks
+
+    preset = dataclasses.replace(PRESETS["demo"], benchmarks=Benchmarks(ifeval="missing.jsonl"))
+    assert _answered([resolve("demo", "student")], preset) is None
+    assert _answered([resolve("demo", "student")], PRESETS["demo"]) is None
