@@ -160,14 +160,6 @@ def test_the_run_form_offers_choices_refuses_wrong_values_and_starts_a_run(produ
     assert "student '0.5B'" in answer_of(run.id)["error"]
 
 
-class _Table(list[str]):
-    """Shown as it grows, so that a failed test tells how far it came."""
-
-    def append(self, line: str) -> None:
-        print(line, flush=True)
-        super().append(line)
-
-
 def _kill_flow(production: Cluster) -> None:
     kill(production.flows("cpu"))
 
@@ -227,22 +219,21 @@ def test_cancelled_and_killed_at_every_stage_it_comes_out_the_same(
     monkeypatch.setenv("DISTILFLOW_BUCKET", "chaos")
     for pool in ("cpu", "gpu"):
         production.start_worker(pool, "chaos")
-    table: list[str] = _Table()
     finished: dict[str, Record] = {}
 
     run = production.run("distill/demo", **SMALL)
     wait_for(lambda: production.engines())  # the agents at work
-    run = _cancelled(production, run, "augment", table)
+    run = _cancelled(production, run, "augment")
     for stage in STAGES:
         _in_stage(production, stage)
         _remember(finished)
-        run = _cancelled(production, run, stage, table)
+        run = _cancelled(production, run, stage)
         for name, (where, happens) in KILLS.items():
             if where == stage:
                 _in_stage(production, stage)
                 _remember(finished)
                 happens(production)
-                run = _after(production, run, name, table)
+                run = _after(production, run, name)
     assert production.wait_for_end(run, 600) == "Completed"
     outcome = answer_of(run)["result"]
     _remember(finished)
@@ -270,17 +261,17 @@ def _in_stage(production: Cluster, stage: str) -> None:
     wait_for(runs, 300)
 
 
-def _cancelled(production: Cluster, run: Any, stage: str, table: list[str]) -> Any:
+def _cancelled(production: Cluster, run: Any, stage: str) -> Any:
     """Cancel the run, see everything end within a minute, and start it again."""
     production.cancel(run)
     began = time.monotonic()
     assert production.wait_for_end(run, 60) == "Cancelled"
     wait_for(lambda: production.engines() == [] and not _stages_under_way(production), 60)
-    table.append(f"cancelled in {stage:<12} everything gone after {time.monotonic() - began:4.0f} s")
+    print(f"cancelled in {stage:<12} everything gone after {time.monotonic() - began:4.0f} s", flush=True)
     return production.run("distill/demo", **SMALL)
 
 
-def _after(production: Cluster, run: Any, name: str, table: list[str]) -> Any:
+def _after(production: Cluster, run: Any, name: str) -> Any:
     """What the run is by now: still the same one, or started again where it died."""
     began = time.monotonic()
     time.sleep(3)
@@ -291,11 +282,11 @@ def _after(production: Cluster, run: Any, name: str, table: list[str]) -> Any:
         wait_for(lambda: production.engines() == [] or production.flows("cpu"), 60)
     state = production.read(run).state
     if state is None or not state.is_final():
-        table.append(f"{name:<26} goes on")
+        print(f"{name:<26} goes on", flush=True)
         return run
     assert name == "flow process SIGKILL"
     wait_for(lambda: production.engines() == [] and not _stages_under_way(production), 60)
-    table.append(f"{name:<26} everything gone after {time.monotonic() - began:4.0f} s, started again")
+    print(f"{name:<26} everything gone after {time.monotonic() - began:4.0f} s, started again", flush=True)
     return production.run("distill/demo", **SMALL)
 
 
