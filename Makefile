@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make quickstart` and `make test`.
 # PYTHON=…  the interpreter (the locks are for CPython 3.11 on Linux x86-64)
 # EXTRA=gpu installs the GPU build of the same versions
-# TORCH_INDEX=…  an extra package index that offers PyTorch's CPU build
+# TORCH_INDEX=…  where PyTorch's CPU build is, if neither pip's own sources nor PyTorch's CPU index has it
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 EXTRA ?= cpu
 NAME ?= quality
@@ -9,7 +9,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
-PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart run test chaos check bench up down bootstrap images clean lock demo
@@ -17,16 +17,14 @@ PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(INSTALLED) ## Install everything into .venv (about 3 minutes, 2.5 GB on disk)
+setup: $(INSTALLED) ## Install everything into .venv (about 3 minutes, 5 GB on disk)
 
 $(INSTALLED): $(EXTRA).lock pyproject.toml
 	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	  { echo "The locks are for CPython 3.11, and '$(PYTHON)' is another: say PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing $(EXTRA).lock into $(VENV) (about 3 minutes) …"
 	@$(PIP_INSTALL) 'pip==26.3' 2>&1 | grep -v 'is ignored: it is neither' || true
-	@$(PIP_INSTALL) --no-deps --require-hashes -r $(EXTRA).lock 2>.pip.log || \
-	  { cat .pip.log; echo "Could not install $(EXTRA).lock. If torch is what is missing, name an index with PyTorch's CPU build: make setup TORCH_INDEX=…"; exit 1; }
+	@$(BIN)/python infra/install.py $(EXTRA).lock $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable . 2>.pip.log || { cat .pip.log; exit 1; }
 	@rm -f .pip.log
 	@$(BIN)/python -m infra.warm_up
