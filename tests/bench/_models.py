@@ -12,7 +12,7 @@ from tasks.augment import stage
 from tasks.augment.settings import Augmentation
 from tasks.rows import KEPT, Row, to_parquet
 from tasks.seeds.stage import Sources, load
-from tests.endpoint_answers import answer
+from tests.support.endpoint_answers import answer
 
 
 def random_model(folder: Path, name: str, **config: Any) -> ModelSource:

@@ -34,10 +34,10 @@ from tasks.augment.agents import Agent
 from tasks.augment.controller import verify, write_and_score
 from tasks.augment.settings import Augmentation
 from tasks.rows import TRAIN, Row, read_rows
-from tests import augmentation
 from tests.bench.requests import raw_litellm
-from tests.endpoint import endpoint, tell
-from tests.endpoint_answers import answer
+from tests.support import augmentation
+from tests.support.endpoint import endpoint, tell
+from tests.support.endpoint_answers import answer
 
 _EXPANSIONS = 4
 _RAW_REQUESTS = 2_000

@@ -30,8 +30,7 @@ def run(words: list[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="python -m tests.bench orchestrate", description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args(words).runs
-    sys.path.insert(0, str(Path(__file__).parents[1] / "flows"))
-    from cluster import cluster  # the tests' own
+    from tests.support.cluster import cluster
 
     with tempfile.TemporaryDirectory() as folder, cluster(Path(folder)) as production:
         results = Path(folder) / "latest" / "results.json"

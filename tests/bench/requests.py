@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from tests.endpoint import endpoint, tell
+from tests.support.endpoint import endpoint, tell
 
 _TEXT = {"type": "string"}
 _SCHEMA = {

@@ -4,8 +4,9 @@ import json
 import socket
 from pathlib import Path
 
-import cli
 import pytest
+
+from tests.support import cli
 
 pytestmark = pytest.mark.usefixtures("services")
 

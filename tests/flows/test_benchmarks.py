@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import cli
 import pytest
 from pydantic import TypeAdapter
 
@@ -16,9 +15,10 @@ from infra.models import ModelSource
 from tasks.evaluate.benchmark_settings import Benchmarks
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
-from tests.endpoint import endpoint, tell
-from tests.eval_data import QUESTIONS as QUESTIONS_OF_OWN_TASK
-from tests.eval_data import own_task, small_punkt
+from tests.support import cli
+from tests.support.endpoint import endpoint, tell
+from tests.support.eval_data import QUESTIONS as QUESTIONS_OF_OWN_TASK
+from tests.support.eval_data import own_task, small_punkt
 
 VARIANTS = {"base", "sft", "sft_control", "kd", "teacher"}
 QUESTIONS = 6

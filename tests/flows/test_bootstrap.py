@@ -13,24 +13,25 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from own_server import OwnServer, own_server
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate, WorkPoolUpdate
 
 from infra.errors import ConfigurationError
 from infra.notifications import apprise_address
+from tests.support.own_server import OwnServer, own_server
+from tests.support.wait import wait_for
 
 _PREFECT_YAML = """
 pull: # no code is fetched, and without a step `prefect deploy` wants a file
 - prefect.deployments.steps.set_working_directory: {directory: "."}
 deployments:
 - name: engine
-  entrypoint: own_flows.engine
+  entrypoint: tests.support.own_flows.engine
   work_pool: {name: cpu}
   schedules:
   - {slug: weekly, cron: "0 3 * * 0", active: false}
 - name: failing
-  entrypoint: own_flows.failing
+  entrypoint: tests.support.own_flows.failing
   work_pool: {name: cpu}
   concurrency_limit: 2
 """
@@ -55,7 +56,7 @@ def _bootstrap(server: OwnServer, root: Path, call: str = "", **environment: str
     code = "import sys; from pathlib import Path; from infra.bootstrap import bootstrap; "
     code += f"bootstrap(**{{'gpus': None, 'llm': {{}}, 'kubernetes': False, 'redeploy': False, {call}}}, "
     code += f"root=Path({str(root)!r}))"
-    env = {**server.env, "PYTHONPATH": str(Path(__file__).parent), **environment}
+    env = {**server.env, "PYTHONPATH": str(Path(__file__).parents[2]), **environment}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     assert done.stderr == ""
@@ -69,8 +70,8 @@ def test_a_fresh_server_gets_everything_and_a_second_run_changes_nothing(server:
         "created   work pool gpu (process, 1 runs at a time)",
         "created   limit gpu (1 at a time)",
         first[3],
-        "created   deployment engine (own_flows.engine)",
-        "created   deployment failing (own_flows.failing)",
+        "created   deployment engine (tests.support.own_flows.engine)",
+        "created   deployment failing (tests.support.own_flows.failing)",
     ]
     assert first[3].startswith(
         "left out  failure notifications ('distilflow: a run failed'): set DISTILFLOW_NOTIFY_URL"
@@ -96,12 +97,12 @@ def test_numbers_set_by_hand_stay_until_a_flag_names_others(server: OwnServer, r
         assert "created   limit llm-openai (512 at a time)" in lines
         assert client.read_global_concurrency_limit_by_name("gpu").limit == 8
         lines = _bootstrap(server, root, "'redeploy': True")
-        assert "updated   deployment engine (own_flows.engine)" in lines
+        assert "updated   deployment engine (tests.support.own_flows.engine)" in lines
         assert not client.read_deployment_by_name("engine/engine").schedules[0].active
 
 
 def test_without_a_server_one_sentence_says_what_to_do(tmp_path: Path) -> None:
-    import cli
+    from tests.support import cli
 
     done = cli.run("bootstrap", DISTILFLOW_HOME=str(tmp_path), PREFECT_API_URL="")
     assert done.returncode == 78
@@ -135,10 +136,10 @@ def test_a_failing_run_leads_to_one_message_and_the_address_stays_secret(server:
     again = _bootstrap(server, root, DISTILFLOW_NOTIFY_URL=url)
     assert "as is     failure notifications ('distilflow: a run failed')" in again
 
-    code = "import own_flows; own_flows.failing()"
-    env = {**server.env, "PYTHONPATH": str(Path(__file__).parent)}
+    code = "from tests.support import own_flows; own_flows.failing()"
+    env = {**server.env, "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=False)
-    _wait(lambda: bool(Messages.received))
+    wait_for(lambda: bool(Messages.received))
     time.sleep(5)
     assert len(Messages.received) == 1
     path, message = Messages.received[0]
@@ -148,7 +149,7 @@ def test_a_failing_run_leads_to_one_message_and_the_address_stays_secret(server:
 
     Messages.answer = 500  # what goes wrong is logged, without the address
     subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=False)
-    _wait(lambda: len(Messages.received) > 1)
+    wait_for(lambda: len(Messages.received) > 1)
     time.sleep(3)
     endpoint.shutdown()
     assert _SECRET not in server.server.log.read_text()
@@ -162,10 +163,3 @@ def test_an_address_that_nobody_understands_is_refused_in_a_sentence() -> None:
     with pytest.raises(ConfigurationError, match="DISTILFLOW_NOTIFY_URL is neither a web address nor") as refusal:
         apprise_address("nonsense-with-a-secret")
     assert "secret" not in str(refusal.value)
-
-
-def _wait(condition: object, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.2)

@@ -4,10 +4,11 @@ import asyncio
 import json
 from pathlib import Path
 
-import cli
 import pytest
 
 from tasks.logits.exchange import import_parquet
+from tests.support import cli
+from tests.support.wait import wait_for
 
 VARIANTS = {"base", "sft", "sft_control", "kd", "teacher"}
 DECISIVE = {"exec_accuracy", "cross_entropy", "kl_to_teacher"}
@@ -135,17 +136,17 @@ def test_ctrl_c_in_each_stage_or_a_kill_leaves_no_process_and_the_next_run_conti
         pattern = "demo-llm.log" if stage == "augment" else f"{stage}-*"
         if stage == "augment":
             (home / "logs" / "demo-llm.log").unlink(missing_ok=True)
-        cli.wait_for(lambda where=where, pattern=pattern: any((home / where).glob(pattern)))  # type: ignore[misc]
+        wait_for(lambda where=where, pattern=pattern: any((home / where).glob(pattern)))  # type: ignore[misc]
         message = cli.interrupt(process)
         assert process.returncode == 130, (stage, message)
         assert message == "distilflow: stopped; what is finished is kept, the same command continues\n", stage
-        cli.wait_for(lambda: cli.engines() == [], 30)  # guardians are the last to go
+        wait_for(lambda: cli.engines() == [], 30)  # guardians are the last to go
     # and SIGKILL, which nobody can handle
     process = cli.start(*words, **env)
-    cli.wait_for(lambda: any((home / "work").glob("evaluate-*")))
+    wait_for(lambda: any((home / "work").glob("evaluate-*")))
     process.kill()
     process.communicate(timeout=30)
-    cli.wait_for(lambda: cli.engines() == [])
+    wait_for(lambda: cli.engines() == [])
 
     done = cli.run(*words, **env)
     assert done.returncode == 0, done.stderr

@@ -5,12 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cli
 import pytest
 
 from flows.garbage import KINDS, ROOTS
 from infra import storage
 from infra.artifacts import Workspace
+from tests.support import cli
+from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.usefixtures("services")
 
@@ -30,7 +31,7 @@ def test_without_delete_it_lists_and_with_delete_it_deletes(lost: Workspace, buc
     assert (done.returncode, done.stderr) == (0, "")
     assert "Nothing to delete." in done.stdout  # it is within the grace age
 
-    cli.wait_for(lambda: storage.now() > next(storage.listed(lost.uri)).modified + 1)
+    wait_for(lambda: storage.now() > next(storage.listed(lost.uri)).modified + 1)
     done = cli.run("gc", "--grace-days=0", **env)
     assert (done.returncode, done.stderr) == (0, "")
     assert lost.uri in done.stdout
@@ -63,7 +64,7 @@ with get_client(sync_client=True) as client:
     tables = {a.key: a.data for a in client.read_artifacts(limit=200) if a.key and a.key.startswith("gc-")}
 print(json.dumps([first.model_dump(), second.model_dump(), sorted(tables), str(tables)]))
 """
-    cli.wait_for(lambda: storage.now() > next(storage.listed(lost.uri)).modified + 1)
+    wait_for(lambda: storage.now() > next(storage.listed(lost.uri)).modified + 1)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     first, second, tables, text = json.loads(done.stdout.splitlines()[-1])
     nothing = {"deleted_objects": 0, "deleted_bytes": 0, "spared": {}}

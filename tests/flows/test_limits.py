@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from own_server import OwnServer, own_server
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 
 from infra import limits
 from infra.errors import ConfigurationError
 from infra.limits import held
+from tests.support.own_server import OwnServer, own_server
+from tests.support.wait import wait_for
 
 _HOLDER = """
 import sys, time
@@ -142,10 +143,7 @@ def test_a_hold_that_the_server_forgot_is_taken_anew_and_said(
         lease.unlink()
         with get_client(sync_client=True) as client:
             client.update_global_concurrency_limit("forgotten", GlobalConcurrencyLimitUpdate(active_slots=0))
-        deadline = time.monotonic() + 30
-        while len(notes) < 2:
-            assert time.monotonic() < deadline, notes
-            time.sleep(0.2)
+        wait_for(lambda: len(notes) == 2)
         assert _active("forgotten") == 1
     assert _active("forgotten") == 0
     assert notes == [

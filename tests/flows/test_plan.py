@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import cli
 import pytest
 
 from infra import storage
@@ -21,7 +20,8 @@ from tasks.plan.model import Plan, StagePlan
 from tasks.rows import KEPT, read_rows
 from tasks.seeds.stage import Sources, load
 from tasks.tokens import TokenisedRow, tokenise
-from tests.endpoint import endpoint, tell
+from tests.support import cli
+from tests.support.endpoint import endpoint, tell
 
 
 @pytest.fixture

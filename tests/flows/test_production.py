@@ -13,8 +13,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from browser import page
-from cluster import SMALL, Cluster, cluster, kill, wait_for
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter, FlowRunFilterId
@@ -25,6 +23,9 @@ from infra import storage
 from infra.artifacts import Record, artifact_at, read_record
 from infra.local_services import kept
 from infra.models import DEMO
+from tests.support.browser import page
+from tests.support.cluster import SMALL, Cluster, cluster, kill
+from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.timeout(2400)
 STAGES = ("sft", "logits", "sft_control", "kd", "evaluate")

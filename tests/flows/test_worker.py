@@ -8,26 +8,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
 import psutil
 import pytest
-from own_server import OwnServer, own_server
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
 
 from infra.guardian import is_alive
+from tests.support.own_server import OwnServer, own_server
+from tests.support.wait import wait_for
 
 _PREFECT_YAML = """
 pull: # no code is fetched, and without a step `prefect deploy` wants a file
 - prefect.deployments.steps.set_working_directory: {directory: "."}
 deployments:
-- {name: engine, entrypoint: own_flows.engine, work_pool: {name: cpu}, concurrency_limit: 1}
-- {name: failing, entrypoint: own_flows.failing, work_pool: {name: cpu}}
-- {name: late, entrypoint: own_flows.late, work_pool: {name: cpu}}
+- {name: engine, entrypoint: tests.support.own_flows.engine, work_pool: {name: cpu}, concurrency_limit: 1}
+- {name: failing, entrypoint: tests.support.own_flows.failing, work_pool: {name: cpu}}
+- {name: late, entrypoint: tests.support.own_flows.late, work_pool: {name: cpu}}
 """
 
 
@@ -51,7 +52,7 @@ def _nothing_is_left(server: OwnServer) -> Iterator[None]:
 
 
 def _env(server: OwnServer) -> dict[str, str]:
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[2])
     s3 = {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}  # not used
     return {**server.env, **s3, "PYTHONPATH": here, "DISTILFLOW_BUCKET": "of-the-worker", "DISTILFLOW_CONSOLE": "1"}
 
@@ -81,7 +82,7 @@ def _state(run: UUID) -> str:
 
 def _started(server: OwnServer, mark: str) -> int:
     """Wait for the engine; the flow's pid."""
-    _wait(lambda: (server.home / f"{mark}.starts").exists(), 120)
+    wait_for(lambda: (server.home / f"{mark}.starts").exists(), 120)
     return int((server.home / f"{mark}.pid").read_text())
 
 
@@ -106,14 +107,6 @@ def _stop(worker: subprocess.Popen[str]) -> tuple[str, str]:
     return worker.communicate(timeout=90)
 
 
-def _wait(condition: Callable[[], bool], timeout_s: float = 60.0) -> float:
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < timeout_s, "timed out"
-        time.sleep(0.2)
-    return time.monotonic() - began
-
-
 def test_cancel_ends_the_whole_tree_and_the_worker_goes_on(server: OwnServer) -> None:
     worker = _worker(server)
     try:
@@ -122,13 +115,13 @@ def test_cancel_ends_the_whole_tree_and_the_worker_goes_on(server: OwnServer) ->
         assert len(_of(server, "cancelled")) >= 2
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(run, Cancelling())
-        took = _wait(lambda: not psutil.pid_exists(pid) and not _of(server, "cancelled"), 60)
+        took = wait_for(lambda: not psutil.pid_exists(pid) and not _of(server, "cancelled"), 60)
         print(f"cancel: the tree was gone after {took:.1f} s")
-        _wait(lambda: _state(run) == "Cancelled")
+        wait_for(lambda: _state(run) == "Cancelled")
         log = (server.home / "logs" / "worker-cpu.log").read_text()
         assert f"home {server.home}, bucket of-the-worker" in log
         failed = _run("", "distill/failing")
-        _wait(lambda: _state(failed) == "Failed", 90)
+        wait_for(lambda: _state(failed) == "Failed", 90)
     finally:
         out, err = _stop(worker)
     assert worker.returncode == 0
@@ -136,7 +129,7 @@ def test_cancel_ends_the_whole_tree_and_the_worker_goes_on(server: OwnServer) ->
     first, last = out.splitlines()
     assert first.startswith("worker cpu@")
     assert last.startswith("stopping")
-    _wait(lambda: _ours(server) == [])
+    wait_for(lambda: _ours(server) == [])
 
 
 def test_a_worker_that_is_stopped_puts_its_run_back_and_the_next_one_finishes_it(server: OwnServer) -> None:
@@ -151,7 +144,7 @@ def test_a_worker_that_is_stopped_puts_its_run_back_and_the_next_one_finishes_it
     assert _ours(server) == []
     assert _state(run) == "AwaitingRetry"
     worker = _worker(server)
-    _wait(lambda: _state(run) == "Completed", 120)
+    wait_for(lambda: _state(run) == "Completed", 120)
     assert _read(run).run_count == 2
     _stop(worker)
 
@@ -168,12 +161,12 @@ def test_a_killed_worker_takes_its_runs_along_and_the_next_one_finishes_them(ser
         (victim,) = [p for p in _ours(server) if "prefect --no-prompt worker" in " ".join(p.cmdline()[:5])]
         victim.kill()
     worker.communicate(timeout=90)
-    took = _wait(lambda: not psutil.pid_exists(pid) and _ours(server) == [])
+    took = wait_for(lambda: not psutil.pid_exists(pid) and _ours(server) == [])
     print(f"SIGKILL of the {who}: its tree was gone after {took:.1f} s")
     if who == "prefect worker":
         assert worker.returncode == 75
     worker = _worker(server)
-    _wait(lambda: _state(run) == "Completed", 120)
+    wait_for(lambda: _state(run) == "Completed", 120)
     assert _read(run).run_count == 2
     _stop(worker)
 
@@ -188,7 +181,7 @@ def test_a_run_cancelled_while_its_worker_was_dead_is_cancelled_by_the_next(serv
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run, Cancelling())
     worker = _worker(server)
-    _wait(lambda: _state(run) == "Cancelled", 120)
+    wait_for(lambda: _state(run) == "Cancelled", 120)
     out, _ = _stop(worker)
     assert f"run {_read(run).name} is cancelled" in out
     assert (server.home / "late.starts").read_text() == "started\n"

@@ -10,8 +10,8 @@ from infra.artifacts import ArtifactRef, facts_of
 from infra.errors import ConfigurationError
 from tasks.augment import stage
 from tasks.rows import FAILED, KEPT, REJECTED, read_rows
-from tests import augmentation
-from tests.endpoint import endpoint, tell
+from tests.support import augmentation
+from tests.support.endpoint import endpoint, tell
 
 PRICE = (1000.0, 3000.0)  # $ for a million tokens of prompt and of answer
 OPTIONS: dict[str, Any] = {

@@ -14,8 +14,8 @@ from infra import settings, storage
 from infra.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
 from tasks.augment import card, stage
 from tasks.rows import FAILED, KEPT, REJECTED
-from tests import augmentation
-from tests.endpoint import FAULTS, endpoint, tell
+from tests.support import augmentation
+from tests.support.endpoint import FAULTS, endpoint, tell
 
 OPTIONS: dict[str, Any] = {"expansions_per_seed": 2, "concurrency": 32, "timeout_s": 2.0, "min_score": 2}
 SEEDS = 30

@@ -2,7 +2,6 @@
 
 import random
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import pytest
 
 from infra import storage
 from infra.artifacts import ArtifactRef
-from tests.augmentation import start, told
-from tests.endpoint import endpoint, tell
+from tests.support.augmentation import start, told
+from tests.support.endpoint import endpoint, tell
+from tests.support.wait import wait_for
 
 CONCURRENCY = 12
 OPTIONS = {"expansions_per_seed": 1, "min_score": 2, "concurrency": CONCURRENCY}
@@ -22,17 +22,12 @@ SEEDS, BATCH = 40, 10
 
 def _kill_when(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
     """SIGKILL to the stage, and to nothing else; then no child of it may live on."""
-    while not reached():
-        assert process.poll() is None, "the stage ended before it could be killed"
-        time.sleep(0.02)
+    wait_for(reached, alive=[process], every_s=0.02)
     children = psutil.Process(process.pid).children(recursive=True)
     assert any("tasks.augment.provider" in child.cmdline() for child in children)
     process.kill()
     process.communicate(timeout=30)
-    deadline = time.monotonic() + 20
-    while alive := [child for child in children if _lives(child)]:
-        assert time.monotonic() < deadline, f"outlived the stage: {alive}"
-        time.sleep(0.05)
+    wait_for(lambda: not any(_lives(child) for child in children), 20)
 
 
 def _lives(process: psutil.Process) -> bool:

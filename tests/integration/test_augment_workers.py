@@ -2,8 +2,6 @@
 
 import json
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,10 @@ from infra import settings, storage
 from infra.artifacts import ArtifactRef
 from tasks.augment import stage
 from tasks.augment.settings import Augmentation
-from tests import augmentation
-from tests.augmentation import MODEL, load_seeds, start, told
-from tests.endpoint import endpoint, tell
+from tests.support import augmentation
+from tests.support.augmentation import MODEL, load_seeds, start, told
+from tests.support.endpoint import endpoint, tell
+from tests.support.wait import wait_for
 
 CONCURRENCY = 12
 OPTIONS: dict[str, Any] = {"expansions_per_seed": 1, "min_score": 2, "concurrency": CONCURRENCY}
@@ -35,12 +34,6 @@ def expected(services: object, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def _ref(worker: dict[str, Any]) -> ArtifactRef:
     return ArtifactRef.model_validate(worker["ref"])
-
-
-def _wait_for(reached: Callable[[], Any], *workers: subprocess.Popen[str]) -> None:
-    while not reached():
-        assert all(worker.poll() is None for worker in workers), "a worker ended early"
-        time.sleep(0.02)
 
 
 def test_two_machines_share_the_batches_and_ask_nothing_twice(expected: str, bucket: str, tmp_path: Path) -> None:
@@ -67,8 +60,8 @@ def test_a_killed_workers_batches_are_taken_over(expected: str, bucket: str, tmp
 
     with endpoint(latency=0.2) as url:
         killed, other = (start(url, SEEDS, OPTIONS, BATCH, **home) for _ in range(2))
-        _wait_for(lambda: claimed_by(killed) and claimed_by(other), killed, other)
-        _wait_for(lambda: tell(url, "stats")["in_flight"], killed, other)
+        wait_for(lambda: claimed_by(killed) and claimed_by(other), alive=[killed, other])
+        wait_for(lambda: tell(url, "stats")["in_flight"], alive=[killed, other])
         killed.kill()
         killed.communicate(timeout=30)
         left = claimed_by(killed)

@@ -6,8 +6,8 @@ import json
 import multiprocessing
 import os
 import signal
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -22,6 +22,7 @@ from tasks.evaluate.engines import Prompt, TransformersGenerator
 from tasks.evaluate.questions import Conversation
 from tasks.evaluate.scoring import load_model
 from tasks.evaluate.settings import Evaluation
+from tests.support.wait import wait_for
 
 HOW = Evaluation(engine="transformers", batch_rows=4)
 SCHEMA = "carriers(id, name, country, fleet)\nflights(id, code, city, distance, carrier_id)"
@@ -107,11 +108,10 @@ def test_a_killed_run_generates_no_finished_variant_again(tmp_path: Path) -> Non
     process = multiprocessing.get_context("fork").Process(target=_answered, args=(options, MODELS, []))
     process.start()
     assert process.pid is not None
-    deadline = time.monotonic() + 300
-    while works["base/mt_bench"].find() is None or works["base/alpaca_eval"].find() is None:
-        assert process.is_alive()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(
+        lambda: works["base/mt_bench"].find() and works["base/alpaca_eval"].find(),
+        alive=[SimpleNamespace(poll=lambda: process.exitcode)],
+    )
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.join(30)

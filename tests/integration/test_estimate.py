@@ -10,7 +10,7 @@ from tasks.augment.estimate import estimate
 from tasks.augment.providers import Deployment
 from tasks.augment.settings import Augmentation
 from tasks.seeds.stage import Sources, load
-from tests.endpoint import endpoint, tell
+from tests.support.endpoint import endpoint, tell
 
 MODEL = "openai/test"
 OPTIONS = Augmentation(expansions_per_seed=2, min_score=0, near_duplicate=1.0, usd_per_million_tokens=(1.0, 10.0))

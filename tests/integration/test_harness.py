@@ -13,7 +13,7 @@ from infra.models import DEMO, ModelSource
 from tasks.evaluate import harness
 from tasks.evaluate.benchmark_settings import Benchmarks
 from tasks.logits.settings import Scoring
-from tests.eval_data import QUESTIONS, own_task
+from tests.support.eval_data import QUESTIONS, own_task
 
 MODEL = ModelSource(name="teacher", path=str(DEMO / "teacher"))
 installed = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="the extra `eval` is not installed")

@@ -10,8 +10,8 @@ import pytest
 
 from infra.artifacts import Workspace
 from tasks.evaluate import benchmarks
-from tests.endpoint import endpoint, tell
-from tests.judging import alpaca_eval, answer, score, some_pairs
+from tests.support.endpoint import endpoint, tell
+from tests.support.judging import alpaca_eval, answer, score, some_pairs
 
 LONG, SHORT = "a longer answer " * 10, "short"
 

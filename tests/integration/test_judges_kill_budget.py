@@ -1,6 +1,5 @@
 """Judging is killed and runs out of money: no judgment is paid twice, and what is missing is told."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from infra.artifacts import ArtifactReader, ArtifactRef, facts_of
 from infra.errors import ConfigurationError
 from tasks.augment.budget import Usage
 from tasks.evaluate import benchmarks
-from tests.augmentation import told
-from tests.endpoint import endpoint, tell
-from tests.judging import ANOTHER, alpaca_eval, score, some_pairs, start
+from tests.support.augmentation import told
+from tests.support.endpoint import endpoint, tell
+from tests.support.judging import ANOTHER, alpaca_eval, score, some_pairs, start
+from tests.support.wait import wait_for
 
 PRICE = (1000.0, 3000.0)  # $ for a million tokens of prompt and of answer
 PAIRS = 30
@@ -59,9 +59,7 @@ def test_judging_killed_twice_publishes_the_verdicts_of_one_that_was_not_and_pay
     with endpoint(latency=0.2) as url:
         for reached in (PAIRS // 2, PAIRS * 3 // 2):
             process = start(url, PAIRS, {})
-            while tell(url, "stats")["distinct"] < reached:
-                assert process.poll() is None, "it ended before it could be killed"
-                time.sleep(0.02)
+            wait_for(lambda: tell(url, "stats")["distinct"] >= reached, alive=[process], every_s=0.02)  # noqa: B023
             children = psutil.Process(process.pid).children(recursive=True)
             process.kill()
             process.communicate(timeout=30)

@@ -16,9 +16,9 @@ import pytest
 
 from infra import settings, storage
 from infra.errors import ConfigurationError
-from tests import augmentation
-from tests.augmentation import ROOT
-from tests.endpoint import endpoint, tell
+from tests.support import augmentation
+from tests.support.augmentation import ROOT
+from tests.support.endpoint import endpoint, tell
 
 SHAPELESS = "of0no0known0shape"  # keys that look like keys are hidden by their looks too
 PROGRAM = """
@@ -29,7 +29,7 @@ PROGRAM = """
 
     from tasks.augment.settings import Augmentation
     from tasks.augment.task import augment
-    from tests.augmentation import MODEL, load_seeds
+    from tests.support.augmentation import MODEL, load_seeds
 
     @flow
     def with_a_key(url: str, temperature: float) -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from tasks.logits.settings import Scoring
 from tasks.logits.store import SHARDS, TopKReader
 from tasks.rows import KEPT, read_rows
 from tasks.tokens import TokenisedRow, tokenise
+from tests.support.wait import wait_for
 
 K = 10
 SCORING = Scoring(engine="transformers", max_length=256, tokens_per_shard=500)
@@ -67,11 +67,13 @@ def test_two_workers_share_a_store_and_one_finishes_it_after_the_other_is_killed
     work = stage.workspace(rows, resolve("demo", "teacher"), K, SCORING)
     workers = [_worker(rows), _worker(rows)]
     try:
-        deadline = time.monotonic() + 120
-        while len(owners := _owners(work)) < 2 or len(_written(work)) < 3:
-            assert time.monotonic() < deadline
-            assert not any(worker.poll() for worker in workers)
-            time.sleep(0.02)
+        owners: set[int] = set()
+
+        def both_are_at_it() -> bool:
+            owners.update(_owners(work))
+            return len(_owners(work)) == 2 and len(_written(work)) >= 3
+
+        wait_for(both_are_at_it, alive=workers)
         victim = next(w for w in workers if any(child.pid in owners for child in psutil.Process(w.pid).children(True)))
         scorer = next(child for child in psutil.Process(victim.pid).children(True) if child.pid in owners)
         os.kill(scorer.pid, signal.SIGKILL)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 from infra.errors import ConfigurationError, OutOfMemoryError, TransientError
 from infra.processes import guarded, run_supervised
+from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -36,16 +36,9 @@ def _script(folder: Path, text: str) -> str:
 
 
 def _pids(folder: Path) -> list[int]:
-    _wait_for(lambda: (folder / "parent.pid").exists() and (folder / "rank.pid").exists())
-    time.sleep(0.2)
-    return [int((folder / f"{name}.pid").read_text()) for name in ("parent", "rank")]
-
-
-def _wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.05)
+    written = [folder / f"{name}.pid" for name in ("parent", "rank")]
+    wait_for(lambda: all(path.exists() and path.read_text() for path in written))
+    return [int(path.read_text()) for path in written]
 
 
 def _gone(pids: list[int]) -> bool:
@@ -113,11 +106,11 @@ def test_sigkill_of_the_task_or_of_the_guardian_leaves_no_process(tmp_path: Path
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(holder)])
     pids = _pids(tmp_path)
-    _wait_for((tmp_path / "guardian.pid").exists)
+    wait_for((tmp_path / "guardian.pid").exists)
     guardian = int((tmp_path / "guardian.pid").read_text())
     os.kill(process.pid if victim == "holder" else guardian, signal.SIGKILL)
     process.wait(timeout=20)
-    _wait_for(lambda: _gone([*pids, guardian]))
+    wait_for(lambda: _gone([*pids, guardian]))
     assert _gone([*pids, guardian])
 
 

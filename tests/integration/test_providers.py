@@ -25,7 +25,8 @@ from tasks.augment.providers import (
     Request,
     log_path,
 )
-from tests.endpoint import endpoint, tell
+from tests.support.endpoint import endpoint, tell
+from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -208,22 +209,15 @@ def test_no_process_survives_a_killed_parent(when: str, tmp_path: Path) -> None:
     asyncio.run(main())
     """
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
-    deadline = time.monotonic() + 60
-    while not ((tmp_path / "ready").exists() or when == "importing"):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    while len(children := psutil.Process(parent.pid).children()) < 2:
-        time.sleep(0.02)
-    pids = [child.pid for child in children]
+    wait_for(lambda: (tmp_path / "ready").exists() or when == "importing", alive=[parent])
+    wait_for(lambda: len(psutil.Process(parent.pid).children()) == 2, alive=[parent])
+    pids = [child.pid for child in psutil.Process(parent.pid).children()]
     time.sleep(1.0)  # in the middle of its import of LiteLLM, or at rest
     assert not _gone(pids[:1])
     assert not _gone(pids[1:])
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 5
-    while not _gone(pids):
-        assert time.monotonic() < deadline, "a provider process outlived its parent"
-        time.sleep(0.05)
+    wait_for(lambda: _gone(pids), 10)
 
 
 def test_leaving_ends_the_processes() -> None:

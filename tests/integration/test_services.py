@@ -7,7 +7,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from infra import kept_services, seaweedfs, services, storage
 from infra.errors import ConfigurationError
 from infra.local_server import free_ports
 from infra.services import embedded_services
+from tests.support.wait import wait_for
 
 ROOT = Path(services.__file__).parents[1]
 S3 = ("seaweedfs",)
@@ -235,10 +235,7 @@ def test_all_of_a_killed_run_is_gone_within_15_s(s3_home: Path) -> None:
     assert holder.stdout.readline() == "up\n"
     holder.kill()
     holder.communicate()
-    deadline = time.monotonic() + 15
-    while processes_of(s3_home) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert processes_of(s3_home) == []
+    wait_for(lambda: processes_of(s3_home) == [], 15)
 
 
 def test_the_last_log_lines_of_a_run_reach_the_server(both_home: Path) -> None:

@@ -3,16 +3,13 @@
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
-from door import Door
 from safetensors.torch import load_file
-from training_process import TrainingProcess
 
 from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.errors import ConfigurationError, TransientError
@@ -23,6 +20,9 @@ from tasks.logits.settings import Scoring
 from tasks.logits.store import TopKReader
 from tasks.train import stage
 from tasks.train.settings import Distillation, Lora, Training, TrainingRun
+from tests.support.door import Door
+from tests.support.training_process import TrainingProcess
+from tests.support.wait import wait_for
 
 SHORT: dict[str, Any] = {"learning_rate": 2e-3, "max_steps": 30, "global_batch": 16, "max_length": 256}
 TRAINING = Training(**SHORT)
@@ -104,16 +104,15 @@ def test_a_kill_leaves_no_process_and_the_rerun_continues_the_same_curve(
     """SIGKILL of a rank, of DeepSpeed's launcher, and of the process that the flow runs in."""
     version = {"rank": 1021, "launcher": 1022, "flow": 1023}[victim]
     flow = TrainingProcess(rows, TRAINING, RUN, version, env={})
-    while not any(event["event"] == "progress" and event["done"] == 20 for event in flow.events):
-        assert flow.process.poll() is None, flow.events[-1:]
-        time.sleep(0.02)
+    wait_for(
+        lambda: any(event["event"] == "progress" and event["done"] == 20 for event in flow.events), alive=[flow.process]
+    )
     ranks = [p for p in psutil.process_iter(["cmdline"]) if _is_rank(p)]
     assert len(ranks) == 2
     os.kill({"rank": ranks[-1].pid, "launcher": ranks[0].ppid(), "flow": flow.process.pid}[victim], signal.SIGKILL)
     assert flow.ends() == (-signal.SIGKILL if victim == "flow" else TransientError.exit_code), flow.events[-1:]
-    gone_by = time.monotonic() + (15 if victim == "flow" else 0)
-    while time.monotonic() < gone_by and any(psutil.pid_exists(rank.pid) for rank in ranks):
-        time.sleep(0.1)
+    if victim == "flow":
+        wait_for(lambda: not any(psutil.pid_exists(rank.pid) for rank in ranks), 15)
     assert not [p for p in psutil.process_iter(["cmdline"]) if _is_rank(p)]
 
     events: list[Event] = []
@@ -202,13 +201,9 @@ def test_storage_that_is_away_in_the_middle_does_not_end_the_run(rows: ArtifactR
     with Door(os.environ["AWS_ENDPOINT_URL_S3"]) as door:
         env = {"AWS_ENDPOINT_URL_S3": door.url}
         flow = TrainingProcess(rows, TRAINING, RUN, 1030, env)
-        while not any(event["event"] == "progress" for event in flow.events):
-            assert flow.process.poll() is None, flow.events[-1:]
-            time.sleep(0.02)
+        wait_for(lambda: any(event["event"] == "progress" for event in flow.events), alive=[flow.process])
         door.shut()
-        while not any(event["event"] == "checkpoint_lost" for event in flow.events):
-            assert flow.process.poll() is None, flow.events[-1:]
-            time.sleep(0.1)
+        wait_for(lambda: any(event["event"] == "checkpoint_lost" for event in flow.events), alive=[flow.process])
         door.open()
         assert flow.ends() == 0, flow.events[-1:]
     made = stage.workspace("sft", resolve("demo", "student"), rows, TRAINING, seed=0)

@@ -6,13 +6,11 @@ import os
 import signal
 import socket
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_process import TrainingProcess
 
 from infra import storage
 from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
@@ -20,6 +18,8 @@ from infra.errors import OutOfMemoryError
 from infra.models import resolve
 from tasks.train import stage
 from tasks.train.settings import Training, TrainingRun
+from tests.support.training_process import TrainingProcess
+from tests.support.wait import wait_for
 
 TRAINING = Training(learning_rate=2e-3, max_steps=30, global_batch=16, max_length=256)
 RUN = TrainingRun(processes=2, micro_batch=8, zero_stage=2, checkpoint_every_s=1e-3, stall_timeout_s=300)
@@ -89,9 +89,7 @@ def test_two_nodes_train_as_one_and_go_on_when_one_was_killed(
 ) -> None:
     work = _work(rows, 2001)
     nodes = [_node(number, tmp_path, rows, TRAINING, two_nodes, 2001) for number in (0, 1)]
-    while not work.has("checkpoint/latest.json"):
-        assert all(node.process.poll() is None for node in nodes), [node.events[-1:] for node in nodes]
-        time.sleep(0.05)
+    wait_for(lambda: work.has("checkpoint/latest.json"), alive=[node.process for node in nodes])
     os.kill(nodes[1].process.pid, signal.SIGKILL)
     assert [node.ends() for node in nodes] == [75, -signal.SIGKILL]
     parts = {name for name in storage.keys(work.uri + "checkpoint/") if "zero_pp_rank" in name}

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ import pytest
 from infra import claims as module
 from infra.claims import Claims
 from infra.errors import TransientError
+from tests.support.wait import wait_for
 
 
 class Store:
@@ -58,13 +58,6 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     for name in ("put", "get_with_etag", "delete"):
         monkeypatch.setattr(module.storage, name, getattr(store, name))
     return store
-
-
-def _until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.01)
 
 
 def _claim_of(store: Store, **changes: Any) -> None:
@@ -152,7 +145,7 @@ def test_a_silent_claim_of_another_machine_goes_stale_by_our_clock_alone(store: 
     with Claims("s3://b/", stale_s=0.3) as one:
         seen = time.monotonic()
         assert not one.take("p")  # seen for the first time, however old it may be
-        _until(lambda: one.take("p"))
+        wait_for(lambda: one.take("p"))
         assert time.monotonic() - seen > 0.3
 
 
@@ -181,12 +174,12 @@ def test_what_is_held_is_renewed_also_after_storage_was_away(store: Store) -> No
     with Claims("s3://b/", stale_s=0.2) as one:
         assert one.take("p")
         first = store.owner("s3://b/p")
-        _until(lambda: store.owner("s3://b/p")["beat"] != first["beat"])
+        wait_for(lambda: store.owner("s3://b/p")["beat"] != first["beat"])
         store.away = True
         time.sleep(0.3)
         store.away = False
         before = store.owner("s3://b/p")
-        _until(lambda: store.owner("s3://b/p")["beat"] != before["beat"])
+        wait_for(lambda: store.owner("s3://b/p")["beat"] != before["beat"])
         assert store.owner("s3://b/p")["id"] == first["id"]
 
 
@@ -251,7 +244,7 @@ def test_of_several_runs_one_makes_the_artifact_and_the_others_wait_for_it(monke
     runs = [threading.Thread(target=run) for _ in range(3)]
     for one in runs:
         one.start()
-    _until(lambda: len(told) == 2)
+    wait_for(lambda: len(told) == 2)
     ready.set()
     for one in runs:
         one.join(10)

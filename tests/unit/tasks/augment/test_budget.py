@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_providers import GOOD, SCORES, Setting, reply
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -19,6 +18,7 @@ from tasks.augment.budget import BudgetReached, Ledger
 from tasks.augment.client import LLMClient, Unanswered
 from tasks.augment.providers import ProviderError, Reply, Request
 from tasks.rows import Row
+from tests.support.fake_providers import GOOD, SCORES, Setting, reply
 
 PRICE = (0.0, 1 / 128)  # of a token of prompt and of answer, exact in binary
 ASKED = st.lists(st.tuples(st.floats(0, 5), st.floats(0, 1), st.integers(0, 3)), max_size=30)

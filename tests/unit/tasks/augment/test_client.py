@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_providers import GOOD, MODEL, ROW, SCORES, FakeProviders, Setting, in_turn, reply
 
 from infra.errors import ConfigurationError, TransientError
 from tasks.augment import client as module
@@ -21,6 +20,7 @@ from tasks.augment.budget import UsageByAgent
 from tasks.augment.client import LLMClient, Unanswered
 from tasks.augment.providers import Deployment, ProviderError, Reply, Request
 from tasks.rows import Row
+from tests.support.fake_providers import GOOD, MODEL, ROW, SCORES, FakeProviders, Setting, in_turn, reply
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from fake_agents import FakeAgents, honest, unkind
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from tasks.augment.client import Unanswered
 from tasks.augment.controller import Batch, verify, write_and_score
 from tasks.augment.settings import Augmentation
 from tasks.rows import Row
+from tests.support.fake_agents import FakeAgents, honest, unkind
 
 ENGLISH = "Explain in a few sentences how a bicycle stays upright while somebody rides it."
 GERMAN = "Erkläre in ein paar Sätzen, wie ein Fahrrad beim Fahren aufrecht bleibt und warum."

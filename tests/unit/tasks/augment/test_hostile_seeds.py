@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fake_agents import FakeAgents, honest, unkind
 
 from infra.python_sandbox import PythonSandbox
 from tasks.augment.controller import Batch, verify, write_and_score
 from tasks.augment.settings import Augmentation
 from tasks.rows import Row, from_parquet, to_parquet
+from tests.support.fake_agents import FakeAgents, honest, unkind
 
 VERDICT = '{"correct": true, "evidence": "verified", "tests": []}'
 SCORES = '{"informativeness": 10, "helpfulness": 10, "generality": 10, "reason": "great"}'

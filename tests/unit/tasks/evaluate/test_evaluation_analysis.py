@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-from tables import table, wrong
 
 from tasks.evaluate.analysis import analyse
 from tasks.evaluate.comparisons import compare
@@ -13,6 +12,7 @@ from tasks.evaluate.inherited import distinct, inherited, styles
 from tasks.evaluate.predictions import SCHEMA, from_parquet, summary, to_parquet
 from tasks.evaluate.slices import regressions, slices
 from tasks.report.data import ReportData
+from tests.support.prediction_tables import table, wrong
 
 LABELS = {"base": "base", "sft": "SFT", "sft_control": "control", "kd": "KD", "teacher": "teacher"}
 

@@ -11,7 +11,7 @@ import pytest
 from infra.errors import ConfigurationError
 from tasks.evaluate import ifeval, questions
 from tasks.evaluate.questions import Conversation, Question
-from tests.eval_data import small_punkt
+from tests.support.eval_data import small_punkt
 
 NEEDED = ("lm_eval", "langdetect", "nltk", "immutabledict")
 pytestmark = pytest.mark.skipif(

@@ -6,7 +6,6 @@ import dataclasses
 import math
 
 import pytest
-from plan_known import GIB, GPU, known
 
 from infra.artifacts import ArtifactRef
 from infra.errors import ConfigurationError
@@ -22,6 +21,7 @@ from tasks.plan.stages import STAGES
 from tasks.plan.view import plan_markdown
 from tasks.rows import Row
 from tasks.train.settings import Lora, Training, TrainingRun
+from tests.support.plan_known import GIB, GPU, known
 
 BILLIONS = {"0.5B": 0.494, "1.5B": 1.544, "3B": 3.086, "7B": 7.616, "14B": 14.770, "32B": 32.764, "72B": 72.706}
 N = 494_000_000  # about the student's parameters

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from plan_known import AGENTS, GIB, GPU, known
 from rich.console import Console
 
 from tasks.augment.settings import Augmentation
@@ -18,6 +17,7 @@ from tasks.plan.problems import find
 from tasks.plan.sizes import size_of
 from tasks.plan.view import amount, duration, plan_markdown, plan_table, size, stage_rows
 from tasks.train.settings import Training, TrainingRun
+from tests.support.plan_known import AGENTS, GIB, GPU, known
 
 
 def _plan(**changed: object) -> Plan:

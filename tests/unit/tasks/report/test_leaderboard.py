@@ -2,7 +2,6 @@
 
 import statistics
 
-from report_sample import sample_report, unmarked_variants, variants
 from rich.console import Console
 
 from tasks.report import console
@@ -10,6 +9,7 @@ from tasks.report.data import Stage
 from tasks.report.entry import Entry
 from tasks.report.leaderboard import over_seeds, ranked, rows, verdict
 from tasks.report.leaderboard_page import render_markdown, render_page
+from tests.support.report_sample import sample_report, unmarked_variants, variants
 
 KD = 0.69
 

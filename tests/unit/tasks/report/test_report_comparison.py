@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from report_sample import N, sample_report, unmarked_variants, variants
 
 from tasks.report.comparison import comparison_rows, gap_closed, points, verdict
 from tasks.report.data import ReportData, Variant
+from tests.support.report_sample import N, sample_report, unmarked_variants, variants
 
 
 def with_right_answers(kd: list[bool], control: list[bool]) -> ReportData:

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from analysis_sample import sample_analysis
-from browser import page as browser_page
 from playwright.sync_api import Page
-from report_sample import sample_report, variants
 
 from tasks.report import leaderboard_page
 from tasks.report.entry import Entry
 from tasks.report.page import render_page
 from tasks.report.stage import LABELS
+from tests.support.analysis_sample import sample_analysis
+from tests.support.browser import page as browser_page
+from tests.support.report_sample import sample_report, variants
 
 WIDTHS = (1300, 390)
 SECTIONS = ("comparison", "metrics", "comparisons", "slices", "regressions", "inherited", "training", "data-flow")

@@ -10,12 +10,20 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from analysis_sample import tables
-from report_sample import CROSS_ENTROPY, KL, LABELS, benchmarks, sample_report, unmarked_variants, variants
 
 from tasks.evaluate.analysis import Analysis, analyse
 from tasks.report.data import DataFlow, Example, Output, ReportData, Stage
 from tasks.report.page import DEMO_NOTE, render_markdown, render_page
+from tests.support.analysis_sample import tables
+from tests.support.report_sample import (
+    CROSS_ENTROPY,
+    KL,
+    LABELS,
+    benchmarks,
+    sample_report,
+    unmarked_variants,
+    variants,
+)
 
 HOSTILE = (
     "<script>alert(1)</script></pre></style></svg></title>--><img src=x onerror=alert(2)>"
@@ -202,7 +210,8 @@ def test_equal_data_gives_an_equal_page() -> None:
 
 
 def test_page_is_equal_in_another_process() -> None:
-    program = "import sys; from report_sample import *; sys.stdout.buffer.write(render_page(sample_report()).encode())"
+    program = "import sys; from tests.support.report_sample import *; "
+    program += "sys.stdout.buffer.write(render_page(sample_report()).encode())"
     environment = {"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "1"}
     other = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
     assert other.stdout.decode() == render_page(sample_report())

@@ -1,4 +1,4 @@
-"""A made-up run for the report's tests, and to look at: `python tests/unit/tasks/report/report_sample.py OUT.html`."""
+"""A made-up run for the report's tests, and to look at: `python -m tests.support.report_sample OUT.html`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from analysis_sample import sample_analysis
 
 from tasks.evaluate.benchmark_analysis import BenchmarkAnalysis, Result, analyse
 from tasks.report.data import AgentUse, Coverage, DataFlow, Example, Mass, Output, ReportData, Stage, Variant
 from tasks.report.page import render_page
+from tests.support.analysis_sample import sample_analysis
 
 N = 640
 LABELS = {"base": "base", "sft": "SFT", "sft_control": "SFT control", "kd": "SFT+KD", "teacher": "teacher"}

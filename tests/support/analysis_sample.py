@@ -94,7 +94,7 @@ def _table(rows: list[dict[str, Any]], cross_entropy: float, kl: float) -> Table
 
 @functools.cache
 def _analysed(labels: tuple[tuple[str, str], ...]) -> Analysis:
-    from report_sample import CROSS_ENTROPY, KL, SKILL, marks
+    from tests.support.report_sample import CROSS_ENTROPY, KL, SKILL, marks
 
     return analyse(tables(marks(SKILL), CROSS_ENTROPY, KL), dict(labels))
 

@@ -1,6 +1,6 @@
 """AlpacaEval on made-up answers, here or as a program of its own, which tests kill.
 
-    python -m tests.judging '{"url": "http://127.0.0.1:1234/v1", "questions": 40, "judging": {}}'
+    python -m tests.support.judging '{"url": "http://127.0.0.1:1234/v1", "questions": 40, "judging": {}}'
 
 prints one line of JSON: the reference of the published verdicts.
 """
@@ -24,7 +24,7 @@ from tasks.evaluate.benchmark_settings import Benchmarks, Judging
 from tasks.evaluate.questions import Prompt
 from tasks.evaluate.settings import Evaluation
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 JUDGE = "openai/judge"
 VARIANT = ModelSource(name="student", path=str(DEMO / "student"))
 ANOTHER = ModelSource(name="teacher", path=str(DEMO / "teacher"))
@@ -68,7 +68,7 @@ def start(url: str, count: int, judging: dict[str, Any], **environment: str) -> 
     """AlpacaEval over `some_pairs` in a process of its own."""
     told = json.dumps({"url": url, "questions": count, "judging": judging})
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.judging", told],
+        [sys.executable, "-m", "tests.support.judging", told],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,

@@ -1,6 +1,6 @@
 """The augmentation stage on made-up seeds, here or as a program of its own, which tests kill and the bench measures.
 
-    python -m tests.augmentation '{"url": "http://127.0.0.1:1234/v1", "seeds": 100, "options": {}, "batch": 100}'
+    python -m tests.support.augmentation '{"url": "http://127.0.0.1:1234/v1", "seeds": 99, "options": {}, "batch": 50}'
 
 prints one line of JSON: the artifact's reference, the batches that this process did, how long it took.
 """
@@ -22,9 +22,9 @@ from tasks.augment import stage
 from tasks.augment.providers import Deployment
 from tasks.augment.settings import Augmentation
 from tasks.seeds.stage import Sources, load
-from tests.endpoint_answers import answer
+from tests.support.endpoint_answers import answer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODEL = "openai/test"
 _CATEGORIES = ("Reasoning", "Writing", "Translation", "Knowledge", "Summarization")
 
@@ -58,7 +58,7 @@ def start(url: str, seeds: int, options: dict[str, Any], batch: int = 100, **env
     """The stage in a process of its own, with batches of so many seeds."""
     told = json.dumps({"url": url, "seeds": seeds, "options": options, "batch": batch})
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.augmentation", told],
+        [sys.executable, "-m", "tests.support.augmentation", told],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,

@@ -1,8 +1,8 @@
 """A local OpenAI-compatible chat endpoint with latency and faults, for tests. It is NOT a language model.
 
-    python -m tests.endpoint --port 0 --latency 0.2 --faults 0.2 --seed 0
+    python -m tests.support.endpoint --port 0 --latency 0.2 --faults 0.2 --seed 0
 
-prints its base URL when it is ready. It answers agent requests by rule (`tests.endpoint_answers`): the same
+prints its base URL when it is ready. It answers agent requests by rule (`tests.support.endpoint_answers`): the same
 payload always gets the same answer. Which requests meet a fault is decided by a hash of the body and of how
 often that body came before, so that a repeated request passes in the end. A bare asyncio protocol, because it
 shares the machine with what it measures. `GET /stats` and `GET /seen` tell what came in.
@@ -25,8 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.endpoint_answers import BIG_TEXT, REFUSAL, TEXT_FAULTS, answer
-from tests.judge_answers import JUDGES, is_judge, judged, logprobs
+from tests.support.endpoint_answers import BIG_TEXT, REFUSAL, TEXT_FAULTS, answer
+from tests.support.judge_answers import JUDGES, is_judge, judged, logprobs
 
 HANG_S = 60.0
 FAULTS = ("429", "500", "hang", "cut", *TEXT_FAULTS)
@@ -235,9 +235,9 @@ def endpoint(**options: Any) -> Iterator[str]:
     words: list[str] = []
     for name, value in options.items():
         words += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [str(value)])]
-    command = [sys.executable, "-m", "tests.endpoint", *words, "--until-stdin-closes"]
+    command = [sys.executable, "-m", "tests.support.endpoint", *words, "--until-stdin-closes"]
     with subprocess.Popen(
-        command, cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         try:
             assert process.stdout

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -24,6 +23,7 @@ from infra import services
 from infra.guardian import is_alive
 from infra.local_server import free_ports, wait_until_gone
 from infra.local_services import kept
+from tests.support.wait import wait_for
 
 SMALL: dict[str, Any] = {
     "sft": {"max_steps": 20},
@@ -159,15 +159,6 @@ def cluster(home: Path) -> Iterator[Cluster]:
                 process.kill()
         os.environ.clear()
         os.environ.update(before)
-
-
-def wait_for(condition: Callable[[], Any], timeout_s: float = 300.0) -> float:
-    """Poll until it holds; the seconds that it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < timeout_s, f"timed out after {timeout_s:.0f} s"
-        time.sleep(0.5)
-    return time.monotonic() - began
 
 
 def kill(processes: list[psutil.Process]) -> None:

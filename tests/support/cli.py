@@ -8,8 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +64,3 @@ def engines() -> list[str]:
             if ours and process.pid != os.getpid() and any(name in words for name in names):
                 found.append(words)
     return found
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 300.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.1)
