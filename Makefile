@@ -5,17 +5,22 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 EXTRA ?= cpu
 NAME ?= quality
+# JOBS=…  how many test files run side by side; most of the time they wait
+JOBS ?= 3
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
+# a file's tests stay together, for what they share; files begin in the order of tests/conftest.py, the longest first
+SIDE_BY_SIDE := -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart run test chaos check bench up down bootstrap images clean lock demo
+.PHONY: help setup quickstart run test test-unit chaos check bench up down bootstrap images clean lock demo
 
 help: ## Show the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(INSTALLED) ## Install everything into .venv (about 3 minutes, 5 GB on disk)
 
@@ -34,7 +39,10 @@ quickstart: setup ## Distil the demo student: every real part, a few minutes on 
 	@$(BIN)/distilflow run
 
 test: setup ## Run all tests, with real servers and engines
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+test-unit: setup ## Run the tests that start no server and no engine
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/unit
 
 chaos: setup ## Kill and cancel every part of a run in turn, and compare (about ten minutes)
 	@$(BIN)/python -m pytest tests/flows/test_production.py -m chaos -rP

@@ -47,7 +47,7 @@ _IS_FINISHED: dict[str, Callable[..., bool]] = {
         work.find() for work in answers_stage.workspaces(models, options, evaluation).values()
     ),
     "lm_eval": lambda models, options, scoring: all(
-        harness.workspace(model, options).find() for model in models.values()
+        harness.workspace(model, options, scoring).find() for model in models.values()
     ),
 }
 

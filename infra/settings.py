@@ -45,6 +45,11 @@ def min_free_mib() -> int:
     return int(os.environ.get("DISTILFLOW_MIN_FREE_MIB", "512"))
 
 
+def retry_delays_s() -> list[float]:
+    """How long to wait before a stage that failed in passing is tried again, a try each."""
+    return [float(word) for word in os.environ.get("DISTILFLOW_RETRY_DELAYS_S", "5,30").split(",")]
+
+
 def torch_extensions_dir() -> str:
     """Where DeepSpeed's compiled extensions lie: with the environment that they were built for."""
     return os.environ.get("TORCH_EXTENSIONS_DIR") or str(Path(sys.prefix) / "torch_extensions")

@@ -13,6 +13,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from rich.markup import escape
 
+from infra import settings
 from infra.errors import is_retryable
 from infra.ui import say
 
@@ -38,8 +39,8 @@ def stage_task(name: str, task_run_name: str | None = None) -> Callable[[Callabl
         made: Any = task(
             name=name,
             task_run_name=task_run_name,
-            retries=2,
-            retry_delay_seconds=[5, 30],
+            retries=len(settings.retry_delays_s()),
+            retry_delay_seconds=settings.retry_delays_s(),
             retry_condition_fn=_can_help,
             cache_policy=NO_CACHE,
             persist_result=False,

@@ -1,4 +1,4 @@
-"""Real servers for the tests that need them, in a home of their own."""
+"""Real servers for the tests that need them, in a home of their own; marks, order and time limits by folder."""
 
 import os
 from collections.abc import Iterator
@@ -15,6 +15,23 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "PREFECT_API_URL"):
     os.environ.pop(name, None)  # tests never touch a developer's own servers
+
+LIMITS_S = {"unit": 60, "integration": 240, "flows": 420}  # for a test with its fixtures, beside a busy neighbour
+# Files that take longest: whoever runs files side by side begins with them.
+LONGEST = ("test_production", "test_distill", "test_training", "test_benchmarks", "test_training_nodes", "test_worker")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A folder is a mark; a file of tests that share servers or runs stays in one process, the longest first."""
+    for item in items:
+        folder = item.path.relative_to(config.rootpath / "tests").parts[0]
+        item.add_marker(folder)
+        if folder != "unit":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(LIMITS_S[folder]))
+    rank = {stem: place for place, stem in enumerate(LONGEST)}
+    items.sort(key=lambda item: ("unit" in item.keywords, rank.get(item.path.stem, len(rank))))
 
 
 @pytest.fixture(scope="session")

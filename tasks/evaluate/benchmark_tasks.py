@@ -76,7 +76,7 @@ def benchmark(
 @stage_task(name="lm_eval")
 def lm_eval(models: dict[str, ModelSource], options: Benchmarks, scoring: Scoring) -> dict[str, ArtifactRef]:
     """lm-eval's results of every variant, one variant after the other."""
-    works = {f"{name}/{harness.KIND}": harness.workspace(model, options) for name, model in models.items()}
+    works = {f"{name}/{harness.KIND}": harness.workspace(model, options, scoring) for name, model in models.items()}
     with stage_view("lm_eval", ", ".join(options.harness)) as view:
 
         def make(missing: dict[str, Workspace]) -> dict[str, ArtifactRef]:

@@ -1,4 +1,4 @@
-"""Any task of lm-eval by its name (GSM8K, MMLU, HumanEval …), on vLLM, in a supervised process."""
+"""Any task of lm-eval by its name (GSM8K, MMLU …), on vLLM or the slow reference, in a supervised process."""
 
 from __future__ import annotations
 
@@ -48,16 +48,18 @@ def _check_installed(options: Benchmarks) -> None:
         raise ConfigurationError(f"benchmarks.harness_task_folder: there is no folder {options.harness_task_folder}")
 
 
-def workspace(model: ModelSource, options: Benchmarks) -> Workspace:
-    """One model's results on the tasks that `options` name."""
+def workspace(model: ModelSource, options: Benchmarks, scoring: Scoring) -> Workspace:
+    """One model's results on the tasks that `options` name; the reference's rounding makes them others than vLLM's."""
     spec = {"model": model.identity(), **options.identity("harness"), "own_tasks": _task_files(options)}
+    if scoring.engine != "vllm":
+        spec["engine"] = scoring.engine
     return Workspace(KIND, STAGE_VERSION, spec, {})
 
 
 def run(
     work: Workspace, model: ModelSource, options: Benchmarks, scoring: Scoring, on_event: Callable[[Event], None]
 ) -> ArtifactRef:
-    """Run lm-eval and publish its results; `scoring` says how vLLM uses the hardware.
+    """Run lm-eval and publish its results; `scoring` says which engine, and how vLLM uses the hardware.
 
     Raises ConfigurationError for a task that lm-eval does not know or whose data cannot be had.
     """

@@ -1,4 +1,4 @@
-"""The lm-eval program: tasks by name on vLLM, each document's outcome kept.
+"""The lm-eval program: tasks by name on vLLM (or transformers, the slow reference), each document's outcome kept.
 
 python -m tasks.evaluate.harness_program FOLDER
 """
@@ -36,19 +36,9 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     manager = TaskManager(include_path=options.harness_task_folder)
     check_tasks(manager, options)
     reporter.progress(0, len(options.harness), tasks=", ".join(options.harness))
-    engine = vllm_options(
-        torch.cuda.is_available(), scoring.tensor_parallel, scoring.gpu_memory, scoring.max_batched_tokens
-    )
-    arguments: dict[str, Any] = {
-        **engine,
-        "pretrained": str(model.fetch()),
-        "max_model_len": options.harness_max_length,
-        "max_gen_toks": options.harness_max_gen_tokens,
-    }
     try:
         found = simple_evaluate(
-            model="vllm",
-            model_args=arguments,
+            **_engine(str(model.fetch()), options, scoring),
             tasks=list(options.harness),
             limit=options.harness_limit,
             apply_chat_template=options.harness_chat_template,
@@ -70,6 +60,24 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         work.put(f"{SAMPLES}{name}.jsonl", lines.encode())
     reporter.progress(len(options.harness), len(options.harness), tasks="done")
     return {"tasks": _by_task(found), "lm_eval": metadata.version("lm_eval")}
+
+
+def _engine(folder: str, options: Benchmarks, scoring: Scoring) -> dict[str, Any]:
+    """What lm-eval is told of the model."""
+    longest, longest_answer = options.harness_max_length, options.harness_max_gen_tokens
+    if scoring.engine == "transformers":
+        from lm_eval.models.huggingface import HFLM
+
+        class Reference(HFLM):
+            max_gen_toks = longest_answer
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return {"model": Reference(pretrained=folder, max_length=longest, batch_size=8, device=device)}
+    arguments = vllm_options(
+        torch.cuda.is_available(), scoring.tensor_parallel, scoring.gpu_memory, scoring.max_batched_tokens
+    )
+    arguments |= {"pretrained": folder, "max_model_len": longest, "max_gen_toks": longest_answer}
+    return {"model": "vllm", "model_args": arguments}
 
 
 def _by_task(found: Any) -> dict[str, Any]:

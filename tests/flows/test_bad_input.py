@@ -52,7 +52,8 @@ def test_an_unreachable_llm() -> None:
         probe.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
     flags = ["--agent-model=openai/x", f"--augmentation.api-base={address}"]
-    assert f"the LLM at {address} cannot be reached" in _sentence("run", *flags, OPENAI_API_KEY="sk-x")
+    told = _sentence("run", *flags, OPENAI_API_KEY="sk-x", DISTILFLOW_RETRY_DELAYS_S="0.1")
+    assert f"the LLM at {address} cannot be reached" in told
 
 
 def test_a_missing_provider_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,6 +218,7 @@ def test_cancelled_and_killed_at_every_stage_it_comes_out_the_same(
 ) -> None:
     production.stop_workers()
     monkeypatch.setenv("DISTILFLOW_BUCKET", "chaos")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")  # an engine in processes of its own, as on a GPU
     for pool in ("cpu", "gpu"):
         production.start_worker(pool, "chaos")
     finished: dict[str, Record] = {}

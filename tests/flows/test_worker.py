@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -18,8 +17,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
 
-from infra.guardian import is_alive
 from tests.support.own_server import OwnServer, own_server
+from tests.support.processes import named, of_home, words
 from tests.support.wait import wait_for
 
 _PREFECT_YAML = """
@@ -86,20 +85,14 @@ def _started(server: OwnServer, mark: str) -> int:
     return int((server.home / f"{mark}.pid").read_text())
 
 
-def _ours(server: OwnServer, but: tuple[int, ...] = ()) -> list[psutil.Process]:
+def _ours(server: OwnServer) -> list[psutil.Process]:
     """Processes of this home except the server's: workers, flows, engines."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            words = " ".join(process.cmdline())
-            mine = process.environ().get("DISTILFLOW_HOME") == str(server.home) and process.pid != os.getpid()
-            if mine and "server start" not in words and "uvicorn" not in words and process.pid not in but:
-                found.append(process)
-    return [process for process in found if is_alive(process)]
+    servers = named(of_home(server.home), "server start", "uvicorn")
+    return [process for process in of_home(server.home) if process not in servers]
 
 
 def _of(server: OwnServer, mark: str) -> list[psutil.Process]:
-    return [process for process in _ours(server) if mark in " ".join(process.cmdline())]
+    return named(_ours(server), mark)
 
 
 def _stop(worker: subprocess.Popen[str]) -> tuple[str, str]:
@@ -158,7 +151,7 @@ def test_a_killed_worker_takes_its_runs_along_and_the_next_one_finishes_them(ser
     if who == "distilflow worker":
         worker.kill()
     else:
-        (victim,) = [p for p in _ours(server) if "prefect --no-prompt worker" in " ".join(p.cmdline()[:5])]
+        (victim,) = [p for p in named(_ours(server), "prefect --no-prompt worker") if "guardian" not in words(p)]
         victim.kill()
     worker.communicate(timeout=90)
     took = wait_for(lambda: not psutil.pid_exists(pid) and _ours(server) == [])

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -31,14 +31,18 @@ def options(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Ben
     )
 
 
-def _run(options: Benchmarks) -> Any:
-    work = harness.workspace(MODEL, options)
-    return harness.run(work, MODEL, options, Scoring(max_batched_tokens=512), lambda event: None)
+def _run(options: Benchmarks, scoring: Scoring) -> Any:
+    work = harness.workspace(MODEL, options, scoring)
+    return harness.run(work, MODEL, options, scoring, lambda event: None)
 
 
 @installed
-def test_a_task_of_ones_own_scores_as_the_models_own_log_probs_say(options: Benchmarks) -> None:
-    ref = _run(options)
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_a_task_of_ones_own_scores_as_the_models_own_log_probs_say(
+    options: Benchmarks, engine: Literal["vllm", "transformers"]
+) -> None:
+    scoring = Scoring(engine=engine, max_batched_tokens=512)
+    ref = _run(options, scoring)
     found = ArtifactReader(ref).read_json(harness.RESULTS)["tasks"]["own_choice"]
     chosen = [_most_likely(question) for question in QUESTIONS]
     accuracy = sum(best == question["answer"] for best, question in zip(chosen, QUESTIONS, strict=True)) / len(
@@ -50,7 +54,7 @@ def test_a_task_of_ones_own_scores_as_the_models_own_log_probs_say(options: Benc
     told = [json.loads(line) for line in lines]
     best = [max(range(3), key=lambda c: float(one["filtered_resps"][c][0])) for one in told]
     assert best == [chosen[one["doc_id"]] for one in told]
-    assert harness.workspace(MODEL, options).find() is not None
+    assert harness.workspace(MODEL, options, scoring).find() is not None
 
 
 def _most_likely(question: dict[str, Any]) -> int:
@@ -73,9 +77,10 @@ def _most_likely(question: dict[str, Any]) -> int:
 @installed
 def test_a_task_that_lm_eval_does_not_know_is_the_users_mistake(options: Benchmarks) -> None:
     wrong = options.model_copy(update={"harness": ("own_choice", "gsm9k")})
-    for refuse in (harness.preflight, _run):  # before anything is spent, and where another lm-eval runs it
-        with pytest.raises(ConfigurationError, match="knows no task 'gsm9k'"):
-            refuse(wrong)
+    with pytest.raises(ConfigurationError, match="knows no task 'gsm9k'"):
+        harness.preflight(wrong)  # before anything is spent
+    with pytest.raises(ConfigurationError, match="knows no task 'gsm9k'"):
+        _run(wrong, Scoring())  # where another lm-eval runs it
 
 
 def test_lm_eval_that_is_not_installed_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +92,7 @@ def test_lm_eval_that_is_not_installed_is_said_in_one_sentence(monkeypatch: pyte
 
 
 def test_a_changed_task_file_is_another_result(options: Benchmarks) -> None:
-    before = harness.workspace(MODEL, options).fingerprint
+    before = harness.workspace(MODEL, options, Scoring()).fingerprint
     file = Path(str(options.harness_task_folder)) / "own_choice.yaml"
     file.write_text(file.read_text() + "\n# changed\n")
-    assert harness.workspace(MODEL, options).fingerprint != before
+    assert harness.workspace(MODEL, options, Scoring()).fingerprint != before

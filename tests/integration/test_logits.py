@@ -1,7 +1,6 @@
 """Scoring with the real vLLM on the CPU: equal to transformers, and a kill costs at most one shard."""
 
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from infra.range_cache import RangeCache
 from tasks.logits import stage
 from tasks.logits.settings import Scoring
 from tasks.logits.store import ScoredRow, TopKReader
+from tests.support.processes import named, of_home
 
 K = 10
 
@@ -29,26 +29,32 @@ def _score(rows: ArtifactRef, scoring: Scoring, tag: int, on_event: Any = lambda
     return stage.score(tagged, rows, teacher, K, scoring, on_event)
 
 
+def _engine_cores() -> list[psutil.Process]:
+    return named(of_home(os.environ["DISTILFLOW_HOME"]), "EngineCore")
+
+
 def _rows(ref: ArtifactRef) -> dict[str, ScoredRow]:
     return {row.row_id: row for row in TopKReader(ref)}
 
 
 def test_vllm_killed_in_mid_run_resumes_without_rescoring_and_agrees_with_transformers(
-    rows: ArtifactRef, tmp_path: Path
+    rows: ArtifactRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scoring = Scoring(engine="vllm", max_length=256, tokens_per_shard=6000, max_error=2**-14)
     victims: list[str] = []
 
     def kill_the_engine(event: Event) -> None:
         if event["event"] == "progress" and event["done"] < event["total"] and not victims:
-            core = next(p for p in psutil.process_iter(["name", "cmdline"]) if "EngineCore" in str(p.info["name"]))
-            victims.append(core.info["name"])
-            os.kill(core.pid, signal.SIGKILL)
+            (core,) = _engine_cores()
+            victims.append(core.name())
+            core.kill()
 
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")  # the engine in processes of its own, as on a GPU
     with pytest.raises(TransientError):
         _score(rows, scoring, 0, kill_the_engine)
+    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING")
     assert victims
-    assert not [p for p in psutil.process_iter(["name"]) if "EngineCore" in str(p.info["name"])]
+    assert _engine_cores() == []
 
     uri = Workspace.from_description(_description(rows, scoring)).uri
     finished = {name: _written_at(uri + name) for name in storage.keys(uri) if name.startswith("shards/")}

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
-import psutil
 import pytest
 from botocore.exceptions import ClientError
 
@@ -19,6 +18,7 @@ from infra import kept_services, seaweedfs, services, storage
 from infra.errors import ConfigurationError
 from infra.local_server import free_ports
 from infra.services import embedded_services
+from tests.support.processes import of_home
 from tests.support.wait import wait_for
 
 ROOT = Path(services.__file__).parents[1]
@@ -38,7 +38,7 @@ def s3_home(tmp_path: Path, unconfigured: None, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("DISTILFLOW_HOME", str(tmp_path))
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
     yield tmp_path
-    assert processes_of(tmp_path) == []
+    assert of_home(tmp_path) == []
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +52,7 @@ def both_home(migrated: Path, unconfigured: None, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("DISTILFLOW_HOME", str(migrated))
     yield migrated
     kept_services.down()
-    assert processes_of(migrated) == []
-
-
-def processes_of(home: Path) -> list[psutil.Process]:
-    """Whatever has the home in its command line or, as Prefect has, in its environment."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            words = [*process.cmdline(), *process.environ().values()]
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-        if process.pid != os.getpid() and any(str(home) in word for word in words):
-            found.append(process)
-    return found
+    assert of_home(migrated) == []
 
 
 def start_python(code: str) -> subprocess.Popen[str]:
@@ -106,7 +93,7 @@ def test_what_was_put_is_there_after_a_restart(s3_home: Path) -> None:
         for uri, data in sent.items():
             storage.put(uri, data)
     assert dict(os.environ) == before
-    assert processes_of(s3_home) == []
+    assert of_home(s3_home) == []
     assert not list(Path("/tmp").glob(f"seaweedfs-*{running.s3_endpoint.rpartition(':')[2]}.sock"))
 
     with embedded_services():
@@ -214,7 +201,7 @@ def test_nothing_outlives_a_sigkilled_run_and_the_next_one_starts(both_home: Pat
     )
     assert holder.stdout is not None
     assert tuple(holder.stdout.readline().split()) == BOTH
-    assert len(processes_of(both_home)) >= 5  # the run, and a guardian and a server for each service
+    assert len(of_home(both_home)) >= 5  # the run, and a guardian and a server for each service
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
 
@@ -235,7 +222,7 @@ def test_all_of_a_killed_run_is_gone_within_15_s(s3_home: Path) -> None:
     assert holder.stdout.readline() == "up\n"
     holder.kill()
     holder.communicate()
-    wait_for(lambda: processes_of(s3_home) == [], 15)
+    wait_for(lambda: of_home(s3_home) == [], 15)
 
 
 def test_the_last_log_lines_of_a_run_reach_the_server(both_home: Path) -> None:
@@ -259,7 +246,7 @@ def test_up_serves_all_runs_until_down(
     said = run_python(f"from infra import kept_services; kept_services.up({port})")
     assert f"Prefect UI:  http://127.0.0.1:{port}\n" in said
     assert secret_of(both_home) not in said
-    addresses = {s.laddr.ip for p in processes_of(both_home) for s in p.net_connections("tcp") if s.status == "LISTEN"}
+    addresses = {s.laddr.ip for p in of_home(both_home) for s in p.net_connections("tcp") if s.status == "LISTEN"}
     assert addresses == {"127.0.0.1"}
 
     with embedded_services() as first:
@@ -276,7 +263,7 @@ def test_up_serves_all_runs_until_down(
         kept_services.up(port + 1)
 
     kept_services.down()
-    assert processes_of(both_home) == []
+    assert of_home(both_home) == []
     assert not (both_home / "services.json").exists()
     kept_services.down()
     assert capsys.readouterr().out == "stopped prefect and seaweedfs\nno services are running\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -11,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
+from tests.support.processes import named, of_home, words
 
 SMALL = [
     "--sft.max-steps=20",
@@ -55,12 +54,7 @@ def results(home: Path) -> dict[str, Any]:
 
 def engines() -> list[str]:
     """Command lines of this session's runs and engines, orphans included."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            words = " ".join(process.cmdline())
-            ours = process.environ().get("DISTILFLOW_HOME") == os.environ["DISTILFLOW_HOME"]
-            names = ("tasks.", "EngineCore", "llm_server", "deepspeed", "flows.cli")
-            if ours and process.pid != os.getpid() and any(name in words for name in names):
-                found.append(words)
-    return found
+    found = named(
+        of_home(os.environ["DISTILFLOW_HOME"]), "tasks.", "EngineCore", "llm_server", "deepspeed", "flows.cli"
+    )
+    return [words(process) for process in found]

@@ -20,9 +20,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
 from infra import services
-from infra.guardian import is_alive
 from infra.local_server import free_ports, wait_until_gone
 from infra.local_services import kept
+from tests.support.processes import named, of_home
 from tests.support.wait import wait_for
 
 SMALL: dict[str, Any] = {
@@ -112,24 +112,15 @@ class Cluster:
 
     def engines(self) -> list[psutil.Process]:
         """Engines of this home, orphans included."""
-        return [p for p in self.processes() if any(name in _words(p) for name in ENGINES)]
+        return named(self.processes(), *ENGINES)
 
     def flows(self, pool: str) -> list[psutil.Process]:
         """The processes of flow runs that a pool's worker has started."""
         family = psutil.Process(self.workers[pool].pid).children(recursive=True)
-        return [p for p in family if "prefect.engine" in _words(p) or "flow-run" in _words(p)]
+        return named(family, "prefect.engine", "flow-run")
 
     def processes(self) -> list[psutil.Process]:
-        """All of this home but ourselves. vLLM's EngineCore hides its environment behind its title: it is told by its
-        parent, or as an orphan."""
-        found: dict[int, psutil.Process] = {}
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                orphan = "EngineCore" in process.name() and process.ppid() == 1
-                if orphan or process.environ().get("DISTILFLOW_HOME") == str(self.home):
-                    found |= {member.pid: member for member in [process, *process.children(recursive=True)]}
-        found.pop(os.getpid(), None)
-        return [process for process in found.values() if is_alive(process)]
+        return of_home(self.home)
 
     def _cli(self, *words: str) -> str:
         done = subprocess.run([sys.executable, "-m", "flows.cli", *words], capture_output=True, text=True, timeout=300)
@@ -166,10 +157,3 @@ def kill(processes: list[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL)
-
-
-def _words(process: psutil.Process) -> str:
-    try:
-        return " ".join([process.name(), *process.cmdline()])
-    except psutil.Error:
-        return ""

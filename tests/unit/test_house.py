@@ -1,44 +1,56 @@
 """Rules of the house that a reader relies on: what importing a part brings along."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ENGINES = ("torch", "vllm", "deepspeed", "transformers", "litellm", "scipy")
 
 
-def _imported_with(module: str) -> set[str]:
-    code = f"import sys, {module}; print(' '.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
-
-
-@pytest.mark.parametrize("module", ["flows.distill", "flows.cli", "flows.gc"])
-def test_importing_a_flow_imports_no_engine(module: str) -> None:
-    loaded = _imported_with(module)
-    assert not [engine for engine in ENGINES if engine in loaded]
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "tasks.train.losses",
-        "tasks.train.data",
-        "tasks.logits.store",
-        "tasks.evaluate.metrics",
-        "tasks.augment.controller",
-        "tasks.report.page",
-        "infra.artifacts",
-        "infra.devices",
-        "infra.gc_deletion",
-        "infra.processes",
-        "infra.services",
-    ],
+FLOWS = ("flows.cli", "flows.gc", "flows.distill")
+WITHOUT_PREFECT = (
+    "infra.artifacts",
+    "infra.devices",
+    "infra.gc_deletion",
+    "infra.processes",
+    "infra.services",
+    "tasks.augment.controller",
+    "tasks.logits.store",
+    "tasks.report.page",
+    "tasks.evaluate.metrics",
+    "tasks.train.data",
+    "tasks.train.losses",
 )
-def test_a_stages_own_modules_do_not_know_prefect(module: str) -> None:
-    assert "prefect" not in _imported_with(module)
+
+
+def _brings(modules: tuple[str, ...], unwanted: tuple[str, ...]) -> dict[str, str]:
+    """Each unwanted module that is there after importing these, with the first of them that brought it."""
+    code = f"""
+import importlib, json, sys
+first = {{}}
+for module in {modules!r}:
+    importlib.import_module(module)
+    for name in {unwanted!r}:
+        if name in sys.modules:
+            first.setdefault(name, module)
+print(json.dumps(first))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_importing_a_flow_imports_no_engine() -> None:
+    assert _brings(FLOWS, ENGINES) == {}
+
+
+def test_a_stages_own_modules_do_not_know_prefect() -> None:
+    assert _brings(WITHOUT_PREFECT, ("prefect",)) == {}
+
+
+def test_an_import_that_brings_an_engine_is_found() -> None:
+    assert _brings(("json", "tasks.train.losses"), ("torch", "vllm")) == {"torch": "tasks.train.losses"}
 
 
 def test_no_link_is_committed() -> None:

@@ -6,7 +6,7 @@ import inspect
 import shlex
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows import cli
@@ -48,6 +48,7 @@ def test_a_run_by_the_preset_names_models_k_and_seed_alone() -> None:
     )
 
 
+@settings(max_examples=30)
 @given(
     seeds=st.sampled_from(["demo", "my seeds.jsonl", "s3://b/it's.jsonl"]),
     augmentation=st.sampled_from(

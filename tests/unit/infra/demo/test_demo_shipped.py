@@ -1,4 +1,4 @@
-"""The files that the demo ships are what the code makes, and the models are what the demo says they are."""
+"""The files that the demo ships are what the code makes."""
 
 import json
 import random
@@ -6,11 +6,11 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from infra.demo.build_data import DATA, HELD_OUT_ROWS, SEED_ROWS, Row, rows_of_split, write_data
 from infra.demo.tokenizer import MAX_TOKENS, prompt_text, train_tokenizer
-from infra.demo.training import IGNORED, collate, encode_rows, execution_accuracy
+from infra.demo.training import IGNORED, collate, encode_rows
 
 
 def shipped_rows(name: str) -> list[Row]:
@@ -33,9 +33,16 @@ def test_shipped_splits_share_no_request() -> None:
     assert not keys[0] & keys[1]
 
 
+@pytest.fixture(scope="module")
+def trained() -> PreTrainedTokenizerFast:
+    return train_tokenizer()
+
+
 @pytest.mark.parametrize("name", ["teacher", "student"])
-def test_shipped_tokenizer_is_the_trained_one_and_writes_the_pipelines_prompt(name: str) -> None:
-    shipped, trained = AutoTokenizer.from_pretrained(DATA / name), train_tokenizer()
+def test_shipped_tokenizer_is_the_trained_one_and_writes_the_pipelines_prompt(
+    name: str, trained: PreTrainedTokenizerFast
+) -> None:
+    shipped = AutoTokenizer.from_pretrained(DATA / name)
     rows = list(islice(rows_of_split(held_out=True, rng=random.Random(0)), 200))
     assert encode_rows(shipped, rows) == encode_rows(trained, rows)
     assert max(len(ids) for ids, _ in encode_rows(shipped, rows)) <= 110 < MAX_TOKENS
@@ -56,16 +63,3 @@ def test_labels_are_the_response_and_its_end_token_only() -> None:
     for labels_T, expected in zip(labels_BT.tolist(), (row["output"], "SELECT 1"), strict=True):
         kept = [label for label in labels_T if label != IGNORED]
         assert tokenizer.decode(kept) == expected + "<|im_end|>"
-
-
-def test_teacher_knows_the_task_and_the_base_student_does_not() -> None:
-    rows = shipped_rows("heldout.jsonl")[::4]
-    accuracy = {}
-    for name in ("teacher", "student"):
-        tokenizer = AutoTokenizer.from_pretrained(DATA / name)
-        model = AutoModelForCausalLM.from_pretrained(DATA / name, dtype="float32")
-        assert model.config.hidden_size // model.config.num_attention_heads in (32, 64)
-        accuracy[name] = execution_accuracy(model, tokenizer, rows)
-    assert accuracy["teacher"] >= 0.85
-    assert accuracy["student"] < 0.05
-    assert (DATA / "teacher" / "model.safetensors").stat().st_size <= 8 * 1024**2
