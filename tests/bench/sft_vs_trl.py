@@ -86,7 +86,8 @@ def _ours(model: Any, data: Any, steps: int, turn: int) -> float:
 
 
 def _trl(way: str, model: str, rows: Path, steps: int, scratch: Path) -> float:
-    spec = {"way": way, "model": model, "rows": str(rows), "steps": steps, "out": str(scratch / f"{way}.json")}
+    out = scratch / f"{way}.json"
+    spec = {"way": way, "model": model, "rows": str(rows), "steps": steps, "out": str(out)}
     spec |= {"global_batch": GLOBAL_BATCH, "max_length": MAX_LENGTH}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     subprocess.run(
@@ -95,4 +96,4 @@ def _trl(way: str, model: str, rows: Path, steps: int, scratch: Path) -> float:
         stdout=sys.stderr,
         env={**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2)), "HF_HUB_OFFLINE": "1"},
     )
-    return float(json.loads(Path(spec["out"]).read_text())["tokens_s"])
+    return float(json.loads(out.read_text())["tokens_s"])

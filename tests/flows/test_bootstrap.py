@@ -110,8 +110,8 @@ def test_without_a_server_one_sentence_says_what_to_do(tmp_path: Path) -> None:
 
 
 class _Messages(http.server.BaseHTTPRequestHandler):
-    received: list[tuple[str, dict[str, str]]]
-    answer: int
+    received: ClassVar[list[tuple[str, dict[str, str]]]]
+    answer: ClassVar[int]
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))

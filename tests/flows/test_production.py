@@ -16,7 +16,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.client.schemas.schedules import SCHEDULE_TYPES, IntervalSchedule
 
 from flows.dispatched import answer_of
 from infra import storage
@@ -69,8 +69,8 @@ def test_a_schedule_fires_and_its_run_finds_everything_done(production: Cluster)
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("distill/demo")
         client.update_deployment(deployment.id, DeploymentUpdate(parameters={**deployment.parameters, **SMALL}))
-        schedule = IntervalSchedule(interval=timedelta(minutes=1))
-        (made,) = client.create_deployment_schedules(deployment.id, [(schedule, True)])
+        schedules: list[tuple[SCHEDULE_TYPES, bool]] = [(IntervalSchedule(interval=timedelta(minutes=1)), True)]
+        (made,) = client.create_deployment_schedules(deployment.id, schedules)
 
     def scheduled() -> list[Any]:
         with get_client(sync_client=True) as client:

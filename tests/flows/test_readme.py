@@ -6,10 +6,11 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from prefect.flows import load_flow_from_entrypoint
+from prefect.flows import Flow, load_flow_from_entrypoint
 
 from flows import cli
 
@@ -50,7 +51,7 @@ def test_deployments_and_their_parameters_in_the_readme_exist(command: str) -> N
     name, given = words[3], [words[i + 1].split("=")[0] for i, word in enumerate(words) if word == "--param"]
     flow, deployment = name.split("/")
     (entry,) = (d for d in DEPLOYMENTS if (d["name"], d["entrypoint"].split(".")[-1]) == (deployment, flow))
-    function = load_flow_from_entrypoint(entry["entrypoint"])
+    function: Flow[..., Any] = load_flow_from_entrypoint(entry["entrypoint"])
     assert set(given) <= inspect.signature(function.fn).parameters.keys()
 
 

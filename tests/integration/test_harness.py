@@ -62,6 +62,7 @@ def _most_likely(question: dict[str, Any]) -> int:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    assert MODEL.path is not None
     tokenizer = AutoTokenizer.from_pretrained(MODEL.path)
     model: Any = AutoModelForCausalLM.from_pretrained(MODEL.path)
     sums = []

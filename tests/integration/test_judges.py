@@ -81,13 +81,13 @@ def test_without_log_probs_a_preference_is_one_or_nought(tmp_path: Path) -> None
 
 
 def test_passing_faults_and_bad_answers_cost_no_pair(tmp_path: Path) -> None:
-    faults = {
+    faults: dict[str, Any] = {
         "faults": 0.5,
         "faults_of_a_body": 1,
         "kinds": ["429", "500", "cut", "refusal", "truncated", "wrong_schema"],
     }
     result, ref, asked = _alpaca(tmp_path, some_pairs(24), **faults)
-    assert set(asked["by_fault"]) == set(faults["kinds"])  # type: ignore[arg-type]
+    assert set(asked["by_fault"]) == set(faults["kinds"])
     missing = sum(result["not_judged"].values())
     assert missing <= 6, "a correction that was answered badly again"
     assert {j.not_judged for j in benchmarks.judgments_of(ref)} <= {"", "no valid answer"}

@@ -56,7 +56,8 @@ def test_a_published_folder_loads_in_transformers_and_its_rows_in_datasets(
     to = tmp_path / "the company's student"
     publish(str(to), student.uri, None)
 
-    model, tokenizer = (of.from_pretrained(to / "model") for of in (AutoModelForCausalLM, AutoTokenizer))
+    model: Any = AutoModelForCausalLM.from_pretrained(to / "model")
+    tokenizer: Any = AutoTokenizer.from_pretrained(to / "model")
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], return_tensors="pt", return_dict=True)
     assert model(**ids).logits.shape[-1] == model.config.vocab_size
     data = datasets.load_dataset(str(to / "dataset"), split="train", cache_dir=str(tmp_path / "cache"))

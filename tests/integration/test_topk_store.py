@@ -1,6 +1,5 @@
 """The store on real S3: by row id, in order, in small pieces, from a small cache; damage is found and named."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,7 @@ def store(bucket: str, request: pytest.FixtureRequest) -> ArtifactRef:
 
 
 @pytest.fixture
-def fetched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many bytes each range read brought."""
     sizes: list[int] = []
     real = storage.get_range

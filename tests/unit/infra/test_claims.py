@@ -230,7 +230,8 @@ class _Work:
 @pytest.mark.usefixtures("store")
 def test_of_several_runs_one_makes_the_artifact_and_the_others_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_POLL_S", 0.01)
-    work, made, told = _Work(), [], []
+    work, made = _Work(), []
+    told: list[str] = []
     ready = threading.Event()
 
     def make(missing: dict[str, Any]) -> dict[str, Any]:

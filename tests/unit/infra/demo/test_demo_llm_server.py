@@ -13,8 +13,8 @@ from infra.demo.execution import opened
 from infra.demo.llm_agents import answer
 from infra.demo.llm_server import MODEL_NAME, serving
 from infra.demo.parse import parse
-from infra.demo.requests import CATEGORY_OF_FAMILY, TASK_CATEGORIES, is_held_out
-from infra.demo.schemas import DATABASES, database_of_schema, schema_text
+from infra.demo.requests import CATEGORY_OF_FAMILY, TASK_CATEGORIES, Request, is_held_out
+from infra.demo.schemas import DATABASES, Database, database_of_schema, schema_text
 from infra.demo.styles import render_sql
 
 SCHEMA = schema_text(DATABASES[0])
@@ -52,12 +52,21 @@ def ask(body: object) -> dict[str, Any]:
     return json.loads(completion["choices"][0]["message"]["content"])
 
 
+def parsed(instruction: str, schema: str) -> tuple[Request, Database]:
+    """What is asked for, and of which database."""
+    database = database_of_schema(schema)
+    assert database is not None
+    request = parse(instruction, database)
+    assert request is not None
+    return request, database
+
+
 def test_expansion_writes_n_requests_of_the_same_category() -> None:
     written = ask({"agent": "expansion", "n": 12, **QUESTION})["instructions"]
     assert len(written) == 12
     assert len({row["instruction"] for row in written}) > 8
     for row in written:
-        request = parse(row["instruction"], database_of_schema(row["input"]))
+        request, _ = parsed(row["instruction"], row["input"])
         assert CATEGORY_OF_FAMILY[request.family] == "sql-aggregate"
 
 
@@ -155,8 +164,7 @@ def test_expansion_never_writes_a_held_out_pairing() -> None:
         for turn in range(20):
             body = {"agent": "expansion", "n": 50, **QUESTION, "task_category": category}
             for row in answer(body, str(turn))["instructions"]:
-                request = parse(row["instruction"], database_of_schema(row["input"]))
-                assert request is not None
+                request, _ = parsed(row["instruction"], row["input"])
                 assert not is_held_out(request.table, request.family)
 
 
@@ -171,8 +179,7 @@ def test_some_labels_are_wrong_and_the_judges_see_only_part_of_it() -> None:
     for index, row in enumerate(distinct_rows(600, held_out=False, seed="noise")):
         body = {"task_category": row["category"], "instruction": row["instruction"], "input": row["input"]}
         written = answer({"agent": "rewriting", "response": "", "chain_of_thought": False, **body}, f"r{index}")
-        database = database_of_schema(row["input"])
-        request = parse(written["instruction"], database)
+        request, database = parsed(written["instruction"], row["input"])
         right = opened(database).same_result(render_sql(request, database), written["response"])
         judged = body | {"instruction": written["instruction"], "response": written["response"]}
         kept = (

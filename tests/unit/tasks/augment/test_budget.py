@@ -194,7 +194,7 @@ def test_the_client_sets_money_aside_for_rows_that_it_scored(setting: Setting) -
     setting.providers(lambda request: reply(SCORES, cost=1.0), price=PRICE)
 
     async def use(client: LLMClient) -> list[Any]:
-        outcomes = []
+        outcomes: list[Any] = []
         for number in range(10):
             try:
                 outcomes.append(await client.ask(setting.usage, SELECTION, Row(instruction=str(number))))

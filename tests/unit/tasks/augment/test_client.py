@@ -151,7 +151,7 @@ def test_a_refused_row_is_not_asked_twice(setting: Setting, kind: str) -> None:
 
 def _asks(setting: Setting, count: int) -> Callable[[LLMClient], Coroutine[Any, Any, list[Any]]]:
     async def use(client: LLMClient) -> list[Any]:
-        outcomes = []
+        outcomes: list[Any] = []
         for number in range(count):
             try:
                 outcomes.append(await client.ask(setting.usage, VERIFICATION, Row(instruction=str(number))))

@@ -58,7 +58,9 @@ def _moods(draw: st.DrawFn) -> FakeAgents:
             return Unanswered(agent, "no answer (timeout)", transient=True)
         if mood == "other":
             return {"expansion": {"instructions": []}, "category": {"verdicts": []}}.get(agent, "")
-        return {"honest": honest, "unkind": unkind, "nonsense": lambda *_: "I would rather not."}[mood](agent, shown)
+        if mood == "nonsense":
+            return "I would rather not."
+        return {"honest": honest, "unkind": unkind}[mood](agent, shown)
 
     return FakeAgents(say)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,8 @@ LABELS = {"base": "base", "sft": "SFT", "sft_control": "control", "kd": "KD", "t
 
 
 def test_a_summary_weighs_tokens_and_counts_calibration() -> None:
-    second = {"nll": 40.0, "response_tokens": 20, "correct": False, "generated_tokens": 5, "truncated": True}
+    second: dict[str, Any] = {"nll": 40.0, "response_tokens": 20, "correct": False}
+    second |= {"generated_tokens": 5, "truncated": True}
     second |= {"calibration_tokens": [0.0, 10.0] + [0.0] * 13, "calibration_confidence": [0.0, 1.0] + [0.0] * 13}
     second |= {"calibration_hits": [0.0, 4.0] + [0.0] * 13}
     found = summary(table({}, second))

@@ -144,7 +144,8 @@ def test_every_instruction_type_that_lm_eval_has_is_among_these() -> None:
 
 def test_the_four_accuracies_are_those_by_hand() -> None:
     """Of 2 prompts, one follows 1 of 2; loosely (its first line dropped) 2 of 2. The other follows its only one."""
-    no_comma, quoted = ("punctuation:no_comma", {}), ("startend:quotation", {})
+    no_comma: tuple[str, dict[str, Any]] = ("punctuation:no_comma", {})
+    quoted: tuple[str, dict[str, Any]] = ("startend:quotation", {})
     first = Question(id="a", turns=("x",), instructions=(no_comma, quoted))
     second = Question(id="b", turns=("y",), instructions=(no_comma,))
     followed = ifeval.check(

@@ -46,7 +46,7 @@ def test_difficulty_comes_out_and_the_rate_is_the_mean_over_instructions() -> No
     lengths = dice.integers(100, 900, size=(2, 4_000))
     delta = (lengths[1] - lengths[0]) / (lengths[1] - lengths[0]).std(ddof=1)
     truth = 1 / (1 + np.exp(-(0.4 - 1.5 * np.tanh(delta) + 0.8 * difficulty)))
-    control = length_controlled(truth, lengths[0], lengths[1], difficulty)
+    control = length_controlled(truth, lengths[0], lengths[1], difficulty.tolist())
     assert control.difficulty == pytest.approx(0.8, abs=1e-2)
     assert control.length == pytest.approx(-1.5, abs=1e-2)
     assert control.win_rate == pytest.approx(float(np.mean(1 / (1 + np.exp(-(0.4 + 0.8 * difficulty))))), abs=1e-3)

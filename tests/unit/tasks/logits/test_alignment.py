@@ -55,14 +55,14 @@ def _scored(ids: Sequence[int], prompt: int, vocabulary: int) -> ScoredRow:
     rng = np.random.default_rng(0)
     response = np.array(ids[prompt:], dtype=np.int32)
     others = np.stack([rng.choice(vocabulary, 9, replace=False) for _ in response]).astype(np.int32)
-    logprobs = np.log(np.tile(np.float32([0.6, *[0.04] * 9]), (len(response), 1)))
+    logprobs = np.log(np.tile(np.array([0.6, *[0.04] * 9], np.float32), (len(response), 1)))
     return ScoredRow("r", ids, prompt, logprobs[:, 0], np.concatenate([response[:, None], others], axis=1), logprobs)
 
 
 def _rows(teacher: Tokenizer, student: Tokenizer, text: str, ends: tuple[str, str]) -> tuple[ScoredRow, TokenisedRow]:
     """Prompts of different lengths, one response, each with its end of turn."""
     ids, own = (
-        [*tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.token_to_id(end)]
+        [*tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.get_vocab()[end]]
         for tokenizer, end in zip((teacher, student), ends, strict=True)
     )
     return _scored([5, 6, 7, *ids], 3, teacher.get_vocab_size()), TokenisedRow("r", [9, *own], 1)
@@ -193,7 +193,7 @@ def test_qwens_real_vocabulary_aligns_with_a_tokenizer_trained_here() -> None:
     )
     student = _byte_level(80)
     scored = _scored([*encoding.encode(TEXT), size], 0, size)
-    own = TokenisedRow("r", [*student.encode(TEXT, add_special_tokens=False).ids, student.token_to_id(END)], 0)
+    own = TokenisedRow("r", [*student.encode(TEXT, add_special_tokens=False).ids, student.get_vocab()[END]], 0)
     alignment = Alignment(qwen, _vocabulary(student))
     ids, logprobs = alignment.move(scored, own)
     moved = np.isfinite(logprobs[:, 0])

@@ -47,5 +47,5 @@ def test_the_k_that_would_be_needed_or_more_than_there_is() -> None:
 
 def test_entries_that_are_not_known_hold_no_mass() -> None:
     coverage = Coverage(2)
-    coverage.add(np.float32([[np.log(0.5), -np.inf]]), "a")
+    coverage.add(np.array([[np.log(0.5), -np.inf]], np.float32), "a")
     assert coverage.summary()["mean"] == pytest.approx(0.5, abs=1e-5)

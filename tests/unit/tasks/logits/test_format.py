@@ -95,7 +95,9 @@ def _shard(rows: int = 40) -> bytes:
     for index in range(rows):
         logprobs = -np.sort(rng.exponential(2, (20, 10)), axis=1).astype(np.float32)
         ids = rng.integers(0, 5000, (20, 10)).astype(np.int32)
-        made.append(ScoredRow(f"row{index}", rng.integers(0, 5000, 25), 5, logprobs[:, 1].copy(), ids, logprobs))
+        made.append(
+            ScoredRow(f"row{index}", rng.integers(0, 5000, 25).tolist(), 5, logprobs[:, 1].copy(), ids, logprobs)
+        )
     return encode_shard(made, block_tokens=200)
 
 
@@ -136,17 +138,19 @@ def test_the_head_alone_says_where_each_row_lies() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"logprobs_RK": np.float32([[-2, -1]])}, "best first"),
-        ({"logprobs_RK": np.float32([[-np.inf, -1]])}, "best first"),
-        ({"logprobs_RK": np.float32([[np.nan, -1]])}, "up to 0"),
-        ({"actual_logprobs_R": np.float32([0.5])}, "up to 0"),
-        ({"topk_ids_RK": np.int32([[3, -1]])}, "not negative"),
-        ({"topk_ids_RK": np.int32([[3, 1, 2]])}, "row r"),
+        ({"logprobs_RK": np.array([[-2, -1]], np.float32)}, "best first"),
+        ({"logprobs_RK": np.array([[-np.inf, -1]], np.float32)}, "best first"),
+        ({"logprobs_RK": np.array([[np.nan, -1]], np.float32)}, "up to 0"),
+        ({"actual_logprobs_R": np.array([0.5], np.float32)}, "up to 0"),
+        ({"topk_ids_RK": np.array([[3, -1]], np.int32)}, "not negative"),
+        ({"topk_ids_RK": np.array([[3, 1, 2]], np.int32)}, "row r"),
         ({"ids": [1, 2, 3]}, "row r"),
     ],
 )
 def test_rows_that_no_teacher_can_have_scored_are_refused(change: dict[str, object], message: str) -> None:
-    row = ScoredRow("r", [7, 3], 1, np.float32([-1]), np.int32([[3, 4]]), np.float32([[-1, -2]]))
+    row = ScoredRow(
+        "r", [7, 3], 1, np.array([-1], np.float32), np.array([[3, 4]], np.int32), np.array([[-1, -2]], np.float32)
+    )
     encode_shard([row])
     with pytest.raises(ValueError, match=message):
         encode_shard([dataclasses.replace(row, **change)])  # type: ignore[arg-type]

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 
 from tasks.train import fused_head
 from tasks.train.fused_head import FusedHead, fused_head_loss
-from tasks.train.losses import DistillationLoss, cross_entropy_sum, distillation_sum
+from tasks.train.losses import DistillationLoss, Tail, cross_entropy_sum, distillation_sum
 
 N, H, V, K = 7, 5, 23, 4
+TAILS: list[tuple[Tail, float]] = [("renormalise", 1.0), ("renormalise", 2.0), ("bucket", 1.0)]
 LOSSES = [
     None,
     *(
         DistillationLoss(divergence, tail, temperature, js_beta=0.3, kd_weight=0.7)
         for divergence in ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation")
-        for tail, temperature in (("renormalise", 1.0), ("renormalise", 2.0), ("bucket", 1.0))
+        for tail, temperature in TAILS
     ),
 ]
 every_loss = pytest.mark.parametrize(
@@ -47,7 +48,7 @@ class Case:
         return [x for x in (self.hidden_NH, self.weight_VH, self.bias_V) if x is not None]
 
     def fused(self, loss: DistillationLoss | None, block_rows: int = 3) -> Tensor:
-        teacher = (None, None) if loss is None else (self.ids_NK, self.logprobs_NK)
+        teacher: tuple[Tensor | None, Tensor | None] = (None, None) if loss is None else (self.ids_NK, self.logprobs_NK)
         row_bytes = len(self.weight_VH) * max(self.hidden_NH.element_size(), 4)
         head = self.hidden_NH, self.weight_VH, self.bias_V
         return fused_head_loss(*head, self.labels_N, *teacher, loss, buffer_bytes=block_rows * row_bytes)

@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks.train.losses import DistillationLoss, cross_entropy_sum, distillation_sum
+from tasks.train.losses import DistillationLoss, Divergence, Tail, cross_entropy_sum, distillation_sum
 
 N, V, K = 4, 11, 4
-DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation")
+DIVERGENCES: tuple[Divergence, ...] = ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation")
+TAILS: list[tuple[Tail, float]] = [("renormalise", 1.0), ("renormalise", 2.0), ("renormalise", 0.5), ("bucket", 1.0)]
 LOSSES = [
     DistillationLoss(divergence, tail, temperature, js_beta=0.3, kd_weight=1.0)
     for divergence in DIVERGENCES
-    for tail, temperature in (("renormalise", 1.0), ("renormalise", 2.0), ("renormalise", 0.5), ("bucket", 1.0))
+    for tail, temperature in TAILS
 ]
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda x: f"{x.divergence}-{x.tail}-{x.temperature}")
 every_divergence = pytest.mark.parametrize("divergence", DIVERGENCES)

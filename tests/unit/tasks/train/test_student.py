@@ -26,10 +26,9 @@ def model() -> Any:
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=70,
-        attn_implementation="eager",
         tie_word_embeddings=True,
     )
-    return AutoModelForCausalLM.from_config(config).double()
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").double()
 
 
 def _loss(model: Any, ids: list[list[int]]) -> torch.Tensor:
