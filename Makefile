@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed-$(EXTRA)
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 # a file's tests stay together, for what they share; files begin in the order of tests/conftest.py, the longest first
-SIDE_BY_SIDE := -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+SIDE_BY_SIDE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart run test test-unit chaos check bench up down bootstrap images clean lock demo

@@ -13,25 +13,32 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine
 hypothesis.settings.load_profile("untimed")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, more threads than cores only get in each other's way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "PREFECT_API_URL"):
     os.environ.pop(name, None)  # tests never touch a developer's own servers
 
 LIMITS_S = {"unit": 60, "integration": 240, "flows": 420}  # for a test with its fixtures, beside a busy neighbour
 # Files that take longest: whoever runs files side by side begins with them.
-LONGEST = ("test_production", "test_distill", "test_training", "test_benchmarks", "test_training_nodes", "test_worker")
+LONGEST = (
+    *("test_production", "test_distill", "test_training", "test_benchmarks", "test_training_nodes", "test_worker"),
+    *("test_report_in_browser", "test_report_page", "test_hostile_seeds"),
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A folder is a mark; a file of tests that share servers or runs stays in one process, the longest first."""
+    """A folder is a mark, and has a limit; those that take longest come first, for files that run side by side."""
     for item in items:
-        folder = item.path.relative_to(config.rootpath / "tests").parts[0]
+        folder = _folder(config, item)
         item.add_marker(folder)
-        if folder != "unit":
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
         if not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(LIMITS_S[folder]))
     rank = {stem: place for place, stem in enumerate(LONGEST)}
-    items.sort(key=lambda item: ("unit" in item.keywords, rank.get(item.path.stem, len(rank))))
+    items.sort(key=lambda item: (_folder(config, item) == "unit", rank.get(item.path.stem, len(rank))))
+
+
+def _folder(config: pytest.Config, item: pytest.Item) -> str:
+    return item.path.relative_to(config.rootpath / "tests").parts[0]
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ _BANDWIDTH_USED = 0.6
 _STEP_PER_LAYER_S = {"transformers": 1e-3, "vllm": 1e-4}
 _VLLM_AT_ONCE = 256  # its default of `max_num_seqs`
 _START_S = {"train": 60.0, "logits": 60.0, "evaluate": 20.0}
-_START_CPU_S = {"train": 25.0, "logits": 40.0, "evaluate": 30.0}
+_START_CPU_S = {"train": 25.0, "logits": 20.0, "evaluate": 30.0}
 
 
 def training_flops(student: Size, training: Training, run: TrainingRun, tokens: float) -> float:
