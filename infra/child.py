@@ -17,6 +17,7 @@ import psutil
 
 from infra.errors import DistilflowError, OutOfMemoryError, TransientError, disk_full, is_disk_full
 from infra.guardian import is_alive
+from infra.program import imported
 
 
 class Reporter:
@@ -45,6 +46,7 @@ def run(main: Callable[[dict[str, Any], Reporter], dict[str, Any]], folder: Path
 
     With several ranks in one folder only the one with `writes` leaves the result; any may leave an error.
     """
+    imported()
     try:
         result = main(json.loads((folder / "spec.json").read_text()), Reporter(folder))
     except Exception as error:

@@ -15,13 +15,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, more threads than cores only get in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes start here: none compiles our code anew
 for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "PREFECT_API_URL"):
     os.environ.pop(name, None)  # tests never touch a developer's own servers
 
-LIMITS_S = {"unit": 60, "integration": 240, "flows": 420}  # for a test with its fixtures, beside a busy neighbour
+LIMITS_S = {"unit": 60, "integration": 300, "flows": 600}  # for a test with its fixtures, beside a busy neighbour
 # Files that take longest: whoever runs files side by side begins with them.
 LONGEST = (
-    *("test_production", "test_distill", "test_training", "test_benchmarks", "test_training_nodes", "test_worker"),
+    *("test_production", "test_training", "test_distill", "test_benchmarks", "test_training_nodes", "test_limits"),
+    *("test_worker", "test_logits", "test_harness", "test_services", "test_bootstrap"),
     *("test_report_in_browser", "test_report_page", "test_hostile_seeds"),
 )
 

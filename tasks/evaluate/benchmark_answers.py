@@ -5,10 +5,10 @@ Artifacts are keyed by variant and benchmark, "kd/alpaca_eval".
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from infra import program
 from infra.artifacts import ArtifactRef, Workspace
 from infra.models import ModelSource
 from infra.processes import Event, run_supervised
@@ -51,7 +51,7 @@ def answer(
     }
     told = run_supervised(
         "benchmark_answers",
-        [sys.executable, "-m", "tasks.evaluate.benchmark_program"],
+        program.command("tasks.evaluate.benchmark_program"),
         spec,
         on_event=on_event,
         env=vllm_environment(),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
+from infra import program
 from infra.artifacts import ArtifactRef, Workspace
 from infra.models import ModelSource
 from infra.processes import Event, run_supervised
@@ -45,7 +45,7 @@ def evaluate(
         }
         run_supervised(
             KIND,
-            [sys.executable, "-m", "tasks.evaluate.program"],
+            program.command("tasks.evaluate.program"),
             spec,
             on_event=on_event,
             env=vllm_environment(),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
+from infra import program
 from infra.artifacts import ArtifactRef, Workspace
 from infra.models import ModelSource
 from infra.processes import Event, run_supervised
@@ -44,7 +44,7 @@ def score(
     }
     result = run_supervised(
         KIND,
-        [sys.executable, "-m", "tasks.logits.program"],
+        program.command("tasks.logits.program"),
         spec,
         on_event=on_event,
         env=vllm_environment(),

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -15,6 +14,8 @@ from tasks.train.settings import Lora
 
 def with_adapters(model: Any, lora: Lora) -> Any:
     """The model with adapters on every linear layer but the head; only they are trained."""
+    from peft import LoraConfig, get_peft_model  # a second of imports that most trainings do not need
+
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from importlib import resources
 from typing import Any, Literal
@@ -64,8 +63,7 @@ def train(
         nodes.announce(work, launch, spec | {"launch": launch.id}, PROGRAM)
     else:
         launch = Launch.here(run.processes or devices.gpus() or _CPU_RANKS)
-        command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(launch.ranks)]
-        command += ["--master_port", str(launch.port), "--no_local_rank", "--module", PROGRAM]
+        command = nodes.command_here(launch, PROGRAM)
     try:
         result = _supervised(stage, command, launch, spec, run, on_event, f"{work.uri}log.txt")
     except TransientError as error:

@@ -11,7 +11,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -22,18 +22,18 @@ ROOT = Path(__file__).parents[2]
 def run(words: list[str]) -> dict[str, Any]:
     """Seconds of the two commands, installed already, and how many tests there are."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench suite", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--top", type=int, default=30)
     arguments = parser.parse_args(words)
     unit_s, _ = _timed("test-unit", arguments.jobs)
     all_s, cases = _timed("test", arguments.jobs)
-    taken, tests = Counter[str](), Counter[str]()
+    taken, tests = defaultdict[str, float](float), Counter[str]()
     for case in cases:
         name = str(case.get("classname")).removeprefix("tests.")
         taken[name] += float(case.get("time", 0))
         tests[name] += 1
     print(f"{'seconds':>8}  {'tests':>5}  file")
-    for name, seconds in taken.most_common(arguments.top):
+    for name, seconds in sorted(taken.items(), key=lambda item: -item[1])[: arguments.top]:
         print(f"{seconds:8.0f}  {tests[name]:5d}  {name}")
     return {"unit_s": unit_s, "all_s": all_s, "tests": len(cases), "jobs": arguments.jobs}
 

@@ -45,7 +45,7 @@ def test_a_run_says_what_it_did_and_leaves_numbers_and_a_page(first_run: str, ho
     assert numbers["variants"].keys() == VARIANTS
     for variant in numbers["variants"].values():
         assert variant.keys() == DECISIVE | MORE | {"n", "perplexity", "ece", "intervals"}
-        assert variant["n"] == 40
+        assert variant["n"] == 24
         assert variant["intervals"].keys() == DECISIVE | MORE
         for metric, (low, high) in variant["intervals"].items():
             assert low <= variant[metric] + 1e-9
@@ -59,7 +59,7 @@ def test_a_run_says_what_it_did_and_leaves_numbers_and_a_page(first_run: str, ho
     for section in ("metrics", "comparisons", "slices", "regressions", "inherited"):
         assert f'<section id="{section}">' in page
     assert "distilflow run --student demo --teacher demo --k 10 --seed 0" in page
-    assert "--augmentation.max-rows 200 --sft.max-steps 20 --kd.max-steps 20 --evaluation.max-rows 40" in page
+    assert "--augmentation.max-rows 200 --sft.max-steps 20 --kd.max-steps 20 --evaluation.max-rows 24" in page
     assert cli.engines() == []
 
 
@@ -124,31 +124,35 @@ def test_changing_a_kd_hyperparameter_does_not_rescore_the_teacher(home: Path, b
     assert _cached(home) == {"seeds", "augment", "sft", "sft_control", "logits"}
 
 
-def test_ctrl_c_in_each_stage_or_a_kill_leaves_no_process_and_the_next_run_continues(
-    home: Path, services: object
-) -> None:
-    env = {"DISTILFLOW_BUCKET": "interrupted"}
-    # another temperature of the agents, so that no answer is found in the request cache
-    words = ["run", *cli.SMALL, "--augmentation.temperature=0.5"]
-    for stage in ("augment", "sft", "logits", "sft_control", "kd", "evaluate"):
-        process = cli.start(*words, **env)
-        where = "logs" if stage == "augment" else "work"
-        pattern = "demo-llm.log" if stage == "augment" else f"{stage}-*"
-        if stage == "augment":
-            (home / "logs" / "demo-llm.log").unlink(missing_ok=True)
-        wait_for(lambda where=where, pattern=pattern: any((home / where).glob(pattern)))  # type: ignore[misc]
-        message = cli.interrupt(process)
-        assert process.returncode == 130, (stage, message)
-        assert message == "distilflow: stopped; what is finished is kept, the same command continues\n", stage
-        wait_for(lambda: cli.engines() == [], 30)  # guardians are the last to go
-    # and SIGKILL, which nobody can handle
-    process = cli.start(*words, **env)
-    wait_for(lambda: any((home / "work").glob("evaluate-*")))
+# another temperature of the agents, so that no answer is found in the request cache
+INTERRUPTED = ["run", *cli.SMALL, "--augmentation.temperature=0.5"]
+INTERRUPTED_ENV = {"DISTILFLOW_BUCKET": "interrupted"}
+
+
+@pytest.mark.usefixtures("services")
+@pytest.mark.parametrize("stage", ["augment", "sft", "logits", "sft_control", "kd", "evaluate"])
+def test_ctrl_c_in_a_stage_leaves_no_process(home: Path, stage: str) -> None:
+    """Each goes on where the one before was stopped."""
+    where = home / "logs" / "demo-llm.log" if stage == "augment" else home / "work"
+    if stage == "augment":
+        where.unlink(missing_ok=True)
+    process = cli.start(*INTERRUPTED, **INTERRUPTED_ENV)
+    wait_for(lambda: where.exists() if stage == "augment" else any(where.glob(f"{stage}-*")), 180, alive=[process])
+    message = cli.interrupt(process)
+    assert process.returncode == 130, message
+    assert message == "distilflow: stopped; what is finished is kept, the same command continues\n"
+    wait_for(lambda: cli.engines() == [])  # guardians are the last to go
+
+
+@pytest.mark.usefixtures("services")
+def test_sigkill_leaves_no_process_and_the_next_run_continues(home: Path) -> None:
+    process = cli.start(*INTERRUPTED, **INTERRUPTED_ENV)
+    wait_for(lambda: any((home / "work").glob("evaluate-*")), 300, alive=[process])
     process.kill()
     process.communicate(timeout=30)
     wait_for(lambda: cli.engines() == [])
 
-    done = cli.run(*words, **env)
+    done = cli.run(*INTERRUPTED, **INTERRUPTED_ENV)
     assert done.returncode == 0, done.stderr
     assert {"seeds", "augment", "sft", "logits", "sft_control", "kd"} <= _cached(home)
     assert list((home / "work").iterdir()) == []

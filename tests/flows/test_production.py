@@ -27,7 +27,6 @@ from tests.support.browser import page
 from tests.support.cluster import SMALL, Cluster, cluster, kill
 from tests.support.wait import wait_for
 
-pytestmark = pytest.mark.timeout(2400)
 STAGES = ("sft", "logits", "sft_control", "kd", "evaluate")
 TINY: dict[str, Any] = {  # for what is about the way through the pools, not about training
     "augmentation": {"expansions_per_seed": 1, "max_rows": 60},
@@ -100,7 +99,7 @@ def test_a_sweep_computes_what_its_combinations_share_once(production: Cluster) 
     shared = {**TINY, "stages_on": "stage/gpu"}
     teachers = ["demo", str(DEMO / "student")]
     run = production.run("sweep/teacher-size", students=["demo"], teachers=teachers, ks=[10], shared=shared, at_once=2)
-    assert production.wait_for_end(run, 1500) == "Completed"
+    assert production.wait_for_end(run, 480) == "Completed"
     done = Counter(stage.name for stage in production.stages()[before:])
     assert done == {"sft": 1, "sft_control": 1, "logits": 2, "kd": 2, "evaluate": 2}
     board = artifact_at(answer_of(run)["result"]["uri"])
@@ -181,8 +180,8 @@ def _kill_gpu_worker(production: Cluster) -> None:
 
 
 def _kill_rank(production: Cluster) -> None:
-    wait_for(lambda: _named(production, " -m tasks.train.program"))
-    kill(_named(production, " -m tasks.train.program")[-1:])
+    wait_for(lambda: _named(production, " -m infra.program tasks.train.program"))
+    kill(_named(production, " -m infra.program tasks.train.program")[-1:])
 
 
 def _kill_engine_core(production: Cluster) -> None:
@@ -218,6 +217,7 @@ KILLS: dict[str, tuple[str, Callable[[Cluster], None]]] = {
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(2400)
 def test_cancelled_and_killed_at_every_stage_it_comes_out_the_same(
     production: Cluster, first_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

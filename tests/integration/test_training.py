@@ -174,8 +174,8 @@ def test_golden_curves(name: str, uninterrupted: ArtifactRef, distilled: Artifac
 
 def _is_rank(process: psutil.Process) -> bool:
     """A training rank of this session; its launchers, too, have the module and the folder in their command line."""
-    command = process.info["cmdline"] or []
-    return command[2:4] == ["-m", "tasks.train.program"] and command[-1].startswith(os.environ["DISTILFLOW_HOME"])
+    words, rank = process.info["cmdline"] or [], ["-m", "infra.program", "tasks.train.program"]
+    return words[2:5] == rank and words[-1].startswith(os.environ["DISTILFLOW_HOME"])
 
 
 def test_one_rank_with_accumulation_equals_two_without(rows: ArtifactRef, uninterrupted: ArtifactRef) -> None:

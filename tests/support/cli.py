@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.support.processes import named, of_home, words
+from tests.support.processes import named, of_home
 
+LIMIT_S = 360  # for a whole run beside a busy neighbour
 SMALL = [
     "--sft.max-steps=20",
     "--kd.max-steps=20",
-    "--evaluation.max-rows=40",
+    "--evaluation.max-rows=24",
     "--augmentation.expansions-per-seed=1",
     "--augmentation.max-rows=200",
 ]
@@ -35,7 +36,12 @@ def start(*words: str, **environment: str) -> subprocess.Popen[str]:
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`distilflow WORDS`, to its end."""
     process = start(*words, **environment)
-    out, err = process.communicate(timeout=600)
+    try:
+        out, err = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired as error:
+        process.kill()
+        said = process.communicate()[0].splitlines()
+        raise AssertionError(f"`distilflow {' '.join(words)}` did not end in {LIMIT_S} s; last: {said[-3:]}") from error
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
@@ -57,4 +63,4 @@ def engines() -> list[str]:
     found = named(
         of_home(os.environ["DISTILFLOW_HOME"]), "tasks.", "EngineCore", "llm_server", "deepspeed", "flows.cli"
     )
-    return [words(process) for process in found]
+    return [command_line(process) for process in found]
