@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.processes import named, of_home
+from tests.support.processes import words as command_line
 
 LIMIT_S = 360  # for a whole run beside a busy neighbour
 SMALL = [
