@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from infra import interruption, kept_services, services, settings
 from infra.errors import DistilflowError, disk_full, is_disk_full
+from infra.program import uncollected
 from tasks.augment.settings import Augmentation, Format, RowTable
 
 app = App(
@@ -231,11 +232,12 @@ def _sweep_placeholder() -> None:
 
 def register_flow(command: str) -> None:
     """Give `run` or `sweep` the parameters of the flow itself, so that there is one list of them."""
-    from flows.flow_commands import FLOWS, flow_command
+    with uncollected():
+        from flows.flow_commands import FLOWS, flow_command
 
-    if command in FLOWS:
-        del app[command]
-        app.command(flow_command(command), name=command)
+        if command in FLOWS:
+            del app[command]
+            app.command(flow_command(command), name=command)
 
 
 def _quiet_libraries() -> None:

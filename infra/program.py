@@ -7,9 +7,11 @@ where it is installed, for a way to generate that nobody here uses. Standard lib
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import runpy
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -22,6 +24,16 @@ def imported() -> None:
     """The program has what it needs: from here on garbage is collected, among what is new."""
     gc.enable()
     gc.freeze()
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Imports of a large library, in a program that begins otherwise."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        imported()
 
 
 def main() -> None:

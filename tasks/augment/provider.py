@@ -24,6 +24,7 @@ import sys
 import threading
 from typing import Any
 
+from infra.program import uncollected
 from tasks.augment.redaction import redacted
 
 COOLDOWN_S = 30.0
@@ -56,8 +57,9 @@ def load_litellm() -> Any:
     """LiteLLM, quiet, and without the bookkeeping that nobody here reads."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    import litellm
-    from litellm.litellm_core_utils import logging_worker
+    with uncollected():
+        import litellm
+        from litellm.litellm_core_utils import logging_worker
 
     litellm.suppress_debug_info = True
     litellm.drop_params = True

@@ -7,7 +7,6 @@ indexed job, `srun`): the first announces its launch in the workspace, and the o
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -122,22 +121,6 @@ def this_node(run: TrainingRun, hosts: Hosts) -> int:
                 return int(value)
             raise ConfigurationError(f"{name} is {value}, and {hosts.path} names {len(hosts.names)} nodes")
     raise ConfigurationError(f"run.launcher=each_node needs the node's number in one of {', '.join(_NODE_NUMBERS)}")
-
-
-def command_here(launch: Launch, program: str) -> list[str]:
-    """DeepSpeed's launcher for the ranks of this machine alone; the folder is to be added.
-
-    It is what DeepSpeed's runner would start, after three seconds in which it imports all of DeepSpeed; but that
-    the ranks get the GPUs of CUDA_VISIBLE_DEVICES, where the runner would take the machine's first.
-    """
-    devices = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device.strip()]
-    if 0 < len(devices) < launch.ranks:
-        raise ConfigurationError(f"{launch.ranks} ranks, and CUDA_VISIBLE_DEVICES names {len(devices)} GPUs: set both")
-    chosen = devices[: launch.ranks] or [str(number) for number in range(launch.ranks)]
-    world = base64.urlsafe_b64encode(json.dumps({"localhost": chosen}).encode()).decode()
-    launcher = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}"]
-    where = ["--node_rank=0", f"--master_addr={launch.address}", f"--master_port={launch.port}"]
-    return [*launcher, *where, "--no_local_rank", "--module", "infra.program", program]
 
 
 def command(run: TrainingRun, hosts: Hosts, launch: Launch, node: int, program: str, work: Workspace) -> list[str]:

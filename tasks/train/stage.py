@@ -13,7 +13,7 @@ from infra.errors import ConfigurationError, TransientError
 from infra.models import ModelSource
 from infra.processes import Event, run_supervised
 from infra.shared_memory import remove_buffers_of, remove_unused_buffers
-from tasks.train import nodes
+from tasks.train import local, nodes
 from tasks.train.nodes import Launch
 from tasks.train.settings import Training, TrainingRun
 
@@ -63,7 +63,7 @@ def train(
         nodes.announce(work, launch, spec | {"launch": launch.id}, PROGRAM)
     else:
         launch = Launch.here(run.processes or devices.gpus() or _CPU_RANKS)
-        command = nodes.command_here(launch, PROGRAM)
+        command = local.command(launch.ranks, launch.port, PROGRAM)
     try:
         result = _supervised(stage, command, launch, spec, run, on_event, f"{work.uri}log.txt")
     except TransientError as error:

@@ -44,13 +44,23 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def first_run(production: Cluster) -> dict[str, Any]:
-    """The outcome of a run that nothing happened to."""
-    run = production.run("distill/demo", **SMALL)
+def _outcome(production: Cluster, settings: dict[str, Any]) -> dict[str, Any]:
+    """Of a run that nothing happens to."""
+    run = production.run("distill/demo", **settings)
     assert production.wait_for_end(run) == "Completed"
     outcome: dict[str, Any] = answer_of(run)["result"]
     return outcome
+
+
+@pytest.fixture(scope="module")
+def first_run(production: Cluster) -> dict[str, Any]:
+    return _outcome(production, TINY)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(production: Cluster) -> dict[str, Any]:
+    """What the run of the chaos test has to come out as."""
+    return _outcome(production, SMALL)
 
 
 def test_a_deployed_run_sends_its_heavy_stages_to_the_gpu_pool(production: Cluster, first_run: dict[str, Any]) -> None:
@@ -74,7 +84,7 @@ def test_bootstrap_a_second_time_changes_nothing(production: Cluster) -> None:
 def test_a_schedule_fires_and_its_run_finds_everything_done(production: Cluster) -> None:
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("distill/demo")
-        client.update_deployment(deployment.id, DeploymentUpdate(parameters={**deployment.parameters, **SMALL}))
+        client.update_deployment(deployment.id, DeploymentUpdate(parameters={**deployment.parameters, **TINY}))
         schedules: list[tuple[SCHEDULE_TYPES, bool]] = [(IntervalSchedule(interval=timedelta(seconds=30)), True)]
         (made,) = client.create_deployment_schedules(deployment.id, schedules)
 
@@ -96,7 +106,7 @@ def test_a_schedule_fires_and_its_run_finds_everything_done(production: Cluster)
 def test_a_sweep_computes_what_its_combinations_share_once(production: Cluster) -> None:
     """Two teachers through the deployments, side by side, on other rows than the first run's."""
     before = len(production.stages())
-    shared = {**TINY, "stages_on": "stage/gpu"}
+    shared = {**TINY, "augmentation": {"expansions_per_seed": 0, "max_rows": 50}, "stages_on": "stage/gpu"}
     teachers = ["demo", str(DEMO / "student")]
     run = production.run("sweep/teacher-size", students=["demo"], teachers=teachers, ks=[10], shared=shared, at_once=2)
     assert production.wait_for_end(run, 480) == "Completed"
@@ -124,7 +134,7 @@ def _batches_written(sweep: Any) -> Counter[str]:
 
 
 def test_a_failed_combination_does_not_stop_the_others(production: Cluster, first_run: dict[str, Any]) -> None:
-    shared = {**SMALL, "stages_on": "stage/gpu"}
+    shared = {**TINY, "stages_on": "stage/gpu"}
     run = production.run("sweep/teacher-size", students=["demo"], teachers=["demo", "./none"], ks=[10], shared=shared)
     assert production.wait_for_end(run, 300) == "Failed"
     told = answer_of(run)
@@ -219,7 +229,7 @@ KILLS: dict[str, tuple[str, Callable[[Cluster], None]]] = {
 @pytest.mark.chaos
 @pytest.mark.timeout(2400)
 def test_cancelled_and_killed_at_every_stage_it_comes_out_the_same(
-    production: Cluster, first_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    production: Cluster, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     production.stop_workers()
     monkeypatch.setenv("DISTILFLOW_BUCKET", "chaos")
@@ -250,12 +260,12 @@ def test_cancelled_and_killed_at_every_stage_it_comes_out_the_same(
         now = read_record(uri)
         assert now is not None
         assert now.started_at == before.started_at, f"{uri} was made again"
-    assert outcome["variants"].keys() == first_run["variants"].keys()
-    for variant, numbers in first_run["variants"].items():
+    assert outcome["variants"].keys() == undisturbed["variants"].keys()
+    for variant, numbers in undisturbed["variants"].items():
         for metric in numbers.keys() - {"intervals"}:
             assert outcome["variants"][variant][metric] == pytest.approx(numbers[metric], rel=2e-3), (variant, metric)
     for stage in ("augment", "sft", "sft_control", "kd"):
-        _same(first_run["stages"][stage]["uri"], outcome["stages"][stage]["uri"])
+        _same(undisturbed["stages"][stage]["uri"], outcome["stages"][stage]["uri"])
 
 
 def _in_stage(production: Cluster, stage: str) -> None:

@@ -97,16 +97,11 @@ def test_training_lowers_the_loss_and_exports_a_model_that_loads(uninterrupted: 
     assert {path.suffix for path in folder.iterdir()} <= {".safetensors", ".json", ".jinja", ".md"}
 
 
-@pytest.mark.parametrize("victim", ["rank", "launcher", "flow"])
-def test_a_kill_leaves_no_process_and_the_rerun_continues_the_same_curve(
-    rows: ArtifactRef, uninterrupted: ArtifactRef, victim: str
-) -> None:
-    """SIGKILL of a rank, of DeepSpeed's launcher, and of the process that the flow runs in."""
-    version = {"rank": 1021, "launcher": 1022, "flow": 1023}[victim]
-    flow = TrainingProcess(rows, TRAINING, RUN, version, env={})
-    wait_for(
-        lambda: any(event["event"] == "progress" and event["done"] == 20 for event in flow.events), alive=[flow.process]
-    )
+@pytest.mark.parametrize(("victim", "at_step"), [("rank", 10), ("launcher", 20), ("flow", 20)])
+def test_a_kill_leaves_no_process(rows: ArtifactRef, victim: str, at_step: int) -> None:
+    """SIGKILL of a rank, of DeepSpeed's launcher, and of the process that the flow runs in: one training throughout."""
+    flow = TrainingProcess(rows, TRAINING, RUN, 1021, env={})
+    wait_for(lambda: any(one.get("done", one.get("step", 0)) >= at_step for one in flow.events), 120, [flow.process])
     ranks = [p for p in psutil.process_iter(["cmdline"]) if _is_rank(p)]
     assert len(ranks) == 2
     os.kill({"rank": ranks[-1].pid, "launcher": ranks[0].ppid(), "flow": flow.process.pid}[victim], signal.SIGKILL)
@@ -115,8 +110,13 @@ def test_a_kill_leaves_no_process_and_the_rerun_continues_the_same_curve(
         wait_for(lambda: not any(psutil.pid_exists(rank.pid) for rank in ranks), 15)
     assert not [p for p in psutil.process_iter(["cmdline"]) if _is_rank(p)]
 
+
+def test_a_training_that_was_killed_three_times_has_the_same_curve(
+    rows: ArtifactRef, uninterrupted: ArtifactRef
+) -> None:
+    """By the test before."""
     events: list[Event] = []
-    resumed = _train(rows, TRAINING, RUN, version - 1000, on_event=events.append)
+    resumed = _train(rows, TRAINING, RUN, 21, on_event=events.append)
     assert next(event["step"] for event in events if event["event"] == "resumed") in (10, 20)
     assert _difference(resumed, uninterrupted) <= 1e-5
 
@@ -136,11 +136,11 @@ def test_a_run_killed_on_two_ranks_goes_on_with_one(rows: ArtifactRef, uninterru
 
 
 def test_adapters_train_and_are_merged(rows: ArtifactRef, uninterrupted: ArtifactRef, tmp_path: Path) -> None:
-    """Under ZeRO-3 as under ZeRO-2; embeddings, norms and head stay what they were, and no adapter is left."""
+    """Under ZeRO-3 as under ZeRO-1; embeddings, norms and head stay what they were, and no adapter is left."""
     from safetensors.torch import load_file as load
 
     training = TRAINING.model_copy(update={"lora": Lora(rank=8, alpha=32)})
-    runs = [RUN.model_copy(update={"zero_stage": zero, "tensorboard": str(tmp_path)}) for zero in (2, 3)]
+    runs = [RUN.model_copy(update={"zero_stage": zero, "tensorboard": str(tmp_path)}) for zero in (1, 3)]
     refs = [_train(rows, training, run, tag=10 + run.zero_stage) for run in runs]
     assert _difference(*refs) <= 1e-3
     assert _curve(refs[0])[-1][1] < 0.8 * _curve(refs[0])[0][1]
@@ -178,16 +178,11 @@ def _is_rank(process: psutil.Process) -> bool:
     return words[2:5] == rank and words[-1].startswith(os.environ["DISTILFLOW_HOME"])
 
 
-def test_one_rank_with_accumulation_equals_two_without(rows: ArtifactRef, uninterrupted: ArtifactRef) -> None:
-    single = _train(rows, TRAINING, TrainingRun(processes=1, micro_batch=5, zero_stage=0), tag=2)
-    assert _difference(single, uninterrupted) <= 1e-3
-
-
-def test_activations_that_are_computed_twice_and_zero_1_change_nothing(
+def test_one_rank_with_accumulation_and_activations_computed_twice_equals_two_without(
     rows: ArtifactRef, uninterrupted: ArtifactRef
 ) -> None:
-    saving = RUN.model_copy(update={"zero_stage": 1, "gradient_checkpointing": True})
-    assert _difference(_train(rows, TRAINING, saving, tag=6), uninterrupted) <= 1e-3
+    saving = TrainingRun(processes=1, micro_batch=5, zero_stage=0, gradient_checkpointing=True)
+    assert _difference(_train(rows, TRAINING, saving, tag=2), uninterrupted) <= 1e-3
 
 
 @pytest.mark.parametrize(("zero_stage", "offload"), [(0, "optimizer"), (2, "parameters")])

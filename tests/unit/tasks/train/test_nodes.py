@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -13,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from deepspeed.launcher import launch, multinode_runner, runner
+from deepspeed.launcher import multinode_runner, runner
 
 from infra.errors import ConfigurationError, OutOfMemoryError, TransientError
 from tasks.train import node, nodes
@@ -44,25 +43,6 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://store:8333")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-
-
-@pytest.mark.parametrize(("visible", "used"), [("", ["0", "1"]), ("3,GPU-ab,5", ["3", "GPU-ab"])])
-def test_the_ranks_of_one_machine_use_the_devices_that_are_visible(
-    visible: str, used: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    words = nodes.command_here(Launch.here(2), "tasks.train.program")
-    monkeypatch.setattr(sys, "argv", [*words[3:], FOLDER])
-    found = launch.parse_args()
-    assert json.loads(base64.urlsafe_b64decode(found.world_info)) == {"localhost": used}
-    assert (found.training_script, found.training_script_args) == ("infra.program", ["tasks.train.program", FOLDER])
-    assert (found.module, found.no_local_rank, found.node_rank) == (True, True, 0)
-
-
-def test_more_ranks_than_visible_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    with pytest.raises(ConfigurationError, match="2 ranks, and CUDA_VISIBLE_DEVICES names 1 GPUs"):
-        nodes.command_here(Launch.here(2), "tasks.train.program")
 
 
 @pytest.mark.parametrize("launcher", ["pdsh", "openmpi"])
