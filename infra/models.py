@@ -6,6 +6,7 @@ A `ModelSource` is small, JSON, and says which weights (identity) apart from whe
 from __future__ import annotations
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,18 @@ _PRESETS = {
     "student": {"demo": str(DEMO / "student"), **STUDENTS},
     "teacher": {"demo": str(DEMO / "teacher"), **TEACHERS},
 }
+
+
+# What a model is beside its weights: configuration, tokenizer, templates, licence. Whatever else lies in a folder
+# (other formats' weights, their index, an optimizer, notes) is not the model's and goes nowhere.
+BESIDE_WEIGHTS = (
+    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
+    *("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"),
+)
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 class ModelSource(BaseModel):
@@ -52,7 +65,7 @@ class ModelSource(BaseModel):
         from huggingface_hub import snapshot_download
 
         assert self.hub is not None
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer*", "merges*", "vocab*"]
+        patterns = [*BESIDE_WEIGHTS, *_WEIGHTS]
         return Path(snapshot_download(self.hub, revision=self.revision, allow_patterns=patterns))
 
     def text_file(self, name: str) -> str | None:
@@ -71,6 +84,16 @@ class ModelSource(BaseModel):
             return Path(hf_hub_download(self.hub, name, revision=self.revision)).read_text()
         except EntryNotFoundError:
             return None
+
+
+def copy_beside_weights(source: Path, target: Path) -> None:
+    """Copy what a model is beside its weights into a folder that holds its weights; what is there already stays."""
+    for pattern in BESIDE_WEIGHTS:
+        for path in sorted(source.glob(pattern)):
+            copy = target / path.relative_to(source)
+            if path.is_file() and not copy.exists():
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, copy)
 
 
 def resolve(name: str, role: str) -> ModelSource:
@@ -122,8 +145,10 @@ def _hub_commit(role: str, name: str, repository: str) -> str:
 
 @functools.cache
 def _folder_digest(path: str) -> str:
-    files = sorted(p for p in Path(path).iterdir() if p.is_file() and not p.name.startswith("."))
-    return digest_of({p.name: storage.file_digest(p) for p in files})[:32]
+    """Of what a model is: what else lies there makes it no other model."""
+    folder, patterns = Path(path), (*BESIDE_WEIGHTS, *_WEIGHTS)
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
+    return digest_of({file.relative_to(folder).as_posix(): storage.file_digest(file) for file in files})[:32]
 
 
 def load_tokenizer(source: ModelSource) -> Any:

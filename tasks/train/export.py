@@ -1,8 +1,7 @@
-"""The finished model as a Hugging Face folder: safetensors, the tokenizer's files as they came, and a card."""
+"""The finished model as a Hugging Face folder: safetensors, what the base is beside its weights, and a card."""
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from infra.artifacts import Workspace
+from infra.models import copy_beside_weights
 from tasks.train.adapters import merged
 from tasks.train.settings import Lora
 
@@ -45,10 +45,7 @@ def export(
     with tempfile.TemporaryDirectory() as target:
         model.config.dtype = dtype
         model.save_pretrained(target, state_dict=state, safe_serialization=True)
-        for path in source.iterdir():
-            wanted = path.is_file() and path.suffix != ".safetensors" and path.name != CARD
-            if wanted and not (Path(target) / path.name).exists():
-                shutil.copyfile(path, Path(target) / path.name)
+        copy_beside_weights(source, Path(target))
         (Path(target) / CARD).write_text(render_card(card))
         work.put_folder("model/", Path(target))
 
