@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from infra import interruption, kept_services, services, settings
 from infra.errors import DistilflowError, disk_full, is_disk_full
-from infra.program import uncollected
+from infra.program import lean_imports
 from tasks.augment.settings import Augmentation, Format, RowTable
 
 app = App(
@@ -232,7 +232,7 @@ def _sweep_placeholder() -> None:
 
 def register_flow(command: str) -> None:
     """Give `run` or `sweep` the parameters of the flow itself, so that there is one list of them."""
-    with uncollected():
+    with lean_imports():
         from flows.flow_commands import FLOWS, flow_command
 
         if command in FLOWS:

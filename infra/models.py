@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from infra import storage
 from infra.artifacts import ArtifactReader, ArtifactRef, digest_of
 from infra.errors import ConfigurationError
+from infra.program import lean_imports
 
 STUDENTS = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B", "7B")}
 TEACHERS = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("14B", "32B", "72B")}
@@ -153,7 +154,8 @@ def _folder_digest(path: str) -> str:
 
 def load_tokenizer(source: ModelSource) -> Any:
     """The model's tokenizer, with a pad token."""
-    from transformers import AutoTokenizer
+    with lean_imports():
+        from transformers import AutoTokenizer
 
     where = {"revision": source.revision} if source.hub else {}
     tokenizer = AutoTokenizer.from_pretrained(source.hub or source.fetch(), **where)

@@ -24,7 +24,7 @@ import sys
 import threading
 from typing import Any
 
-from infra.program import uncollected
+from infra.program import lean_imports
 from tasks.augment.redaction import redacted
 
 COOLDOWN_S = 30.0
@@ -57,7 +57,7 @@ def load_litellm() -> Any:
     """LiteLLM, quiet, and without the bookkeeping that nobody here reads."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with uncollected():
+    with lean_imports():
         import litellm
         from litellm.litellm_core_utils import logging_worker
 
