@@ -110,6 +110,7 @@ def test_a_killed_run_generates_no_finished_variant_again(tmp_path: Path) -> Non
     assert process.pid is not None
     wait_for(
         lambda: works["base/mt_bench"].find() and works["base/alpaca_eval"].find(),
+        180,
         alive=[SimpleNamespace(poll=lambda: process.exitcode)],
     )
     children = psutil.Process(process.pid).children(recursive=True)

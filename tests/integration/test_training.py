@@ -101,7 +101,7 @@ def test_training_lowers_the_loss_and_exports_a_model_that_loads(uninterrupted: 
 def test_a_kill_leaves_no_process(rows: ArtifactRef, victim: str, at_step: int) -> None:
     """SIGKILL of a rank, of DeepSpeed's launcher, and of the process that the flow runs in: one training throughout."""
     flow = TrainingProcess(rows, TRAINING, RUN, 1021, env={})
-    wait_for(lambda: any(one.get("done", one.get("step", 0)) >= at_step for one in flow.events), 120, [flow.process])
+    wait_for(lambda: any(one.get("done", one.get("step", 0)) >= at_step for one in flow.events), 180, [flow.process])
     ranks = [p for p in psutil.process_iter(["cmdline"]) if _is_rank(p)]
     assert len(ranks) == 2
     os.kill({"rank": ranks[-1].pid, "launcher": ranks[0].ppid(), "flow": flow.process.pid}[victim], signal.SIGKILL)
@@ -196,9 +196,9 @@ def test_storage_that_is_away_in_the_middle_does_not_end_the_run(rows: ArtifactR
     with Door(os.environ["AWS_ENDPOINT_URL_S3"]) as door:
         env = {"AWS_ENDPOINT_URL_S3": door.url}
         flow = TrainingProcess(rows, TRAINING, RUN, 1030, env)
-        wait_for(lambda: any(event["event"] == "progress" for event in flow.events), alive=[flow.process])
+        wait_for(lambda: any(event["event"] == "progress" for event in flow.events), 180, [flow.process])
         door.shut()
-        wait_for(lambda: any(event["event"] == "checkpoint_lost" for event in flow.events), alive=[flow.process])
+        wait_for(lambda: any(event["event"] == "checkpoint_lost" for event in flow.events), 180, [flow.process])
         door.open()
         assert flow.ends() == 0, flow.events[-1:]
     made = stage.workspace("sft", resolve("demo", "student"), rows, TRAINING, seed=0)

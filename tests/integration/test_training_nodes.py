@@ -89,7 +89,7 @@ def test_two_nodes_train_as_one_and_go_on_when_one_was_killed(
 ) -> None:
     work = _work(rows, 2001)
     nodes = [_node(number, tmp_path, rows, TRAINING, two_nodes, 2001) for number in (0, 1)]
-    wait_for(lambda: work.has("checkpoint/latest.json"), alive=[node.process for node in nodes])
+    wait_for(lambda: work.has("checkpoint/latest.json"), 180, alive=[node.process for node in nodes])
     os.kill(nodes[1].process.pid, signal.SIGKILL)
     assert [node.ends() for node in nodes] == [75, -signal.SIGKILL]
     parts = {name for name in storage.keys(work.uri + "checkpoint/") if "zero_pp_rank" in name}
