@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 EXTRA ?= cpu
 NAME ?= quality
 # JOBS=…  how many test files run side by side
-JOBS ?= 3
+JOBS ?= 2
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 VENV := .venv
 BIN := $(VENV)/bin

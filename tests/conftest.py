@@ -20,18 +20,11 @@ for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "PREFECT_API_URL"):
     os.environ.pop(name, None)  # tests never touch a developer's own servers
 
 LIMITS_S = {"unit": 60, "integration": 300, "flows": 600}  # for a test with its fixtures, beside a busy neighbour
-# The longest begin. The third, fifth and seventh mostly wait: of three side by side two keep the cores busy.
+# Files that take longest begin, of those that run side by side.
 LONGEST = (
-    *("test_production", "test_training", "test_limits", "test_distill", "test_worker", "test_benchmarks"),
-    *(
-        "test_services",
-        "test_training_nodes",
-        "test_bootstrap",
-        "test_logits",
-        "test_harness",
-        "test_report_in_browser",
-    ),
-    *("test_report_page", "test_hostile_seeds"),
+    *("test_production", "test_training", "test_distill", "test_benchmarks", "test_training_nodes", "test_limits"),
+    *("test_worker", "test_logits", "test_harness", "test_services", "test_bootstrap"),
+    *("test_report_in_browser", "test_report_page", "test_hostile_seeds"),
 )
 
 
@@ -64,6 +57,15 @@ def services(home: Path) -> Iterator[Services]:
     """A real SeaweedFS and a real Prefect server, with the variables that point at them."""
     with embedded_services() as running:
         yield running
+
+
+@pytest.fixture
+def prefect(services: Services) -> Iterator[None]:
+    """Prefect's client in this process talks to the session's server, whatever a test before had set."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings(updates={PREFECT_API_URL: services.prefect_api_url}):
+        yield
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def run(words: list[str]) -> dict[str, Any]:
     """Seconds of the two commands, installed already, and how many tests there are."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench suite", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--top", type=int, default=30)
     arguments = parser.parse_args(words)
     unit_s, _ = _timed("test-unit", arguments.jobs)

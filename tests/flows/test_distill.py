@@ -63,7 +63,7 @@ def test_a_run_says_what_it_did_and_leaves_numbers_and_a_page(first_run: str, ho
     assert cli.engines() == []
 
 
-@pytest.mark.usefixtures("first_run")
+@pytest.mark.usefixtures("first_run", "prefect")
 def test_the_prefect_ui_has_the_stages_and_the_table() -> None:
     from prefect.client.orchestration import get_client
 

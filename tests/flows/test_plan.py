@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,14 +20,6 @@ from tasks.seeds.stage import Sources, load
 from tasks.tokens import TokenisedRow, tokenise
 from tests.support import cli
 from tests.support.endpoint import endpoint, tell
-
-
-@pytest.fixture
-def prefect(services: object) -> Iterator[None]:
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    with temporary_settings(updates={PREFECT_API_URL: os.environ["PREFECT_API_URL"]}):
-        yield
 
 
 def _planned(**parameters: Any) -> Plan:
