@@ -30,14 +30,15 @@ def imported() -> None:
 def lean_imports() -> Iterator[None]:
     """The same for the length of a `with`, in a program that begins otherwise."""
     modules: dict[str, Any] = sys.modules
-    hidden = modules.setdefault("sklearn", None) is None
+    hidden = "sklearn" not in modules  # an engine's process hides it for good
+    modules.setdefault("sklearn", None)
     gc.disable()
     try:
         yield
     finally:
         imported()
         if hidden:
-            modules.pop("sklearn", None)
+            del modules["sklearn"]
 
 
 def main() -> None:

@@ -33,6 +33,11 @@ def test_lean_imports_are_over_with_the_with() -> None:
             assert sys.modules["sklearn"] is None  # type: ignore[comparison-overlap]
         assert gc.isenabled()
         assert "sklearn" not in sys.modules
+        sys.modules["sklearn"] = None  # type: ignore[assignment]
+        with program.lean_imports():
+            pass
+        assert sys.modules["sklearn"] is None, "what an engine hides stays hidden"  # type: ignore[comparison-overlap]
     finally:
+        sys.modules.pop("sklearn", None)
         if before is not None:
             sys.modules["sklearn"] = before
