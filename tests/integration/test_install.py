@@ -20,7 +20,6 @@ import httpx
 import pytest
 from packaging.tags import sys_tags
 from packaging.utils import parse_wheel_filename
-from pip._internal.models.index import PyPI
 
 ROOT = Path(__file__).parents[2]
 _HERE = frozenset(sys_tags())
@@ -163,7 +162,10 @@ def _hashes(name: str) -> dict[str, set[str]]:
 
 @pytest.fixture(scope="module")
 def offered() -> dict[str, set[str]]:
-    return asyncio.run(_offered(sorted(set().union(*map(_hashes, LOCKS)))))
+    # pip's own default; in a process of its own, since importing pip swaps distutils for good in the one that does
+    default = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
+    index = subprocess.run([sys.executable, "-c", default], check=True, capture_output=True, text=True).stdout.strip()
+    return asyncio.run(_offered(index, sorted(set().union(*map(_hashes, LOCKS)))))
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -171,14 +173,14 @@ def test_every_package_of_a_lock_is_offered_by_the_ordinary_index(name: str, off
     assert {package for package, hashes in _hashes(name).items() if not hashes & offered[package]} == set()
 
 
-async def _offered(packages: list[str]) -> dict[str, set[str]]:
-    """Digests of the files that CPython 3.11 on Linux x86-64 can install, sources included."""
+async def _offered(index: str, packages: list[str]) -> dict[str, set[str]]:
+    """By package, digests of the files that CPython 3.11 on Linux x86-64 can install, sources included."""
     slots = asyncio.Semaphore(16)
     accept = {"Accept": "application/vnd.pypi.simple.v1+json"}
 
     async def ask(client: httpx.AsyncClient, package: str) -> set[str]:
         async with slots:
-            page = await client.get(f"{PyPI.simple_url}/{package}/")
+            page = await client.get(f"{index}/{package}/")
         page.raise_for_status()
         return {file["hashes"]["sha256"] for file in page.json()["files"] if _fits(file["filename"])}
 
