@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 
 from flows.benchmarks import check_benchmarks
 from flows.params import Preset
-from flows.preflight import check_settings
+from flows.preflight import check_models, check_settings
 from infra import settings, storage
 from infra.artifacts import ArtifactRef
 from infra.demo import endpoint as demo
@@ -26,7 +26,6 @@ from tasks.evaluate import benchmark_answers as answers_stage
 from tasks.evaluate import benchmarks
 from tasks.evaluate import stage as evaluate
 from tasks.logits import stage as logits
-from tasks.logits.alignment import check_same_template
 from tasks.plan.hardware import Hardware, machine
 from tasks.plan.known import Known
 from tasks.plan.lengths import Lengths, guessed, measured
@@ -38,7 +37,6 @@ from tasks.plan.task import publish_plan
 from tasks.rows import HELDOUT, KEPT, TRAIN, Row, read_rows
 from tasks.seeds.stage import Sources
 from tasks.seeds.task import load_seeds
-from tasks.tokens import tokenizer_digests
 from tasks.train import stage as train
 
 _SAMPLE = 1000
@@ -127,9 +125,7 @@ def _check(base: ModelSource | None, teacher: ModelSource | None, preset: Preset
     try:
         check_settings(preset.kd)
         if base is not None and teacher is not None:
-            digests = tokenizer_digests(teacher)
-            if digests["vocabulary"] == tokenizer_digests(base)["vocabulary"]:
-                check_same_template(digests, base)
+            problems.extend(Problem(stops=False, text=text) for text in check_models(base, teacher, preset.kd))
     except ConfigurationError as error:
         problems.append(Problem(stops=True, text=str(error)))
 

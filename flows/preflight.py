@@ -10,8 +10,10 @@ from infra import settings, storage
 from infra.errors import ConfigurationError, disk_full
 from infra.models import ModelSource, resolve
 from infra.ui import say
+from tasks.chat import takes_system_turns
 from tasks.logits.alignment import check_same_template
 from tasks.tokens import tokenizer_digests
+from tasks.train.families import check_trainable
 from tasks.train.settings import Distillation
 
 
@@ -32,13 +34,31 @@ def check(student: str, teacher: str, kd: Distillation) -> tuple[ModelSource, Mo
     if shutil.disk_usage(home).free < settings.min_free_mib() * 2**20:
         raise disk_full(home)
     base, scorer = resolve(student, "student"), resolve(teacher, "teacher")
+    for sentence in check_models(base, scorer, kd):
+        say(f"[dim]{sentence}[/dim]")
+    storage.ensure_bucket()
+    return base, scorer
+
+
+def check_models(base: ModelSource, scorer: ModelSource, kd: Distillation) -> list[str]:
+    """Refuse what their files tell will fail; raises ConfigurationError. Sentences about what will be left out."""
+    check_trainable(base.name, base.json_file("config.json"))
     digests = tokenizer_digests(scorer)
+    told = []
     if digests["vocabulary"] == tokenizer_digests(base)["vocabulary"]:
         check_same_template(digests, base)
     else:
-        say(
-            f"[dim]{student} and {teacher} have different tokenizers: the teacher's distributions go where both cut "
-            f"the text alike, and training refuses less than kd.min_alignment = {kd.min_alignment:g}[/dim]"
+        told.append(
+            f"{base.name} and {scorer.name} have different tokenizers: the teacher's distributions go where both cut "
+            f"the text alike, and training refuses less than kd.min_alignment = {kd.min_alignment:g}"
         )
-    storage.ensure_bucket()
-    return base, scorer
+    for role, model in (("student", base), ("teacher", scorer)):
+        model.check_weights()
+        if model.context() < kd.max_length:
+            told.append(
+                f"{role} {model.name} was made for texts of {model.context():,} tokens: longer rows are left out "
+                f"(kd.max_length is {kd.max_length:,})"
+            )
+        if not takes_system_turns(model):
+            told.append(f"the chat template of {role} {model.name} takes no system message: rows with one are left out")
+    return told

@@ -6,6 +6,7 @@ A `ModelSource` is small, JSON, and says which weights (identity) apart from whe
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ BESIDE_WEIGHTS = (
     *("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"),
 )
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_SIZES = {"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"}
+_ANY_LENGTH = 1 << 30
 
 
 class ModelSource(BaseModel):
@@ -68,6 +71,68 @@ class ModelSource(BaseModel):
         assert self.hub is not None
         patterns = [*BESIDE_WEIGHTS, *_WEIGHTS]
         return Path(snapshot_download(self.hub, revision=self.revision, allow_patterns=patterns))
+
+    def config(self) -> dict[str, Any]:
+        """The text model's configuration; what config.json leaves to its family's defaults where a size is missing.
+
+        Raises ConfigurationError where there is none, or none that can be read.
+        """
+        whole = self.json_file("config.json")
+        told = {**whole, **(whole.get("text_config") or {})}
+        if told.keys() >= _SIZES or "model_type" not in whole:
+            return told
+        from transformers import CONFIG_MAPPING  # which takes seconds to import
+
+        if whole["model_type"] not in CONFIG_MAPPING:
+            return told
+        text: dict[str, Any] = CONFIG_MAPPING[whole["model_type"]].from_dict(whole).get_text_config().to_dict()
+        return text
+
+    def check_weights(self) -> None:
+        """Refuse a local folder whose weights are not all there; raises ConfigurationError. The hub checks its own."""
+        if self.path is None:
+            return
+        index = self.json_file("model.safetensors.index.json").get("weight_map") or {}
+        for name in sorted({*index.values(), *(path.name for path in Path(self.path).glob("*.safetensors"))}):
+            path = Path(self.path) / name
+            if not path.is_file():
+                raise ConfigurationError(
+                    f"model {self.name!r}: {name} is missing, which model.safetensors.index.json names: fetch it again"
+                )
+            with path.open("rb") as weights:
+                head = weights.read(8)
+            if head == b"version ":
+                raise ConfigurationError(
+                    f"model {self.name!r}: {name} is a pointer of Git LFS: fetch its content (git lfs pull)"
+                )
+            if len(head) < 8 or 8 + int.from_bytes(head, "little") > path.stat().st_size:
+                raise ConfigurationError(
+                    f"model {self.name!r}: {name} is cut off or no safetensors file: fetch it again"
+                )
+
+    def context(self) -> int:
+        """How many tokens of a text the model was made for.
+
+        Rotary embeddings of some kinds change all rows of a batch once one is longer than the original context.
+        """
+        told = self.config()
+        rope = told.get("rope_scaling") or told.get("rope_parameters") or {}
+        length = told.get("max_position_embeddings") or told.get("n_positions") or _ANY_LENGTH
+        if rope.get("rope_type", rope.get("type")) in ("longrope", "su", "dynamic"):
+            original = rope.get("original_max_position_embeddings") or told.get("original_max_position_embeddings")
+            return int(original or length)
+        return int(length)
+
+    def json_file(self, name: str) -> dict[str, Any]:
+        """A file of JSON, {} where there is none; ConfigurationError where it is something else."""
+        text = self.text_file(name)
+        try:
+            told: dict[str, Any] = json.loads(text or "{}")
+        except ValueError as error:
+            pointer = (text or "").startswith("version https://git-lfs")
+            why = "is a pointer of Git LFS: fetch its content (git lfs pull)" if pointer else f"is not JSON ({error})"
+            raise ConfigurationError(f"model {self.name!r}: {name} {why}") from error
+        return told
 
     def text_file(self, name: str) -> str | None:
         """A small file of the model (config, tokenizer) without its weights, or None where it has none."""

@@ -29,6 +29,7 @@ from infra.processes import Event
 Tick = Callable[..., None]  # tick(done, total, note="")
 _UI_INTERVAL_S = 2.0
 _LOG_INTERVAL_S = 15.0
+_LONG_PACE_S = 60.0  # between checkpoints, from which it is worth a word
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
@@ -66,6 +67,8 @@ class StageView:
                 self.tick(event["done"], event["total"], describe(event))
             elif event["event"] == "resumed":
                 self.note(_resumed(event))
+            elif event["event"] == "checkpoint_pace" and event["interval_s"] > _LONG_PACE_S:
+                self.note(f"a checkpoint every {event['interval_s'] / 60:,.0f} min: one takes {event['cost_s']:,.0f} s")
             elif event["event"] == "checkpoint_lost":
                 self.warn(f"a checkpoint could not be stored ({event['why']}); training goes on")
 

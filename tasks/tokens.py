@@ -6,7 +6,8 @@ template that differs by a newline between scoring and training ruins distillati
 
 from __future__ import annotations
 
-import json
+import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,9 @@ from typing import Any
 from infra.artifacts import digest_of
 from infra.errors import ConfigurationError
 from infra.models import ModelSource
-from tasks.rows import Row
+from tasks.answers import THOUGHT_MARKS
+from tasks.chat import Turn, canonical_tokenizer, template_of, turn, turn_of
+from tasks.rows import Message, Row
 
 
 @dataclass(frozen=True)
@@ -38,38 +41,89 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True)
+class ChatFormat:
+    """What a tokenizer knows of its chat template; `control` finds text that would speak as the template."""
+
+    turn: Turn
+    end_id: int
+    control: re.Pattern[str]
+    prepends_space: bool
+
+    @staticmethod
+    @functools.lru_cache(maxsize=8)
+    def of(tokenizer: Any) -> ChatFormat:
+        added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
+        named = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+        template = tokenizer.get_chat_template()
+        found = turn(tokenizer.name_or_path, template, named, added)
+        control = {token for token, special in added.items() if special or token in template} | set(named.values())
+        texts = sorted((token for token in control - THOUGHT_MARKS if token.strip()), key=len, reverse=True)
+        first = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[0]
+        return ChatFormat(
+            found,
+            tokenizer.convert_tokens_to_ids(found.end),
+            re.compile("|".join(map(re.escape, texts)) or r"(?!)"),
+            first.startswith(("▁", "Ġ")),
+        )
+
+
 def tokenise(row: Row, tokenizer: Any, max_length: int) -> TokenisedRow | Skipped:
     """Render one row with the tokenizer's chat template; loss and scores concern the response only.
 
-    Prompt and response are tokenised apart, as in generation, where the model continues the prompt's ids.
-    Nothing is truncated: a row that is too long is skipped and counted. Text that contains the tokenizer's
-    own control tokens (rows are hostile until checked) is skipped too.
+    The response continues the prompt's ids, as in generation, and ends with what the template closes a turn with.
+    Nothing is truncated: a row that is too long is skipped and counted. So is one that the template refuses, and
+    text that contains control tokens (rows are hostile until checked).
     """
-    if any(token in message.content for message in row.messages for token in tokenizer.all_special_tokens):
+    chat = ChatFormat.of(tokenizer)
+    if holds_control_tokens(row.messages, tokenizer):
         return Skipped(row.id, "contains a control token of the chat template")
-    prompt_text, text = prompt_and_text(row, tokenizer)
+    try:
+        prompt_text, text = prompt_and_text(row, tokenizer)
+    except ConfigurationError as error:
+        return Skipped(row.id, str(error))
     prompt_ids = tokenizer.encode(prompt_text, add_special_tokens=False)
-    response_ids = tokenizer.encode(text[len(prompt_text) :], add_special_tokens=False)
-    if tokenizer.eos_token_id in response_ids:
-        response_ids = response_ids[: response_ids.index(tokenizer.eos_token_id) + 1]
+    response_ids = _continued(prompt_ids, prompt_text, text, tokenizer, chat)
+    if chat.end_id in response_ids:
+        response_ids = response_ids[: response_ids.index(chat.end_id) + 1]
     else:
-        response_ids.append(tokenizer.eos_token_id)
+        response_ids.append(chat.end_id)
     if len(prompt_ids) + len(response_ids) > max_length:
         return Skipped(row.id, f"longer than {max_length} tokens")
     return TokenisedRow(row.id, prompt_ids + response_ids, len(prompt_ids))
 
 
+def holds_control_tokens(messages: Sequence[Message], tokenizer: Any) -> bool:
+    """Whether a message could end its own turn, or begin another."""
+    control = ChatFormat.of(tokenizer).control
+    return any(control.search(message.content) for message in messages)
+
+
 def prompt_and_text(row: Row, tokenizer: Any) -> tuple[str, str]:
-    """The rendered prompt, and the rendered prompt with its response."""
+    """The rendered prompt, and the rendered prompt with its response; ConfigurationError where there are no such."""
     prompt = [message.model_dump() for message in row.prompt]
-    prompt_text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    text = tokenizer.apply_chat_template([m.model_dump() for m in row.messages], tokenize=False)
+    try:
+        prompt_text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template([m.model_dump() for m in row.messages], tokenize=False)
+    except Exception as error:  # whatever a template raises, on purpose or not
+        raise ConfigurationError(f"the chat template refuses it: {' '.join(str(error).split())[:100]}") from error
+    if any(m.role == "system" and m.content.strip() not in prompt_text for m in row.prompt):
+        raise ConfigurationError("the chat template leaves out its system message")
     if not text.startswith(prompt_text):
-        raise ConfigurationError(
-            "the tokenizer's chat template renders a prompt differently once the answer follows: "
-            "use a template whose prompt is a prefix of the whole conversation"
-        )
+        raise ConfigurationError("the chat template renders its prompt differently once the answer follows")
     return prompt_text, text
+
+
+def _continued(prompt_ids: list[int], prompt_text: str, text: str, tokenizer: Any, chat: ChatFormat) -> list[int]:
+    """The response's ids. SentencePiece puts a space before what it encodes by itself: cut from the whole."""
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    if ids[: len(prompt_ids)] == prompt_ids:
+        return ids[len(prompt_ids) :]
+    response = text[len(prompt_text) :]  # a token of the whole text reaches over its beginning; generation has none
+    if not chat.prepends_space:
+        return list(tokenizer.encode(response, add_special_tokens=False))
+    line, ids = (tokenizer.encode(part, add_special_tokens=False) for part in ("\n", f"\n{response}"))
+    return list(ids[len(line) :])
 
 
 def tokenizer_digests(source: ModelSource) -> dict[str, str]:
@@ -77,22 +131,8 @@ def tokenizer_digests(source: ModelSource) -> dict[str, str]:
 
     Read from the tokenizer's files, so that comparing two models loads neither.
     """
-    backend = json.loads(source.text_file("tokenizer.json") or "null")
+    template, backend = template_of(source), source.text_file("tokenizer.json")
     if backend is None:
         raise ConfigurationError(f"model {source.name!r} has no tokenizer.json (a fast tokenizer)")
-    cut = {name: backend.get(name) for name in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
-    template = source.text_file("chat_template.jinja")
-    if template is None:
-        template = json.loads(source.text_file("tokenizer_config.json") or "{}").get("chat_template")
-    if not template:
-        raise ConfigurationError(f"model {source.name!r} has no chat template: add one to its tokenizer_config.json")
-    parts = {"vocabulary": cut, "template": template, "end": end_token(source)}
+    parts = {"vocabulary": canonical_tokenizer(backend), "template": template, "end": turn_of(source).end}
     return {name: digest_of(part)[:32] for name, part in parts.items()}
-
-
-def end_token(source: ModelSource) -> str:
-    """The token that ends a turn: what closes every response."""
-    token = json.loads(source.text_file("tokenizer_config.json") or "{}").get("eos_token")
-    if not token:
-        raise ConfigurationError(f"model {source.name!r} names no eos_token in its tokenizer_config.json")
-    return str(token["content"] if isinstance(token, dict) else token)

@@ -19,6 +19,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from infra.artifacts import digest_of
+from tasks.answers import answer_of
 from tasks.rows import Row
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -153,8 +154,11 @@ class Agent(Generic[Answer]):
 
 
 def _unfenced(text: str) -> str:
-    """Without the one code fence around it. No regular expression: they take quadratic time on hostile text."""
-    text = text.strip()
+    """Without a thought before it and the one code fence around it.
+
+    No regular expression: they take quadratic time on hostile text.
+    """
+    text = answer_of(text, may_begin_within=False).strip()
     if text.startswith("```") and text.endswith("```"):
         label, _, inside = text[3:-3].partition("\n")
         if label.strip() in ("", "json"):

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 from infra.python_sandbox import Outcome, PythonSandbox
 from infra.sandbox import QueryError, ReadOnlyDatabase
+from tasks.answers import SQL, answer_of, code_in, fences, without_fences
 from tasks.rows import Row
 
-_CODE_BLOCK = re.compile(r"```([\w+-]*)[ \t]*\n(.*?)```", re.DOTALL)
 _PYTHON = ("python", "py", "python3")
 _DEFINES = re.compile(r"^(?:async )?(?:def|class) \w+", re.MULTILINE)
 _NUMBER = r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,10})?"
@@ -40,11 +40,11 @@ async def run_checks(row: Row, databases: Mapping[str, ReadOnlyDatabase], sandbo
     agent (which may bring tests).
     """
     if row.database in databases:
-        return await asyncio.to_thread(_run_sql, databases[row.database], _bare_sql(row.response))
+        return await asyncio.to_thread(_run_sql, databases[row.database], code_in(answer_of(row.response), SQL))
     if code := python_of(row):
         return await sandbox.run(code)
     if is_arithmetic(row.task_category):
-        return await _check_equations(row.response, sandbox)
+        return await _check_equations(answer_of(row.response), sandbox)
     return None
 
 
@@ -53,10 +53,10 @@ def python_of(row: Row) -> str | None:
     category = row.task_category.lower()
     if not any(word in category for word in ("python", "code", "coding", "program")):
         return None
-    blocks = [code for language, code in _CODE_BLOCK.findall(row.response) if language.lower() in _PYTHON]
+    whole = answer_of(row.response).strip()
+    blocks = [code for language, code in fences(whole) if language in _PYTHON]
     if blocks:
         return "\n\n".join(blocks)
-    whole = row.response.strip()
     return whole if "python" in category and "```" not in whole and _DEFINES.match(whole) else None
 
 
@@ -70,7 +70,7 @@ def equations_of(text: str) -> list[tuple[str, str]]:
     What may be something else is left alone (chains, formulas with letters, ranges, remainders, units like
     thousands), for an equation that is wrong costs the row.
     """
-    plain = _CODE_BLOCK.sub(" ", text)[:50_000].replace("−", "-")
+    plain = without_fences(text)[:50_000].replace("−", "-")
     found = []
     for match in itertools.islice(_EQUATION.finditer(plain), _MAX_EQUATIONS):
         left, space, right = match.groups()
@@ -109,8 +109,3 @@ def _run_sql(database: ReadOnlyDatabase, sql: str) -> Outcome:
     except QueryError as error:
         return Outcome(result="failed", detail=str(error))
     return Outcome(result="passed")
-
-
-def _bare_sql(response: str) -> str:
-    blocks = _CODE_BLOCK.findall(response)
-    return blocks[0][1] if len(blocks) == 1 else response

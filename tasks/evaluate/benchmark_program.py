@@ -7,7 +7,6 @@ A variant's answers are published as soon as it has given them, so a kill costs 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -19,13 +18,14 @@ from infra.artifacts import Workspace, digest_of
 from infra.models import ModelSource, load_tokenizer
 from tasks.evaluate import benchmarks, questions
 from tasks.evaluate.benchmark_settings import Benchmarks
-from tasks.evaluate.engines import Generator, Prompt, Sampling, TransformersGenerator, vllm_generator
+from tasks.evaluate.engines import Ends, Generator, Prompt, Sampling, TransformersGenerator, vllm_generator
 from tasks.evaluate.questions import Question
 from tasks.evaluate.scoring import load_model
 from tasks.evaluate.settings import Evaluation
 from tasks.rows import Message
+from tasks.tokens import holds_control_tokens
 
-_CONTEXT = 32_768  # of a model that does not say
+_CONTEXT = 32_768  # that any question with its answer may take
 
 
 def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
@@ -77,8 +77,7 @@ class Variant:
         self._folder = folder
         self._advance = advance
         self._tokenizer = load_tokenizer(source)
-        config = json.loads(source.text_file("config.json") or "{}")
-        self._context = int(config.get("max_position_embeddings") or _CONTEXT)
+        self._context = min(source.context(), _CONTEXT)
         self._max_new_tokens = min(max_new_tokens, self._context - 1)
         self._generator: Generator | None = None
 
@@ -111,16 +110,16 @@ class Variant:
 
     def _started(self) -> Generator:
         if self._generator is None:
-            how = self._evaluation
+            how, ends = self._evaluation, Ends.of(self._source, self._tokenizer)
             if how.engine == "transformers":
                 model = load_model(self._source)
-                self._generator = TransformersGenerator(model, self._tokenizer, self._max_new_tokens, how.batch_rows)
+                self._generator = TransformersGenerator(model, ends, self._max_new_tokens, how.batch_rows)
             else:
                 length = min(self._context, max(map(self._longest, self._asked)) + self._max_new_tokens)
                 self._generator = vllm_generator(
                     self._source.fetch(),
-                    self._tokenizer,
-                    length - self._max_new_tokens,
+                    ends,
+                    length,
                     self._max_new_tokens,
                     how.tensor_parallel,
                     how.gpu_memory,
@@ -135,7 +134,7 @@ class Variant:
 
     def _ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt's tokens; none where a message holds a control token."""
-        if any(token in message.content for message in messages for token in self._tokenizer.all_special_tokens):
+        if holds_control_tokens(messages, self._tokenizer):
             return []
         told = [message.model_dump() for message in messages]
         text = self._tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True)

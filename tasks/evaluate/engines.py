@@ -1,9 +1,9 @@
 """Engines that answer prompts: token ids in, answers out; greedy, or sampled several times.
 
 `vllm` is the engine of production, on GPU and CPU; `transformers` is the reference that it is tested against,
-and the faster one for the demo, whose models are done before vLLM has started. Both stop at the tokenizer's end
-of turn, and take no defaults from the model's `generation_config.json` (Qwen's holds a repetition penalty,
-which would make "greedy" mean something else from model to model).
+and the faster one for the demo, whose models are done before vLLM has started. Both stop where `Ends` says, and take
+no other defaults from the model's `generation_config.json` (Qwen's holds a repetition penalty, which would make
+"greedy" mean something else from model to model).
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from typing import Any, Protocol
 
 import psutil
 
+from infra.models import ModelSource
+from tasks.answers import answer_of
+from tasks.chat import stop_ids
 from tasks.logits.engines import vllm_options
+from tasks.tokens import ChatFormat
 
 _PROMPTS_PER_CALL = 1024  # enough to fill the engine, few enough that progress is seen
 _SHUTDOWN_S = 20.0
@@ -42,11 +46,38 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answer:
-    """`tokens` without the end of turn; `truncated` when the limit came first."""
+    """`text` without a thought before it, `tokens` of it without the end of turn; `truncated`: the limit came first."""
 
     text: str
     tokens: int
     truncated: bool
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where a model's generation ends, at last with its `context`, and the answer in what it generated."""
+
+    tokenizer: Any
+    stop_ids: tuple[int, ...]
+    context: int
+
+    @staticmethod
+    def of(source: ModelSource, tokenizer: Any) -> Ends:
+        stops = stop_ids(source, ChatFormat.of(tokenizer).end_id, tokenizer.eos_token_id)
+        return Ends(tokenizer, stops, source.context())
+
+    def room(self, prompt: int, max_new_tokens: int) -> int:
+        """Tokens that may follow a prompt of so many."""
+        return max(1, min(max_new_tokens, self.context - prompt))
+
+    def answer(self, generated: Sequence[int]) -> Answer:
+        """The ids may run on (with padding) after the end of turn."""
+        end = next((at for at, token in enumerate(generated) if token in self.stop_ids), None)
+        ids = list(generated[:end])
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        answer = answer_of(text)
+        tokens = len(ids) if answer == text else len(self.tokenizer.encode(answer, add_special_tokens=False))
+        return Answer(answer, tokens, end is None)
 
 
 class Generator(Protocol):
@@ -60,15 +91,15 @@ class Generator(Protocol):
 class VLLMGenerator:
     """vLLM: one engine, on the GPUs that it is given, until it is closed."""
 
-    def __init__(self, folder: Path, tokenizer: Any, max_prompt: int, max_new_tokens: int, options: dict[str, Any]):
+    def __init__(self, folder: Path, ends: Ends, max_length: int, max_new_tokens: int, options: dict[str, Any]):
         from vllm import LLM
 
         before = set(psutil.Process().children(recursive=True))
-        self._tokenizer = tokenizer
+        self._ends = ends
         self._max_new_tokens = max_new_tokens
         self._llm = LLM(
             model=str(folder),
-            max_model_len=max_prompt + max_new_tokens,
+            max_model_len=min(max_length, ends.context),
             generation_config="vllm",
             disable_log_stats=True,
             **options,
@@ -81,14 +112,14 @@ class VLLMGenerator:
             given: list[Any] = [{"prompt_token_ids": list(prompt.ids)} for prompt in some]
             parameters = [self._parameters(prompt, sampling) for prompt in some]
             for output in self._llm.generate(given, parameters, use_tqdm=False):
-                yield [_answer(self._tokenizer, one.token_ids) for one in output.outputs]
+                yield [self._ends.answer(one.token_ids) for one in output.outputs]
 
     def _parameters(self, prompt: Prompt, sampling: Sampling | None) -> Any:
         from vllm import SamplingParams
 
         stop: dict[str, Any] = {
-            "max_tokens": self._max_new_tokens,
-            "stop_token_ids": [self._tokenizer.eos_token_id],
+            "max_tokens": self._ends.room(len(prompt.ids), self._max_new_tokens),
+            "stop_token_ids": list(self._ends.stop_ids),
             "detokenize": False,
         }
         if sampling is None:
@@ -113,9 +144,9 @@ class VLLMGenerator:
 class TransformersGenerator:
     """`generate` of transformers on padded batches: the reference."""
 
-    def __init__(self, model: Any, tokenizer: Any, max_new_tokens: int, batch_rows: int):
+    def __init__(self, model: Any, ends: Ends, max_new_tokens: int, batch_rows: int):
         self._model = model
-        self._tokenizer = tokenizer
+        self._ends = ends
         self._max_new_tokens = max_new_tokens
         self._batch_rows = batch_rows
 
@@ -129,7 +160,8 @@ class TransformersGenerator:
 
         # padded on the left, so that all answers start at the same place
         longest = max(len(prompt.ids) for prompt in prompts)
-        ids_BT = torch.full((len(prompts), longest), self._tokenizer.pad_token_id, device=self._model.device)
+        pad = self._ends.tokenizer.pad_token_id
+        ids_BT = torch.full((len(prompts), longest), pad, device=self._model.device)
         mask_BT = torch.zeros_like(ids_BT)
         for b, prompt in enumerate(prompts):
             ids_BT[b, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
@@ -145,9 +177,9 @@ class TransformersGenerator:
                 "num_return_sequences": sampling.n,
             }
         settings = GenerationConfig(
-            max_new_tokens=self._max_new_tokens,
-            eos_token_id=self._tokenizer.eos_token_id,
-            pad_token_id=self._tokenizer.pad_token_id,
+            max_new_tokens=self._ends.room(longest, self._max_new_tokens),
+            eos_token_id=list(self._ends.stop_ids),
+            pad_token_id=pad,
             repetition_penalty=1.0,
             **how,
         )
@@ -156,29 +188,20 @@ class TransformersGenerator:
         n = sampling.n if sampling else 1
         new = output_BT[:, longest:].tolist()
         for b in range(len(prompts)):
-            yield [_answer(self._tokenizer, ids) for ids in new[b * n : (b + 1) * n]]
+            yield [self._ends.answer(ids) for ids in new[b * n : (b + 1) * n]]
 
     def close(self) -> None:
         pass
 
 
 def vllm_generator(
-    folder: Path, tokenizer: Any, max_prompt: int, max_new_tokens: int, tensor_parallel: int, gpu_memory: float
+    folder: Path, ends: Ends, max_length: int, max_new_tokens: int, tensor_parallel: int, gpu_memory: float
 ) -> VLLMGenerator:
-    """The engine with settings for this machine."""
+    """The engine with settings for this machine; prompt and answer together have at most `max_length` tokens."""
     import torch
 
     options = vllm_options(torch.cuda.is_available(), tensor_parallel, gpu_memory, max_batched_tokens=8192)
-    return VLLMGenerator(folder, tokenizer, max_prompt, max_new_tokens, options)
-
-
-def _answer(tokenizer: Any, ids: Sequence[int]) -> Answer:
-    """The answer in generated ids, which may run on (with padding) after the end of turn."""
-    ids = list(ids)
-    ended = tokenizer.eos_token_id in ids
-    if ended:
-        ids = ids[: ids.index(tokenizer.eos_token_id)]
-    return Answer(str(tokenizer.decode(ids, skip_special_tokens=True)), len(ids), not ended)
+    return VLLMGenerator(folder, ends, max_length, max_new_tokens, options)
 
 
 def _seed(prompt: Prompt, sampling: Sampling) -> int:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 
 from infra.sandbox import QueryError, ReadOnlyDatabase
+from tasks.answers import SQL, answer_of, code_in
 from tasks.rows import Row
-
-_FENCED = re.compile(r"```(?:\w+)?\s*\n(.*?)```", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -25,17 +23,12 @@ def mark(row: Row, text: str, databases: dict[str, ReadOnlyDatabase]) -> Mark:
     """The mark of one answer to `row`."""
     if row.database not in databases:
         return Mark(None)
-    database, query = databases[row.database], bare_code(text)
-    if database.same_result(row.response, query):
+    database = databases[row.database]
+    reference, query = (code_in(answer_of(one), SQL) for one in (row.response, text))
+    if database.same_result(reference, query):
         return Mark(True)
     try:
         rows = sorted(map(repr, database.run(query)))
     except QueryError:
         return Mark(False)
     return Mark(False, hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16])
-
-
-def bare_code(text: str) -> str:
-    """The code in an answer: what stands in its first fence, else all of it."""
-    fenced = _FENCED.search(text)
-    return (fenced.group(1) if fenced else text).strip()

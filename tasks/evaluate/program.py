@@ -22,7 +22,7 @@ from infra.artifacts import ArtifactRef, Workspace, digest_of
 from infra.errors import ConfigurationError
 from infra.models import ModelSource, load_tokenizer
 from tasks.evaluate import predictions
-from tasks.evaluate.engines import Answer, Generator, Prompt, Sampling, TransformersGenerator, vllm_generator
+from tasks.evaluate.engines import Answer, Ends, Generator, Prompt, Sampling, TransformersGenerator, vllm_generator
 from tasks.evaluate.execution import mark
 from tasks.evaluate.scoring import RowScore, Task, batches, load_model, score
 from tasks.evaluate.settings import Evaluation
@@ -66,7 +66,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     def prepare(source: ModelSource) -> _Prepared:
         key = digest_of(tokenizer_digests(source))
         if key not in prepared:
-            prepared[key] = _prepared(rows, source, settings.max_length)
+            prepared[key] = _prepared(rows, source, min(settings.max_length, source.context() - 1))
         return prepared[key]
 
     theirs = prepare(teacher_source)
@@ -92,7 +92,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         same_tokenizer = variant.prepared is theirs
         alignment = None if same_tokenizer else Alignment(vocabulary_of(teacher_source), vocabulary_of(variant.source))
         kept = []
-        for batch in batches(variant.tasks, settings.batch_rows, model.config.vocab_size):
+        for batch in batches(variant.tasks, settings.batch_rows, model.config.get_text_config().vocab_size):
             for task, scored in zip(batch, score(model, teacher, batch, alignment, settings.top_k), strict=True):
                 kept.append(_row(task, scored, answers["rows"][task.row.id], databases))
             tick(variant)(len(batch))
@@ -159,15 +159,15 @@ def _answer(variant: _Variant, settings: Evaluation, folder: Path, advance: Call
 
 
 def _generator(variant: _Variant, prompts: list[Prompt], settings: Evaluation) -> Generator:
-    tokenizer = variant.prepared.tokenizer
+    ends = Ends.of(variant.source, variant.prepared.tokenizer)
     if settings.engine == "transformers":
         model = load_model(variant.source)
-        return TransformersGenerator(model, tokenizer, settings.max_new_tokens, settings.batch_rows)
+        return TransformersGenerator(model, ends, settings.max_new_tokens, settings.batch_rows)
     longest = max(len(prompt.ids) for prompt in prompts)
     return vllm_generator(
         variant.source.fetch(),
-        tokenizer,
-        longest,
+        ends,
+        longest + settings.max_new_tokens,
         settings.max_new_tokens,
         settings.tensor_parallel,
         settings.gpu_memory,

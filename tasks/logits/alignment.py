@@ -21,15 +21,16 @@ import numpy as np
 
 from infra.errors import ConfigurationError
 from infra.models import ModelSource
+from tasks.chat import turn_of
 from tasks.logits.blocks import ScoredRow
 from tasks.logits.vocabulary import Vocabulary, token_map
-from tasks.tokens import TokenisedRow, end_token, tokenizer_digests
+from tasks.tokens import TokenisedRow, tokenizer_digests
 
 
 def check_same_template(teacher: Mapping[str, str], student: ModelSource) -> None:
     """With one tokenizer: refuse a student whose chat template or end of turn is not the one that was scored."""
     mine = tokenizer_digests(student)
-    for part, words in (("template", "chat template"), ("end", "end-of-turn token (eos_token)")):
+    for part, words in (("template", "chat template"), ("end", "end-of-turn token")):
         if mine[part] != teacher[part]:
             raise ConfigurationError(
                 f"student {student.name!r} and its teacher have different {words}s: copy the teacher's "
@@ -39,7 +40,7 @@ def check_same_template(teacher: Mapping[str, str], student: ModelSource) -> Non
 
 def vocabulary_of(source: ModelSource) -> Vocabulary:
     """A model's tokens."""
-    return Vocabulary.of(source.text_file("tokenizer.json") or "", end_token(source))
+    return Vocabulary.of(source.text_file("tokenizer.json") or "", turn_of(source))
 
 
 def remap(ids_RK: np.ndarray, logprobs_RK: np.ndarray, map_V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -111,19 +112,24 @@ class Alignment:
 
     def same_spans(self, teacher_R: np.ndarray, student_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions in the response's ids of teacher and student with a token at the same bytes of the same text."""
-        ours, text = self.teacher.spans(teacher_R)
-        theirs, student_text = self.student.spans(student_R)
-        if student_text == b" " + text:  # SentencePiece puts a space before the first word
-            theirs = np.maximum(theirs - 1, 0)
-        elif text == b" " + student_text:
-            ours = np.maximum(ours - 1, 0)
-        elif text != student_text:
+        ours, text = self.teacher.response_spans(teacher_R)
+        theirs, student_text = self.student.response_spans(student_R)
+        if text != student_text:
             self.rows_with_other_text += 1
             none = np.empty(0, dtype=np.intp)
             return none, none
-        keys = [spans[:, 0] * (len(text) + 2) + spans[:, 1] for spans in (ours, theirs)]
+        within = [np.flatnonzero(spans[:, 0] < spans[:, 1]) for spans in (ours, theirs)]
+        places = len(text) + 1, len(text) + 1, int(max(ours[:, 2].max(initial=0), theirs[:, 2].max(initial=0))) + 1
+        keys = [
+            np.ravel_multi_index(tuple(spans[at].T), places) for spans, at in zip((ours, theirs), within, strict=True)
+        ]
         _same, teacher_at, student_at = np.intersect1d(*keys, return_indices=True)
-        return teacher_at, student_at
+        ends = teacher_R[-1:] == self.teacher.end, student_R[-1:] == self.student.end  # in [False], or [] of no tokens
+        last = [[len(teacher_R) - 1], [len(student_R) - 1]] if all(map(np.any, ends)) else [[], []]
+        return (
+            np.append(within[0][teacher_at], last[0]).astype(np.intp),
+            np.append(within[1][student_at], last[1]).astype(np.intp),
+        )
 
     def same_tokens(self, teacher_size: int, student_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids of the tokens that both have, of teacher and of student, within outputs of these sizes."""

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from infra import child, storage
@@ -29,11 +30,12 @@ from tasks.logits.coverage import Coverage
 from tasks.logits.engines import Engine, TransformersEngine, VLLMEngine, vllm_options
 from tasks.logits.settings import Scoring
 from tasks.logits.shards import Shard, cut, plan
-from tasks.logits.store import ShardError, read_shard, write_shard, write_tokenizer
+from tasks.logits.store import ScoredRow, ShardError, read_shard, write_shard, write_tokenizer
 from tasks.rows import KEPT, read_rows
 from tasks.tokens import Skipped, TokenisedRow, tokenise
 
-CLAIMS = "claims/"
+CLAIMS, REFUSED = "claims/", "refused/"
+_NAMED_ROWS = 20
 _TOKENS_PER_CALL = 16_384  # several steps of the engine: it idles between calls
 _POLL_S = 1.0
 
@@ -44,7 +46,8 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     scoring = Scoring.model_validate(spec["scoring"])
     teacher = ModelSource.model_validate(spec["teacher"])
     k: int = spec["k"]
-    rows, categories, skipped = _tokenised(ArtifactRef.model_validate(spec["rows"]), teacher, scoring.max_length)
+    longest = min(scoring.max_length, teacher.context() - 1)  # the engine generates a token that nobody reads
+    rows, categories, skipped = _tokenised(ArtifactRef.model_validate(spec["rows"]), teacher, longest)
     if not rows:
         raise ConfigurationError(f"no row is usable for the teacher: {dict(skipped)}")
     shards = plan(rows, scoring.tokens_per_shard)
@@ -66,18 +69,28 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
                 reporter.progress(found + queue.by_others + responses, total, tokens_s=speed)
 
             with child.abort_if_a_child_dies(reporter.folder, "the teacher's engine"):
-                scored_tokens = score_shards(
-                    engine, itertools.chain([first], ours), work, k, scoring.max_error, on_progress
-                )
+                shards_to_score = itertools.chain([first], ours)
+                scored_tokens = score_shards(engine, shards_to_score, work, k, scoring.max_error, on_progress)
             seconds = time.monotonic() - started
     write_tokenizer(work, teacher)
     coverage, stored_bytes = Coverage(k), 0
+    refused = [row_id for shard in shards for row_id in _refused(work, shard)]
+    if len(refused) == len(rows):
+        raise ConfigurationError("the teacher gives numbers for no row: its weights, or their dtype, are broken")
+    total -= sum(row.response_tokens for row in rows if row.row_id in set(refused))
+    if refused:
+        skipped["the teacher gives no number for it"] += len(refused)
     for shard in shards:
         size, scored = read_shard(work, shard.name)
         stored_bytes += size
         for row in scored:
             coverage.add(row.logprobs_RK, categories[row.row_id])
-    counts = {"rows": len(rows), "tokens": total, "shards": len(shards), "skipped": sum(skipped.values())}
+    counts = {
+        "rows": len(rows) - len(refused),
+        "tokens": total,
+        "shards": len(shards),
+        "skipped": sum(skipped.values()),
+    }
     facts = {
         "coverage": coverage.summary(),
         "bytes_per_token": round(stored_bytes / total, 1),
@@ -85,6 +98,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         "shards_found": len(shards) - len(missing),
         "shards_repaired": damaged,
         "skipped": dict(skipped),
+        "refused_rows": refused[:_NAMED_ROWS],
         "engine": scoring.engine,
     }
     return {"counts": counts, "facts": facts}
@@ -131,6 +145,8 @@ def score_shards(
 ) -> int:
     """Score these shards and put each into the store as it is done; returns the tokens that were scored.
 
+    A row for which the teacher gives no numbers (NaN) is left out, and named beside its shard.
+
     `on_progress` hears, after each batch, the tokens scored and the response tokens among them so far.
     """
     tokens = responses = 0
@@ -141,8 +157,22 @@ def score_shards(
             tokens += sum(len(row.ids) for row in batch)
             responses += sum(row.response_tokens for row in batch)
             on_progress(tokens, responses)
-        write_shard(work, shard.name, scored, max_error)
+        if bad := [row.row_id for row in scored if not _in_numbers(row)]:
+            work.put_json(REFUSED + shard.name, bad)
+        write_shard(work, shard.name, [row for row in scored if _in_numbers(row)], max_error)
     return tokens
+
+
+def _in_numbers(row: ScoredRow) -> bool:
+    """−inf is a number here: a probability of 0."""
+    return bool(np.isfinite(row.logprobs_RK[:, 0]).all()) and not (
+        np.isnan(row.logprobs_RK).any() or np.isnan(row.actual_logprobs_R).any()
+    )
+
+
+def _refused(work: Workspace, shard: Shard) -> list[str]:
+    """Rows of a stored shard that have no numbers."""
+    return list(work.get_json(REFUSED + shard.name)) if work.has(REFUSED + shard.name) else []
 
 
 def _is_whole(work: Workspace, shard: Shard, damaged: list[str]) -> bool:
@@ -151,7 +181,8 @@ def _is_whole(work: Workspace, shard: Shard, damaged: list[str]) -> bool:
         return False
     try:
         _size, scored = read_shard(work, shard.name)
-        if [row.row_id for row in scored] == [row.row_id for row in shard.rows]:
+        refused = set(_refused(work, shard))
+        if [row.row_id for row in scored] == [row.row_id for row in shard.rows if row.row_id not in refused]:
             return True
         damaged.append(f"shard {work.uri}{shard.name} holds other rows than it should")
     except ShardError as error:

@@ -16,6 +16,7 @@ from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.errors import ConfigurationError
 from infra.models import ModelSource
 from infra.range_cache import RangeCache
+from tasks.chat import Turn, turn_of
 from tasks.logits.blocks import Block, ScoredRow
 from tasks.logits.format import (
     MAX_ERROR,
@@ -27,7 +28,6 @@ from tasks.logits.format import (
     head_bytes,
 )
 from tasks.logits.vocabulary import Vocabulary
-from tasks.tokens import end_token
 
 __all__ = [
     "SHARDS",
@@ -61,7 +61,7 @@ def read_shard(work: Workspace, name: str) -> tuple[int, Iterator[ScoredRow]]:
 
 def write_tokenizer(work: Workspace, teacher: ModelSource) -> None:
     """Keep the teacher's tokens with the store that is being made."""
-    told = {"tokenizer_json": teacher.text_file("tokenizer.json"), "end_token": end_token(teacher)}
+    told = {"tokenizer_json": teacher.text_file("tokenizer.json"), "turn": vars(turn_of(teacher))}
     work.put_json(TOKENIZER, told)
 
 
@@ -94,7 +94,7 @@ class TopKReader:
     def vocabulary(self) -> Vocabulary:
         """The teacher's tokens."""
         told = self._reader.read_json(TOKENIZER)
-        return Vocabulary.of(told["tokenizer_json"], told["end_token"])
+        return Vocabulary.of(told["tokenizer_json"], Turn(**told["turn"]))
 
     def row_ids(self) -> list[str]:
         """The ids of all rows, from the heads of the shards alone."""

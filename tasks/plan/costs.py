@@ -22,7 +22,6 @@ _STORE_VOCABULARY_BITS = 18.0
 _STORE_HALVING = 0.11  # a rank, for half the error
 _STORE_PROMPT = 1.5
 _LOGITS_ENTRY = 6.5  # bytes a batched token and vocabulary entry: 7.5 GiB at 8192 × 152k (vllm#52054)
-_CHECKPOINT = 14  # bytes a parameter: weights, fp32 master weights, Adam's two moments
 CONTEXT = 2**30  # on each device: CUDA, NCCL, the allocator's fragments
 _READ_BYTES_S = 1e9  # weights from disk
 _BANDWIDTH_USED = 0.6
@@ -36,12 +35,12 @@ _START_CPU_S = {"train": 25.0, "logits": 20.0, "evaluate": 30.0}
 def training_flops(student: Size, training: Training, run: TrainingRun, tokens: float) -> float:
     """Operations of a training on so many tokens, all epochs together."""
     per_token = 4 if training.lora else 6
-    return (per_token + 2 * run.gradient_checkpointing) * student.parameters * tokens
+    return (per_token + 2 * run.gradient_checkpointing) * student.active * tokens
 
 
 def forward_flops(model: Size, tokens: float) -> float:
     """Operations of scoring so many tokens."""
-    return 2.0 * model.parameters * tokens
+    return 2.0 * model.active * tokens
 
 
 def seconds(machine: Machine, flops: float, devices: int) -> float:
@@ -112,8 +111,3 @@ def evaluation_memory(machine: Machine, student: Size, teacher: Size, how: Evalu
     weights = width * (student.parameters + teacher.parameters)
     logits = how.batch_rows * long_row * width * (student.vocabulary + teacher.vocabulary)
     return int(weights + logits) + CONTEXT
-
-
-def checkpoint_bytes(student: Size, training: Training) -> int:
-    """One checkpoint of all ranks; with adapters the weights alone count."""
-    return (2 if training.lora else _CHECKPOINT) * student.parameters

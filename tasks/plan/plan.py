@@ -11,6 +11,8 @@ from tasks.plan import costs
 from tasks.plan.known import AGENT_TOKENS_S, VARIANTS, Known
 from tasks.plan.model import AgentPlan, Plan, Problem
 from tasks.plan.stages import stages_of
+from tasks.train.memory import checkpoint_bytes
+from tasks.train.pace import WRITE_BYTES_S, interval_s
 
 
 def make_plan(known: Known, problems: Callable[[Known, Plan], Sequence[Problem]]) -> Plan:
@@ -77,12 +79,14 @@ def _disk(known: Known, store: int) -> int:
     """
     trainings = {"sft": known.sft, "sft_control": known.kd.training(), "kd": known.kd}
     to_do = [training for name, training in trainings.items() if known.to_do(name)]
-    scratch = max((costs.checkpoint_bytes(known.student, training) for training in to_do), default=0)
+    scratch = max((checkpoint_bytes(known.student.parameters, training.lora) for training in to_do), default=0)
     store = store if known.to_do("logits") else 0
     if not known.stores_here:
         return scratch
     width = costs.weight_bytes(known.machine)
-    kept = sum(known.run.checkpoints_kept * costs.checkpoint_bytes(known.student, training) for training in to_do)
+    kept = sum(
+        known.run.checkpoints_kept * checkpoint_bytes(known.student.parameters, training.lora) for training in to_do
+    )
     return store + len(to_do) * width * known.student.parameters + kept + scratch
 
 
@@ -97,6 +101,14 @@ def _assumptions(known: Known) -> list[str]:
         said.append("a token has 4 bytes of text (the student's tokenizer was not reached)")
     if tabled := [role for role, size in known.roles.items() if size.from_table]:
         said.append(f"{' and '.join(tabled)} are as large as in the built-in table of Qwen2.5")
+    trainings = [training for name, training in (("sft", known.sft), ("kd", known.kd)) if known.to_do(name)]
+    if trainings:
+        held = max(checkpoint_bytes(known.student.parameters, training.lora) for training in trainings)
+        pause = interval_s(held / WRITE_BYTES_S, known.run.checkpoint_every_s)
+        said.append(
+            f"a checkpoint holds {held / 1e9:,.3g} GB and is written every {pause:,.0f} s (until its cost is measured; "
+            f"a disk takes {WRITE_BYTES_S / 1e9:.0f} GB/s): a kill costs at most that time"
+        )
     if known.harness:
         said.append("lm-eval's tasks are not in it")
     said.append("memory is good to about a fifth, hours to a factor of two")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,20 +51,24 @@ class Size:
     def parameters(self) -> int:
         return self.shape.parameters
 
+    @property
+    def active(self) -> int:
+        """Those that a token meets: fewer than all in a mixture of experts."""
+        return self.shape.active
+
     @staticmethod
     def of(name: str, config: Mapping[str, Any], *, from_table: bool = False) -> Size:
         heads = config["num_attention_heads"]
         head = config.get("head_dim") or config["hidden_size"] // heads
-        kv_width = head * config.get("num_key_value_heads", heads)
+        kv_width = head * (config.get("num_key_value_heads") or heads)
         return Size(name, ModelShape.of(config), heads, kv_width, config["vocab_size"], from_table)
 
 
 def size_of(name: str, source: ModelSource | None) -> Size:
     """The model's size; without a source, that of the Qwen2.5 that `name` means (ConfigurationError for others)."""
     if source is not None:
-        config = json.loads(source.text_file("config.json") or "{}")
         try:
-            return Size.of(name, config)
+            return Size.of(name, source.config())
         except KeyError as error:
             raise ConfigurationError(
                 f"the config.json of {name!r} has no {error}: only decoders of the Llama kind are planned for"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -66,7 +65,7 @@ class Examples:
                 yield Example(tokenised.row_id, tokenised.ids, tokenised.response_start)
 
     def _with_scored_ids(self, reader: TopKReader) -> Iterator[Example]:
-        size = json.loads(self._student.text_file("config.json") or "{}")["vocab_size"]
+        size = self._student.config()["vocab_size"]
         known = known_tokens(vocabulary_of(self._student), size)
         for scored in reader:
             if len(scored.ids) > self._max_length:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from transformers import GenerationConfig
 
 from infra.artifacts import Workspace
 from infra.models import copy_beside_weights
 from tasks.train.adapters import merged
 from tasks.train.settings import Lora
 
-CARD = "README.md"
+CARD, GENERATION = "README.md", "generation_config.json"
 _TEMPLATES = Environment(
     loader=PackageLoader("tasks.train"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
@@ -25,12 +27,13 @@ def export(
     engine: Any,
     work: Workspace,
     source: Path,
+    stops: Collection[int],
     zero_stage: int,
     lora: Lora | None,
     dtype: torch.dtype,
     card: Mapping[str, Any],
 ) -> None:
-    """Put the folder into the workspace. Every rank calls it; the first one writes."""
+    """Put the folder into the workspace; generation ends at the ids `stops`. All ranks call it, the first writes."""
     model = engine.module.model
     state = model.state_dict()
     if zero_stage == 3:  # each rank holds a part; rank 0 gets the whole, with the wrapper's prefix
@@ -44,10 +47,23 @@ def export(
     state = {name: tensor.to(dtype) for name, tensor in state.items()}
     with tempfile.TemporaryDirectory() as target:
         model.config.dtype = dtype
+        model.generation_config = GenerationConfig()  # transformers refuses to write what some models come with
         model.save_pretrained(target, state_dict=state, safe_serialization=True)
+        (Path(target) / GENERATION).unlink(missing_ok=True)
         copy_beside_weights(source, Path(target))
+        stop_at(Path(target), stops)
         (Path(target) / CARD).write_text(render_card(card))
         work.put_folder("model/", Path(target))
+
+
+def stop_at(folder: Path, stops: Collection[int]) -> None:
+    """Let a server of the model end its answers where the model was taught to."""
+    path = folder / GENERATION
+    told = json.loads(path.read_text()) if path.exists() else {}
+    own = told.get("eos_token_id")
+    theirs = own if isinstance(own, list) else [own]
+    if not set(stops) <= set(theirs):
+        path.write_text(json.dumps({**told, "eos_token_id": list(stops)}, indent=2) + "\n")
 
 
 def render_card(facts: Mapping[str, Any]) -> str:

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tasks.train.logit_map import LogitMap
 from tasks.train.losses import DistillationLoss, objective_sum
 
 BUFFER_BYTES = {"cpu": 240 * 2**20, "cuda": 2**30}
+IDENTITY = LogitMap()
 _TILE_SHARE = 16  # a tile of the weight's gradient takes at most this part of the buffer's bytes
 
 
@@ -33,9 +35,10 @@ def fused_head_loss(
     teacher_ids_NK: Tensor | None = None,
     teacher_logprobs_NK: Tensor | None = None,
     loss: DistillationLoss | None = None,
+    logit_map: LogitMap = IDENTITY,
     buffer_bytes: int | None = None,
 ) -> Tensor:
-    """The loss of `hidden_NH @ weight_VH.T + bias_V`, summed over N, in nats: an fp32 (fp64) scalar.
+    """The loss of `logit_map(hidden_NH @ weight_VH.T + bias_V)`, summed over N, in nats: an fp32 (fp64) scalar.
 
     Cross-entropy where `loss` is None, else `loss`; equal to `cross_entropy_sum` and `distillation_sum` on the
     whole logits. `hidden_NH` holds the positions that *predict* `labels_N`, and no others.
@@ -61,9 +64,8 @@ def fused_head_loss(
     if loss is not None and teacher_ids_NK is not None:
         columns_CN = torch.cat([columns_CN, teacher_ids_NK.t()])
     buffer_bytes = buffer_bytes or BUFFER_BYTES.get(hidden_NH.device.type, BUFFER_BYTES["cpu"])
-    return _HeadLoss.apply(
-        hidden_NH, weight_VH, bias_V, columns_CN, teacher_logprobs_NK, loss, buffer_bytes, torch.is_grad_enabled()
-    )
+    how = loss, logit_map, buffer_bytes, torch.is_grad_enabled()
+    return _HeadLoss.apply(hidden_NH, weight_VH, bias_V, columns_CN, teacher_logprobs_NK, *how)
 
 
 class FusedHead(nn.Module):
@@ -75,11 +77,11 @@ class FusedHead(nn.Module):
     weight is tied. Raises TypeError for a head that is more than weight and bias (adapters on it would be lost).
     """
 
-    def __init__(self, head: nn.Module):
+    def __init__(self, head: nn.Module, logit_map: LogitMap = IDENTITY):
         super().__init__()
         if not isinstance(head, nn.Linear):
             raise TypeError(f"the LM head is a {type(head).__name__}, not a plain linear layer: put no adapter on it")
-        self.weight, self.bias = head.weight, head.bias
+        self.weight, self.bias, self.logit_map = head.weight, head.bias, logit_map
 
     def forward(
         self,
@@ -90,7 +92,9 @@ class FusedHead(nn.Module):
         loss: DistillationLoss | None = None,
     ) -> Tensor:
         """See `fused_head_loss`."""
-        return fused_head_loss(hidden_NH, self.weight, self.bias, labels_N, teacher_ids_NK, teacher_logprobs_NK, loss)
+        hidden_NH = hidden_NH if self.logit_map.before == 1.0 else hidden_NH * self.logit_map.before
+        head, teacher = (hidden_NH, self.weight, self.bias), (teacher_ids_NK, teacher_logprobs_NK)
+        return fused_head_loss(*head, labels_N, *teacher, loss, self.logit_map)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -103,6 +107,7 @@ class _HeadLoss(torch.autograd.Function):
         columns_CN: Tensor,
         teacher_logprobs_NK: Tensor | None,
         loss: DistillationLoss | None,
+        logit_map: LogitMap,
         buffer_bytes: int,
         grad_enabled: bool,
     ) -> Tensor:
@@ -131,7 +136,7 @@ class _HeadLoss(torch.autograd.Function):
                 if buffer_VR is None:
                     buffer_VR = hidden_NH.new_empty(vocabulary, buffered, dtype=exact)
                 logits_VR = buffer_VR[:, : len(hidden_RH)]
-            peak_R = _logits(hidden_RH, weight_VH, bias_V, tiles, logits_VR)
+            peak_R = _logits(hidden_RH, weight_VH, bias_V, tiles, logit_map, logits_VR)
             picked_RC = logits_VR.gather(0, columns_CR).t()
             sum_R = _exponentials_in_place(logits_VR, peak_R, tiles)
             value, d_picked_RC, d_lse_R = _objective(picked_RC, peak_R + sum_R.log(), teacher_RK, loss)
@@ -139,6 +144,10 @@ class _HeadLoss(torch.autograd.Function):
             if not (of_hidden or of_weight or of_bias):
                 continue
             # ∂lse/∂logits is the softmax: all the loss knows of the other logits is their logsumexp
+            if logit_map.cap is not None:
+                _slopes_in_place(logits_VR, peak_R, logit_map.cap, tiles)
+                d_picked_RC = d_picked_RC * (1 - (picked_RC / logit_map.cap) ** 2)
+            d_lse_R, d_picked_RC = d_lse_R * logit_map.scale, d_picked_RC * logit_map.scale
             d_logits_VR = logits_VR.mul_(d_lse_R / sum_R).scatter_add_(0, columns_CR, d_picked_RC.t())
             d_block_RH = None if d_hidden_NH is None else d_hidden_NH[block]
             _gradients(d_logits_VR, hidden_RH, weight_VH, tiles, d_block_RH, d_weight_VH, d_bias_V, block.start == 0)
@@ -153,7 +162,7 @@ class _HeadLoss(torch.autograd.Function):
             None if gradient is None else gradient.mul_(d_total).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return *gradients, None, None, None, None, None
+        return *gradients, None, None, None, None, None, None
 
 
 def _blocks(rows: int, first: int, others: int) -> Iterator[slice]:
@@ -175,21 +184,39 @@ def _block_rows(rows: int, row_bytes: int, buffer_bytes: int) -> int:
 
 
 def _logits(
-    hidden_RH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, tiles: list[slice], logits_VR: Tensor
+    hidden_RH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    tiles: list[slice],
+    logit_map: LogitMap,
+    logits_VR: Tensor,
 ) -> Tensor:
     """Writes the logits; their maximum over V."""
     peaks = []
     for tile in tiles:
-        _product(weight_VH[tile], hidden_RH.t(), logits_VR[tile])
+        logits = _product(weight_VH[tile], hidden_RH.t(), logits_VR[tile])
         if bias_V is not None:
-            logits_VR[tile].add_(bias_V[tile, None])
-        peaks.append(logits_VR[tile].amax(dim=0))
+            logits.add_(bias_V[tile, None])
+        if logit_map.scale != 1.0:
+            logits.mul_(logit_map.scale)
+        if logit_map.cap is not None:
+            logits.div_(logit_map.cap).tanh_().mul_(logit_map.cap)
+        peaks.append(logits.amax(dim=0))
     return torch.stack(peaks).amax(dim=0)
 
 
 def _exponentials_in_place(logits_VR: Tensor, peak_R: Tensor, tiles: list[slice]) -> Tensor:
     """exp(logits − peak), written over the logits, tile by tile for the cache's sake; their sum over V."""
     return torch.stack([logits_VR[tile].sub_(peak_R).exp_().sum(dim=0) for tile in tiles]).sum(dim=0)
+
+
+def _slopes_in_place(exponentials_VR: Tensor, peak_R: Tensor, cap: float, tiles: list[slice]) -> None:
+    """Times ∂logits/∂(logits before the cap) = 1 − (logits / cap)²; the logits are read off their exponentials."""
+    for tile in tiles:
+        exponentials = exponentials_VR[tile]
+        smallest = torch.finfo(exponentials.dtype).tiny  # one that is lost below it has no gradient anyway
+        capped = exponentials.clamp(min=smallest).log_().add_(peak_R).div_(cap)
+        exponentials.mul_(capped.square_().neg_().add_(1).clamp_(min=0))
 
 
 def _gradients(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from infra.errors import ConfigurationError
 from tasks.train.feed import Feed, Step, moved
+from tasks.train.pace import Pace
 from tasks.train.settings import Training
 
 LOG_EVERY = 10
@@ -30,7 +31,6 @@ class Plan:
     steps: int
     global_batch: int
     micro_batches: int
-    checkpoint_every_s: float
 
 
 def rate_at(step: int, steps: int, training: Training) -> float:
@@ -52,15 +52,16 @@ def run_steps(
     curve: list[list[float]],
     on_log: Callable[[int, float, float], None],
     save: Callable[[int], None],
+    pace: Pace,
     row_ids: Callable[[int], list[str]],
 ) -> float:
     """Train from `first_step` to the end; tokens a second.
 
-    Appends [step, mean loss in nats per supervised token] to `curve`, calls `on_log(step, loss, tokens_s)` and,
-    when a checkpoint is due, `save(step)` on every rank. Raises ConfigurationError, with the rows of the step
-    (`row_ids(step)`), where a loss is no number or far above what it was.
+    Appends [step, mean loss in nats per supervised token] to `curve`, calls `on_log(step, loss, tokens_s)` and, when a
+    checkpoint is due by the first rank's `pace`, `save(step)` on every rank. Raises ConfigurationError, with the rows
+    of the step (`row_ids(step)`), where a loss is no number or far above what it was.
     """
-    started = last_checkpoint = time.monotonic()
+    started = time.monotonic()
     tokens = 0
     losses: list[Tensor] = []
     supervised: list[int] = []
@@ -77,10 +78,10 @@ def run_steps(
         losses, supervised = [], []
         curve.append([step, round(loss, 5)])
         on_log(step, loss, tokens / (time.monotonic() - started))
-        due = time.monotonic() - last_checkpoint > plan.checkpoint_every_s
-        if _rank_0_says(due, engine.device) and step < plan.steps:
+        if _rank_0_says(pace.due(), engine.device) and step < plan.steps:
+            began = time.monotonic()
             save(step)
-            last_checkpoint = time.monotonic()
+            pace.saved(time.monotonic() - began)
     return tokens / max(time.monotonic() - started, 1e-9)
 
 

@@ -22,6 +22,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from infra.errors import ConfigurationError
 from tasks.train.data import Example
+from tasks.train.families import check_trainable
 
 ATTENTION = "packed"
 _NOT_PLAIN = ("softcap", "s_aux", "sinks")
@@ -100,7 +101,7 @@ def packed_attention(
     query_1HTD: Tensor,
     key_1GTD: Tensor,
     value_1GTD: Tensor,
-    _mask: None,
+    attention_mask: None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -141,12 +142,7 @@ def _band(length: int, window: int, device: torch.device) -> Tensor:
 
 def use_packed_attention(model: Any) -> None:
     """Let the model's layers attend within rows; ConfigurationError where its layers mix tokens in another way."""
-    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    if not getattr(model, "_supports_attention_backend", False) or not kinds <= {"full_attention", "sliding_attention"}:
-        raise ConfigurationError(
-            f"{type(model).__name__} cannot be trained here: its layers ({', '.join(sorted(kinds))}) are not attention "
-            "that can be kept within rows"
-        )
+    check_trainable(type(model).__name__, model.config.to_dict())
     AttentionInterface.register(ATTENTION, packed_attention)
     AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)
     model.set_attn_implementation(ATTENTION)

@@ -32,7 +32,8 @@ from tasks.train.data import total_steps
 from tasks.train.examples import Examples
 from tasks.train.feed import feeding
 from tasks.train.loop import Plan, run_steps
-from tasks.train.memory import ModelShape, advice, check_fits
+from tasks.train.memory import ModelShape, advice, check_fits, checkpoint_bytes
+from tasks.train.pace import Pace
 from tasks.train.ranks import Rank
 from tasks.train.run import Run
 from tasks.train.spool import Spool, write_spool
@@ -73,11 +74,16 @@ def _train(run: Run, reporter: child.Reporter) -> dict[str, Any]:
         def save(step: int) -> None:
             uploads.save(student.engine, _scratch(reporter), step, curve, run.layout)
 
+        def tell_pace(interval_s: float, cost_s: float) -> None:
+            if run.rank.is_first:
+                reporter.event("checkpoint_pace", interval_s=round(interval_s, 1), cost_s=round(cost_s, 2))
+
         def row_ids(step: int) -> list[str]:
             return [spool[place].row_id for place in feed.rows(step)]
 
+        pace = Pace(run.how.checkpoint_every_s, checkpoint_bytes(student.parameters, run.training.lora), tell_pace)
         try:
-            tokens_s = run_steps(student.engine, feed, plan, done, curve, log, save, row_ids)
+            tokens_s = run_steps(student.engine, feed, plan, done, curve, log, save, pace, row_ids)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise OutOfMemoryError(f"out of memory: {_advice(run, base, spool)}") from error
         waited = feed.waited_s / max(time.monotonic() - started, 1e-9)
@@ -99,7 +105,7 @@ def _prepared(run: Run, folder: Path) -> tuple[Spool, dict[str, Any]]:
     """The examples, in files of this machine; facts about them (on the first rank of each node)."""
 
     def write() -> dict[str, Any]:
-        examples = Examples(run.data, run.source, run.training.max_length, run.kd)
+        examples = Examples(run.data, run.source, min(run.training.max_length, run.source.context()), run.kd)
         write_spool(folder, examples)
         facts = examples.facts()
         if not (folder / "ids").stat().st_size:
@@ -116,7 +122,6 @@ def _plan(run: Run, examples: int) -> Plan:
         steps=total_steps(examples, training.epochs, training.global_batch, training.max_steps),
         global_batch=training.global_batch,
         micro_batches=-(-training.global_batch // (run.rank.ranks * run.how.micro_batch)),
-        checkpoint_every_s=run.how.checkpoint_every_s,
     )
 
 

@@ -86,7 +86,12 @@ class TrainingRun(BaseModel):
     offload: Literal["none", "optimizer", "parameters"] = Field(
         "none", description="what lies in the machine's memory instead of the GPU's (parameters: ZeRO-3 only)"
     )
-    checkpoint_every_s: float = Field(30.0, gt=0, description="seconds between checkpoints in storage")
+    checkpoint_every_s: float | None = Field(
+        None,
+        gt=0,
+        description="seconds between checkpoints in storage (default: as many as keep training waiting for at most 3 % "
+        "of its time, from 30 s to half an hour)",
+    )
     checkpoints_kept: int = Field(1, ge=1, description="how many of the last checkpoints stay in storage")
     tensorboard: str | None = Field(None, description="folder for TensorBoard event files, one run a stage")
     stall_timeout_s: float = Field(1800.0, gt=0, description="end a run that reports nothing for this long")

@@ -9,10 +9,15 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
+from transformers.integrations import HfDeepSpeedConfig
 
+from infra.models import load_tokenizer
+from tasks.chat import stop_ids
+from tasks.tokens import ChatFormat
 from tasks.train.adapters import with_adapters
 from tasks.train.export import export
 from tasks.train.fused_head import FusedHead
+from tasks.train.logit_map import measured
 from tasks.train.loop import Plan, rate_at
 from tasks.train.losses import DistillationLoss
 from tasks.train.packing import use_packed_attention
@@ -25,7 +30,7 @@ class SupervisedLoss(nn.Module):
     def __init__(self, model: Any, loss: DistillationLoss | None):
         super().__init__()
         self.model = model
-        self.head = FusedHead(model.get_output_embeddings())
+        self.head = FusedHead(model.get_output_embeddings(), measured(model))
         self.loss = loss
 
     def forward(
@@ -52,7 +57,11 @@ class Student:
         """From the weights in folder `base`; `universal` is the form of the checkpoint that is to be loaded."""
         self._run = run
         self._base = base
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        config = _config(run, plan, universal)
+        # in the dtype of the weights in use, from which DeepSpeed makes its fp32 copy; under ZeRO-3 a rank holds a part
+        in_parts = HfDeepSpeedConfig(config) if run.how.zero_stage == 3 else None
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=run.dtype)
+        del in_parts  # which holds for all models that are loaded while it lives
         use_packed_attention(model)
         if run.training.lora is not None:
             model = with_adapters(model, run.training.lora)
@@ -63,7 +72,7 @@ class Student:
         self.engine, *_ = deepspeed.initialize(
             model=module,
             model_parameters=[p for p in module.parameters() if p.requires_grad],
-            config=_config(run, plan, universal),
+            config=config,
             lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
                 optimizer, lambda step: rate_at(step, plan.steps, run.training)
             ),
@@ -85,8 +94,9 @@ class Student:
 
     def export(self, card: dict[str, Any]) -> None:
         """Put the model into the workspace."""
-        run = self._run
-        export(self.engine, run.work, self._base, run.how.zero_stage, run.training.lora, run.dtype, card)
+        run, tokenizer = self._run, load_tokenizer(self._run.source)
+        stops = stop_ids(run.source, ChatFormat.of(tokenizer).end_id, None)
+        export(self.engine, run.work, self._base, stops, run.how.zero_stage, run.training.lora, run.dtype, card)
 
 
 def _config(run: Run, plan: Plan, universal: bool) -> dict[str, Any]:

@@ -88,12 +88,21 @@ def test_an_answer_may_stand_in_one_code_fence(agent: Agent[Any], form: str) -> 
         "```json\n{}\n```\n```json\n{}\n```",
         "```python\n{}\n```",
         '"{}"',
-        "<think>{}</think>{}",
+        "<think>it quotes </think>{} here</think>{}",
+        "the row ends my thought</think>\n{}",
+        "<think>{}",
     ],
 )
 def test_anything_else_around_the_object_makes_it_no_answer(agent: Agent[Any], form: str) -> None:
     with pytest.raises(BadAnswer):
         agent.read(form.replace("{}", json.dumps(GOOD[agent.name])))
+
+
+@named
+def test_a_thought_may_precede_it(agent: Agent[Any]) -> None:
+    good = GOOD[agent.name]
+    whole = json.dumps(good)
+    assert agent.read(f"<think>\n{whole}?\n</think>\n\n{whole}").model_dump() == agent.read(whole).model_dump()
 
 
 @named

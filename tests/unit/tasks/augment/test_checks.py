@@ -41,7 +41,8 @@ def _result(response: str, category: str, database: str = "") -> str | None:
         ("DROP TABLE t", "failed"),
         ("Use SELECT id FROM t.", "failed"),
         ("", "failed"),
-        ("```sql\nSELECT 1\n```\n```sql\nSELECT 2\n```", "failed"),
+        ("```sql\nSELECT 1\n```\n```sql\nSELECT 2\n```", "passed"),  # the first, as evaluation has it
+        ("<think>SELECT missing?</think>\nSELECT id FROM t", "passed"),
         ("WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x FROM r) SELECT count(*) FROM r", "failed"),
     ],
 )

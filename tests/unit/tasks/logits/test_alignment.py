@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from infra.errors import ConfigurationError
 from infra.models import resolve
+from tasks.chat import Turn
 from tasks.logits.alignment import Alignment, check_same_template, known_tokens, remap
 from tasks.logits.blocks import ScoredRow
 from tasks.logits.vocabulary import Vocabulary, token_map
@@ -21,6 +22,7 @@ from tasks.tokens import TokenisedRow, tokenizer_digests
 TEXT = "SELECT name, COUNT(*) FROM büyük_kitaplar WHERE price >= 10 GROUP BY name — 書店;\n  the end 🙂"
 CORPUS = [TEXT, "the name of the book and the price of the book", "SELECT price FROM books WHERE name = 'the'"] * 3
 END = "<|end|>"
+SLASH_S = Turn("", "", "</s>")
 
 
 def _byte_level(merges: int) -> Tokenizer:
@@ -47,7 +49,7 @@ def _sentence_piece() -> Tokenizer:
 
 
 def _vocabulary(tokenizer: Tokenizer, end: str = END) -> Vocabulary:
-    return Vocabulary.of(tokenizer.to_str(), end)
+    return Vocabulary.of(tokenizer.to_str(), Turn("", "", end))
 
 
 def _scored(ids: Sequence[int], prompt: int, vocabulary: int) -> ScoredRow:
@@ -172,12 +174,12 @@ def test_tokens_are_the_bytes_of_the_text() -> None:
         assert spans[-1, 1] == len(text)
     fallback = {"type": "BPE", "vocab": {"<0x0A>": 0, "▁the": 1}, "merges": []}
     added = [{"id": 2, "content": "</s>", "special": True}, {"id": 3, "content": "<b>", "special": False}]
-    vocabulary = Vocabulary.of(json.dumps({"model": fallback, "added_tokens": added}), "</s>")
-    assert vocabulary == Vocabulary((b"\n", b" the", None, b"<b>"), {"</s>": 2}, 2)
+    vocabulary = Vocabulary.of(json.dumps({"model": fallback, "added_tokens": added}), SLASH_S)
+    assert vocabulary == Vocabulary((b"\n", b" the", None, b"<b>"), {"</s>": 2}, 2, fallback=frozenset([0]))
     with pytest.raises(ConfigurationError, match="WordPiece"):
-        Vocabulary.of(json.dumps({"model": {"type": "WordPiece", "vocab": {}}}), "</s>")
+        Vocabulary.of(json.dumps({"model": {"type": "WordPiece", "vocab": {}}}), SLASH_S)
     with pytest.raises(ConfigurationError, match="end-of-turn token '<eos>' is not in"):
-        Vocabulary.of(json.dumps({"model": fallback}), "<eos>")
+        Vocabulary.of(json.dumps({"model": fallback}), Turn("", "", "<eos>"))
 
 
 def test_qwens_real_vocabulary_aligns_with_a_tokenizer_trained_here() -> None:
@@ -207,7 +209,7 @@ def test_students_with_another_template_or_end_of_turn_are_refused_by_name() -> 
     check_same_template(digests, student)
     for part, words in (
         ("template", "different chat templates"),
-        ("end", "eos_token"),
+        ("end", "different end-of-turn tokens"),
     ):
         with pytest.raises(ConfigurationError, match=words):
             check_same_template({**digests, part: "other"}, student)

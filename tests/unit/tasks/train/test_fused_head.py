@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tasks.train import fused_head
 from tasks.train.fused_head import FusedHead, fused_head_loss
+from tasks.train.logit_map import LogitMap
 from tasks.train.losses import DistillationLoss, Tail, cross_entropy_sum, distillation_sum
 
 N, H, V, K = 7, 5, 23, 4
@@ -43,6 +44,7 @@ class Case:
     labels_N: Tensor
     ids_NK: Tensor
     logprobs_NK: Tensor
+    logit_map: LogitMap = fused_head.IDENTITY
 
     def leaves(self) -> list[Tensor]:
         return [x for x in (self.hidden_NH, self.weight_VH, self.bias_V) if x is not None]
@@ -51,10 +53,10 @@ class Case:
         teacher: tuple[Tensor | None, Tensor | None] = (None, None) if loss is None else (self.ids_NK, self.logprobs_NK)
         row_bytes = len(self.weight_VH) * max(self.hidden_NH.element_size(), 4)
         head = self.hidden_NH, self.weight_VH, self.bias_V
-        return fused_head_loss(*head, self.labels_N, *teacher, loss, buffer_bytes=block_rows * row_bytes)
+        return fused_head_loss(*head, self.labels_N, *teacher, loss, self.logit_map, block_rows * row_bytes)
 
     def unfused(self, loss: DistillationLoss | None) -> Tensor:
-        logits_NV = nn.functional.linear(self.hidden_NH, self.weight_VH, self.bias_V)
+        logits_NV = self.logit_map(nn.functional.linear(self.hidden_NH, self.weight_VH, self.bias_V))
         if loss is None:
             return cross_entropy_sum(logits_NV, self.labels_N)
         return distillation_sum(logits_NV, self.labels_N, self.ids_NK, self.logprobs_NK, loss)
@@ -90,6 +92,24 @@ def test_value_and_gradients_are_those_of_whole_logits(
     fused, unfused = case.fused(loss, block_rows), case.unfused(loss)
     assert float(fused.detach()) == pytest.approx(float(unfused.detach()), rel=1e-12)
     torch.testing.assert_close(_gradients(case, fused), _gradients(case, unfused), rtol=1e-10, atol=1e-12)
+
+
+@one_of_each_kind
+@pytest.mark.parametrize("block_rows", [2, N])
+@pytest.mark.parametrize("logit_map", [LogitMap(0.125), LogitMap(7.0), LogitMap(cap=1.5), LogitMap(3.0, 50.0)], ids=str)
+def test_a_factor_and_a_cap_of_the_logits_are_part_of_it(
+    logit_map: LogitMap, block_rows: int, loss: DistillationLoss | None
+) -> None:
+    case = replace(_case(bias=True), logit_map=logit_map)
+    fused, unfused = case.fused(loss, block_rows), case.unfused(loss)
+    assert float(fused.detach()) == pytest.approx(float(unfused.detach()), rel=1e-12)
+    torch.testing.assert_close(_gradients(case, fused), _gradients(case, unfused), rtol=1e-9, atol=1e-12)
+
+
+def test_a_cap_that_leaves_most_tokens_without_probability() -> None:
+    case = replace(_case(dtype=torch.float32), logit_map=LogitMap(200.0, 400.0))  # e^-88 is the least of fp32
+    gradients = _gradients(case, case.fused(None))
+    torch.testing.assert_close(gradients, _gradients(case, case.unfused(None)), rtol=1e-3, atol=1e-4)
 
 
 @every_loss

@@ -12,8 +12,9 @@ import torch
 
 from infra.errors import ConfigurationError
 from tasks.train.loop import Plan, run_steps
+from tasks.train.pace import LEAST_S, MOST_S, SHARE, Pace, interval_s
 
-PLAN = Plan(steps=30, global_batch=4, micro_batches=2, checkpoint_every_s=1e9)
+PLAN = Plan(steps=30, global_batch=4, micro_batches=2)
 TOKENS = 5  # supervised ones in a step
 
 
@@ -59,7 +60,7 @@ class Feed:
 
 
 def _trained(
-    losses: list[float], monkeypatch: pytest.MonkeyPatch, plan: Plan = PLAN, first: int = 0
+    losses: list[float], monkeypatch: pytest.MonkeyPatch, every_s: float = 1e9, first: int = 0
 ) -> tuple[list[list[float]], list[int], Engine]:
     """The curve, the steps after which it saved, the engine."""
     monkeypatch.setattr("tasks.train.loop.moved", lambda batch, device: batch)
@@ -68,11 +69,12 @@ def _trained(
     run_steps(
         engine,
         feed,
-        plan,
+        PLAN,
         first,
         curve,
         lambda *_: None,
         saved.append,
+        Pace(every_s, 0, lambda *_: None),
         lambda step: [f"row-{step}-{n}" for n in (1, 2)],
     )
     return curve, saved, engine
@@ -87,9 +89,8 @@ def test_the_curve_is_the_mean_over_supervised_tokens(monkeypatch: pytest.Monkey
 
 
 def test_checkpoints_come_when_due_and_not_after_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    often = Plan(30, 4, 2, checkpoint_every_s=0.0)
-    assert _trained([1.0] * 30, monkeypatch, often)[1] == [10, 20]
-    curve, saved, _ = _trained([1.0] * 10, monkeypatch, often, first=20)
+    assert _trained([1.0] * 30, monkeypatch, 0.0)[1] == [10, 20]
+    curve, saved, _ = _trained([1.0] * 10, monkeypatch, 0.0, first=20)
     assert (curve, saved) == ([[30, 1.0]], [])
 
 
@@ -104,3 +105,21 @@ def test_a_loss_that_is_no_number_or_a_spike_stops_with_the_steps_rows(
 
 def test_a_noisy_loss_is_no_spike(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _trained([1.0] * 16 + [19.0] + [1.0] * 13, monkeypatch)[0][1] == [20, 2.8]
+
+
+@pytest.mark.parametrize("cost_s", [0.0, 0.5, 1.0, 5.0, 40.0, 54.0, 300.0])
+def test_checkpoints_take_a_small_share_of_the_time_and_are_never_rarer_than_a_bound(cost_s: float) -> None:
+    chosen = interval_s(cost_s)
+    assert LEAST_S <= chosen <= MOST_S
+    assert chosen == MOST_S or cost_s / (chosen + cost_s) <= SHARE
+    assert interval_s(cost_s, 7.0) == 7.0
+
+
+def test_the_pace_follows_what_checkpoints_cost_and_says_so() -> None:
+    told: list[tuple[float, float]] = []
+    pace = Pace(None, 105e9, lambda *said: told.append(said))
+    assert told == [pytest.approx((1750, 52.5))]
+    pace.saved(50.0)  # as expected: nothing new
+    pace.saved(3.0)
+    assert told[1:] == [pytest.approx((100, 3.0))]
+    assert not pace.due()
