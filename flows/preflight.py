@@ -37,6 +37,11 @@ def check(student: str, teacher: str, kd: Distillation) -> tuple[ModelSource, Mo
     for sentence in check_models(base, scorer, kd):
         say(f"[dim]{sentence}[/dim]")
     storage.ensure_bucket()
+    if not storage.keeps_conditions():
+        say(
+            "[dim]the store keeps no conditions on writes: who works on what is found by waiting and looking, two "
+            "seconds each time[/dim]"
+        )
     return base, scorer
 
 

@@ -174,9 +174,10 @@ class Workspace:
         for name in storage.keys(self.uri):
             if name.startswith(prefixes):
                 found = storage.head(self.uri + name)
-                if found is None or found.sha256 is None:
-                    raise TransientError(f"{self.uri}{name} vanished or has no digest: run again")
-                files.append(FileEntry(name=name, size=found.size, sha256=found.sha256))
+                if found is None:
+                    raise TransientError(f"{self.uri}{name} vanished: run again")
+                sha256 = found.sha256 or storage.digest(self.uri + name)
+                files.append(FileEntry(name=name, size=found.size, sha256=sha256))
         seconds = time.time() - self.started if seconds is None else seconds
         record = Record(
             kind=self.kind,

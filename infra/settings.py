@@ -25,6 +25,11 @@ def s3_endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
+def s3_addressing() -> str:
+    """How buckets are addressed: in the `path`, which every store knows, or as a `virtual` host (AWS's own way)."""
+    return os.environ.get("DISTILFLOW_S3_ADDRESSING") or ("path" if s3_endpoint() else "auto")
+
+
 def cache_dir() -> Path:
     """Local copies of artifacts and paid-for LLM answers; safe to delete, costly to lose."""
     return home() / "cache"

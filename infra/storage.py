@@ -11,6 +11,8 @@ import functools
 import hashlib
 import itertools
 import os
+import time
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -20,17 +22,29 @@ from urllib.parse import urlparse
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from infra import settings
-from infra.errors import ConfigurationError, DistilflowError, TransientError
+from infra.errors import ConfigurationError, TransientError
+from infra.storage_errors import REFUSED, code_of, explain
 
 DIGEST_KEY = "sha256"
-_REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "Forbidden", "ExpiredToken"}
+_CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
 _CREDENTIALS = ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _CONDITION_FAILED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey"}
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
+_NOT_THERE = {
+    "NotImplemented",
+    "501",
+    "MethodNotAllowed",
+    "405",
+    "UnsupportedOperation",
+}  # a store lacks what was asked
+_ATTEMPTS = 8
 _DELETED_AT_ONCE = 1000  # as many as S3 takes in one request
+_SETTLED_S = 2.0  # in which every write that has begun is over
+_PROBES = "probe/"
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -55,40 +69,25 @@ class Listed:
 @functools.cache
 def _client(endpoint: str | None, *_credentials: str | None) -> Any:
     config = Config(
-        retries={"mode": "adaptive", "max_attempts": 8},
+        retries={"mode": "adaptive", "max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", _ATTEMPTS))},
         connect_timeout=10,
         read_timeout=60,
-        s3={"addressing_style": "path"} if endpoint else {},
+        s3={"addressing_style": settings.s3_addressing()},
+        # our own digests are checked, and stores of other makers stumble over what boto3 adds to every request
+        **({} if endpoint is None else {name: _checksums(name) for name in _CHECKSUMS}),
     )
     session = boto3.session.Session()  # not boto3's default one, which keeps the first credentials it saw
     region = session.region_name or "us-east-1"
     return session.client("s3", endpoint_url=endpoint, region_name=region, config=config)
 
 
+def _checksums(name: str) -> str:
+    return os.environ.get(f"AWS_{name.upper()}", "when_required")
+
+
 def client() -> Any:
     """The boto3 client for the storage that the environment names (one a process, endpoint and key pair)."""
     return _client(settings.s3_endpoint(), *map(os.environ.get, _CREDENTIALS))
-
-
-def explain(error: Exception) -> DistilflowError:
-    """Turn what boto3 raised into the one sentence that a user can act on."""
-    where = settings.s3_endpoint() or "AWS S3"
-    if isinstance(error, NoCredentialsError):
-        return ConfigurationError(f"no credentials for S3 at {where}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-    if isinstance(error, ClientError):
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        if code in _REFUSED:
-            return ConfigurationError(
-                f"S3 at {where} refused the credentials ({code}): "
-                "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may use the bucket "
-                f"{settings.bucket()!r}"
-            )
-        if code == "NoSuchBucket":
-            return ConfigurationError(
-                f"S3 at {where} has no bucket {settings.bucket()!r}: create it or set DISTILFLOW_BUCKET"
-            )
-        return TransientError(f"S3 at {where} answered {code or error}: run again, finished work is kept")
-    return TransientError(f"S3 at {where} cannot be reached ({error}): check AWS_ENDPOINT_URL_S3 and the server")
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -105,20 +104,48 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except (ClientError, BotoCoreError, boto3.exceptions.S3UploadFailedError) as error:
-        if isinstance(error, ClientError) and str(error.response["Error"]["Code"]) in _ABSENT:
+        if isinstance(error, ClientError) and code_of(error) in _ABSENT:
             raise FileNotFoundError from error
         raise explain(error) from error
+    except ValueError as error:  # of an address that is none
+        raise ConfigurationError(f"S3: {error}: check AWS_ENDPOINT_URL_S3") from error
 
 
 def ensure_bucket() -> None:
     """Create the bucket if it is not there; the first call that tells bad credentials from good ones."""
     with _explained():
         try:
-            client().head_bucket(Bucket=settings.bucket())
+            client().list_objects_v2(Bucket=settings.bucket(), MaxKeys=1)  # an answer to HEAD has no code in it
         except ClientError as error:
-            if str(error.response["Error"]["Code"]) not in _ABSENT | {"NoSuchBucket"}:
+            if code_of(error) not in _ABSENT | {"NoSuchBucket"}:
                 raise
-            client().create_bucket(Bucket=settings.bucket())
+            region = client().meta.region_name
+            where = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+            client().create_bucket(Bucket=settings.bucket(), **where)
+
+
+def keeps_conditions() -> bool:
+    """Whether the store refuses a write whose condition does not hold; asked once a process, by three small requests.
+
+    Some stores do not know such writes, some ignore the condition. There, `put` writes, waits and looks.
+    """
+    return _keeps_conditions(settings.s3_endpoint(), settings.bucket())
+
+
+@functools.cache
+def _keeps_conditions(_endpoint: str | None, bucket: str) -> bool:
+    where = {"Bucket": bucket, "Key": f"{_PROBES}{uuid.uuid4().hex}"}
+    with _explained():
+        try:
+            for _ in range(2):
+                client().put_object(**where, Body=b"", IfNoneMatch="*")
+        except ClientError as error:
+            if code_of(error) not in _CONDITION_FAILED | _NOT_THERE:
+                raise
+            return code_of(error) in _CONDITION_FAILED
+        finally:
+            client().delete_object(**where)
+    return False
 
 
 def head(uri: str) -> StoredObject | None:
@@ -129,7 +156,18 @@ def head(uri: str) -> StoredObject | None:
             found = client().head_object(Bucket=bucket, Key=key)
     except FileNotFoundError:
         return None
-    return StoredObject(key, found["ContentLength"], found["Metadata"].get(DIGEST_KEY))
+    metadata = {name.lower(): value for name, value in found["Metadata"].items()}
+    return StoredObject(key, found["ContentLength"], metadata.get(DIGEST_KEY))
+
+
+def digest(uri: str) -> str:
+    """sha256 of the object's bytes, read for it: of a store that keeps no metadata, or another program's object."""
+    bucket, key = split_uri(uri)
+    found = hashlib.sha256()
+    with _explained():
+        for chunk in client().get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(_CHUNK):
+            found.update(chunk)
+    return found.hexdigest()
 
 
 def get(uri: str) -> bytes | None:
@@ -150,7 +188,7 @@ def get_range(uri: str, start: int, length: int) -> bytes | None:
             try:
                 found = client().get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")
             except ClientError as error:
-                if str(error.response["Error"]["Code"]) not in {"InvalidRange", "416"}:
+                if code_of(error) not in {"InvalidRange", "416"}:
                     raise
                 return b""
             return found["Body"].read()
@@ -195,14 +233,26 @@ def put(uri: str, data: bytes, *, only_if_absent: bool = False, only_if_match: s
     bucket, key = split_uri(uri)
     extra = {"IfNoneMatch": "*"} if only_if_absent else {"IfMatch": only_if_match} if only_if_match else {}
     metadata = {DIGEST_KEY: hashlib.sha256(data).hexdigest()}
+    if extra and not keeps_conditions():
+        return _put_and_look(uri, data, only_if_match)
     with _explained():
         try:
             client().put_object(Bucket=bucket, Key=key, Body=data, Metadata=metadata, **extra)
         except ClientError as error:
-            if not extra or str(error.response["Error"]["Code"]) not in _CONDITION_FAILED:
+            if not extra or code_of(error) not in _CONDITION_FAILED:
                 raise
             return False
     return True
+
+
+def _put_and_look(uri: str, data: bytes, only_if_match: str | None) -> bool:
+    """Of writers at one moment the last one wins, and each sees who that was once all have written."""
+    found = get_with_etag(uri)
+    if (found and found[1]) != only_if_match:
+        return False
+    put(uri, data)
+    time.sleep(_SETTLED_S)
+    return get(uri) == data
 
 
 def upload(path: Path, uri: str) -> None:
@@ -263,11 +313,18 @@ def delete_all(prefix_uri: str, names: Iterable[str]) -> int:
     rest, count = iter(names), 0
     while batch := [{"Key": prefix + name} for name in itertools.islice(rest, _DELETED_AT_ONCE)]:
         with _explained():
-            answer = client().delete_objects(Bucket=bucket, Delete={"Objects": batch, "Quiet": True})
+            try:
+                answer = client().delete_objects(Bucket=bucket, Delete={"Objects": batch, "Quiet": True})
+            except ClientError as error:
+                if code_of(error) not in _NOT_THERE:
+                    raise
+                for one in batch:
+                    client().delete_object(Bucket=bucket, **one)
+                answer = {}
         if failed := answer.get("Errors"):
             code, key = failed[0].get("Code"), failed[0].get("Key")
             where = f"s3://{bucket}/{key} and {len(failed) - 1} others" if len(failed) > 1 else f"s3://{bucket}/{key}"
-            if code in _REFUSED:
+            if code in REFUSED:
                 raise ConfigurationError(f"S3 does not let these credentials delete {where} ({code})")
             raise TransientError(f"S3 did not delete {where} ({code}): run again")
         count += len(batch)
