@@ -59,7 +59,7 @@ def _greedy_label_flags() -> list[str]:
     from infra.models import DEMO, load_tokenizer, resolve
     from infra.services import embedded_services
     from tasks.augment import stage
-    from tasks.evaluate.engines import Prompt, TransformersGenerator
+    from tasks.evaluate.engines import Ends, Prompt, TransformersGenerator
     from tasks.evaluate.scoring import load_model
     from tasks.rows import KEPT, read_rows
     from tasks.seeds.stage import Sources, load
@@ -76,7 +76,7 @@ def _greedy_label_flags() -> list[str]:
         tokenised = [(row, tokenise(row, tokenizer, 384)) for row in read_rows(ref, KEPT)]
         usable = [(row, tokens) for row, tokens in tokenised if isinstance(tokens, TokenisedRow)]
         prompts = [Prompt(row.id, tokens.ids[: tokens.response_start]) for row, tokens in usable]
-        generator = TransformersGenerator(model, tokenizer, max_new_tokens=64, batch_rows=160)
+        generator = TransformersGenerator(model, Ends.of(teacher, tokenizer), max_new_tokens=64, batch_rows=160)
         answers = [answer.text for [answer] in generator.answers(prompts, None)]
     path = Path(os.environ.get("DISTILFLOW_HOME", ".distilflow")) / "greedy_labels.jsonl"
     with path.open("w") as stream:

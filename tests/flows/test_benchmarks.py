@@ -24,7 +24,7 @@ VARIANTS = {"base", "sft", "sft_control", "kd", "teacher"}
 QUESTIONS = 6
 PUBLISHED = Path(__file__).parents[1] / "unit" / "tasks" / "evaluate" / "ifeval_published.jsonl"
 WORDS = [
-    *("run", "--augmentation.no-enabled", "--sft.max-steps=3", "--kd.max-steps=3"),
+    *("run", "--augmentation.no-enabled", "--sft.max-steps=3", "--kd.max-steps=3", "--run.processes=1"),
     *("--scoring.engine=transformers", "--evaluation.max-new-tokens=16", "--evaluation.max-rows=16"),
 ]
 DEMO = ["--benchmarks.alpaca-eval=demo", "--benchmarks.max-questions=40"]

@@ -43,13 +43,14 @@ def _stages_in(bucket: str) -> set[str]:
 def test_the_demos_plan_is_near_what_the_demo_takes(bucket: str) -> None:
     from flows.params import PRESETS
 
-    plan = _planned()
+    options = PRESETS["demo"].augment.model_copy(update={"expansions_per_seed": 3})
+    plan = _planned(augmentation=options)
     assert _stages_in(bucket) == {"seeds"}
     assert (plan.seeds, plan.heldout, plan.rows_at_most) == (200, 640, True)
     assert [_stage(plan, name).steps for name in ("sft", "sft_control", "kd")] == [400, 400, 400]
     assert plan.problems == []
 
-    rows = _augmented(PRESETS["demo"].augment)
+    rows = _augmented(options)
     assert plan.rows / 1.5 < rows.counts["rows"] <= plan.rows
     tokens, supervised = _tokens(rows)
     assert plan.tokens_per_row == pytest.approx(tokens, rel=0.15)
@@ -62,7 +63,7 @@ def test_the_demos_plan_is_near_what_the_demo_takes(bucket: str) -> None:
     written = sum(used["completion_tokens"] for used in usage.values())
     assert written < sum(agent.completion_tokens for agent in plan.agents) < 1.5 * written
 
-    after = _planned()
+    after = _planned(augmentation=options)
     assert (after.rows, after.rows_at_most) == (rows.counts["rows"], False)
     assert after.tokens_per_row == pytest.approx(tokens, rel=0.03)
     assert [stage.name for stage in after.stages if stage.done] == ["augment"]

@@ -22,7 +22,6 @@ from flows.dispatched import answer_of
 from infra import storage
 from infra.artifacts import Record, artifact_at, read_record
 from infra.local_services import kept
-from infra.models import DEMO
 from tests.support.browser import page
 from tests.support.cluster import SMALL, Cluster, cluster, kill
 from tests.support.wait import wait_for
@@ -104,14 +103,15 @@ def test_a_schedule_fires_and_its_run_finds_everything_done(production: Cluster)
 
 @pytest.mark.usefixtures("first_run")
 def test_a_sweep_computes_what_its_combinations_share_once(production: Cluster) -> None:
-    """Two teachers through the deployments, side by side, on other rows than the first run's."""
+    """Two through the deployments, side by side, on the first run's seeds with other rows."""
     before = len(production.stages())
-    shared = {**TINY, "augmentation": {"expansions_per_seed": 0, "max_rows": 50}, "stages_on": "stage/gpu"}
-    teachers = ["demo", str(DEMO / "student")]
-    run = production.run("sweep/teacher-size", students=["demo"], teachers=teachers, ks=[10], shared=shared, at_once=2)
+    rows = {"expansions_per_seed": 0, "max_rows": 50}
+    shared = {**TINY, "augmentation": rows, "evaluation": {"max_rows": 4}, "stages_on": "stage/gpu"}
+    swept = {"students": ["demo"], "teachers": ["demo"], "ks": [10], "others": {"kd.temperature": [1.0, 2.0]}}
+    run = production.run("sweep/teacher-size", **swept, shared=shared, at_once=2)
     assert production.wait_for_end(run, 480) == "Completed"
     done = Counter(stage.name for stage in production.stages()[before:])
-    assert done == {"sft": 1, "sft_control": 1, "logits": 2, "kd": 2, "evaluate": 2}
+    assert done == {"sft": 1, "sft_control": 1, "logits": 1, "kd": 2, "evaluate": 2}
     board = artifact_at(answer_of(run)["result"]["uri"])
     table = json.loads(storage.get(board.uri + "leaderboard.json") or b"")["rows"]
     assert len(table) == 2

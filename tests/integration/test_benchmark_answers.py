@@ -18,7 +18,7 @@ from infra.artifacts import ArtifactReader, ArtifactRef, read_record
 from infra.models import ModelSource, load_tokenizer, resolve
 from tasks.evaluate import benchmark_answers, benchmarks
 from tasks.evaluate.benchmark_settings import Benchmarks
-from tasks.evaluate.engines import Prompt, TransformersGenerator
+from tasks.evaluate.engines import Ends, Prompt, TransformersGenerator
 from tasks.evaluate.questions import Conversation
 from tasks.evaluate.scoring import load_model
 from tasks.evaluate.settings import Evaluation
@@ -63,7 +63,7 @@ def test_the_second_turn_follows_from_the_first_answer(tmp_path: Path) -> None:
     refs = _answered(options, {"teacher": MODELS["teacher"]}, events)
     greedy, sampled, hostile = _conversations(refs["teacher/mt_bench"])
     tokenizer = load_tokenizer(MODELS["teacher"])
-    engine = TransformersGenerator(load_model(MODELS["teacher"]), tokenizer, 24, 4)
+    engine = TransformersGenerator(load_model(MODELS["teacher"]), Ends.of(MODELS["teacher"], tokenizer), 24, 4)
     told: list[dict[str, str]] = []
     for turn, answer in zip(greedy.question.turns, greedy.answers, strict=True):
         told.append({"role": "user", "content": turn})

@@ -11,7 +11,7 @@ import pytest
 
 from infra.models import load_tokenizer, resolve
 from infra.vllm_environment import vllm_environment
-from tasks.evaluate.engines import Generator, Prompt, Sampling, TransformersGenerator, vllm_generator
+from tasks.evaluate.engines import Ends, Generator, Prompt, Sampling, TransformersGenerator, vllm_generator
 from tasks.evaluate.scoring import load_model
 from tasks.seeds.formats import parse
 from tasks.tokens import TokenisedRow, tokenise
@@ -38,7 +38,8 @@ def prompts(tokenizer: Any) -> list[Prompt]:
 def vllm(tokenizer: Any) -> Iterator[Generator]:
     os.environ |= vllm_environment()
     before = {process.pid for process in psutil.Process().children(recursive=True)}
-    generator = vllm_generator(resolve("demo", "teacher").fetch(), tokenizer, 320, MAX_NEW, 1, 0.9)
+    teacher = resolve("demo", "teacher")
+    generator = vllm_generator(teacher.fetch(), Ends.of(teacher, tokenizer), 320 + MAX_NEW, MAX_NEW, 1, 0.9)
     yield generator
     generator.close()
     left = [process for process in psutil.Process().children(recursive=True) if process.pid not in before]
@@ -47,7 +48,8 @@ def vllm(tokenizer: Any) -> Iterator[Generator]:
 
 @pytest.fixture(scope="module")
 def reference(tokenizer: Any) -> Generator:
-    return TransformersGenerator(load_model(resolve("demo", "teacher")), tokenizer, MAX_NEW, batch_rows=8)
+    teacher = resolve("demo", "teacher")
+    return TransformersGenerator(load_model(teacher), Ends.of(teacher, tokenizer), MAX_NEW, batch_rows=8)
 
 
 def test_greedy_answers_are_those_of_the_reference(

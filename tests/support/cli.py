@@ -20,6 +20,7 @@ SMALL = [
     "--evaluation.max-rows=24",
     "--augmentation.expansions-per-seed=1",
     "--augmentation.max-rows=200",
+    "--run.processes=1",
 ]
 
 
