@@ -15,9 +15,12 @@ from typing import Any, NoReturn
 
 import psutil
 
-from infra.errors import DistilflowError, OutOfMemoryError, TransientError, disk_full, is_disk_full
+from infra.errors import ConfigurationError, DistilflowError, OutOfMemoryError, TransientError, disk_full, is_disk_full
 from infra.guardian import is_alive
 from infra.program import imported
+
+# Of a wrong setting, model or line of ours. What comes from outside is an OSError, or torch's RuntimeError.
+_FAILS_AGAIN = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, ImportError)
 
 
 class Reporter:
@@ -71,6 +74,11 @@ def explained(error: Exception, folder: Path) -> DistilflowError:
         first_line = str(error).splitlines()[0] if str(error) else "MemoryError"
         advice = "use a smaller micro-batch, a higher ZeRO stage or a larger device"
         return OutOfMemoryError(f"out of memory ({first_line}): {advice}")
+    if isinstance(error, _FAILS_AGAIN):
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        return ConfigurationError(
+            f"{told} (it would fail again, so it is not tried again; the stage's log has the rest)"
+        )
     return TransientError(f"{type(error).__name__}: {error}")
 
 

@@ -13,6 +13,7 @@ _MARKS = (
     *(("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"), ("◁think▷", "◁/think▷")),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
 )
+THOUGHT_ENDS = frozenset(closing for _opening, closing in _MARKS)
 THOUGHT_MARKS = frozenset(mark for pair in _MARKS for mark in pair)
 _FENCED = re.compile(r"```([\w+-]*)[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 SQL = ("sql", "sqlite", "postgresql", "postgres", "mysql")

@@ -17,6 +17,8 @@ from infra import child
 from infra.artifacts import Workspace
 from infra.errors import ConfigurationError
 from infra.models import ModelSource
+from tasks.answers import THOUGHT_ENDS
+from tasks.chat import added_tokens
 from tasks.evaluate.benchmark_settings import Benchmarks
 from tasks.evaluate.harness import SAMPLES, check_tasks
 from tasks.logits.engines import vllm_options
@@ -38,7 +40,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     reporter.progress(0, len(options.harness), tasks=", ".join(options.harness))
     try:
         found = simple_evaluate(
-            **_engine(str(model.fetch()), options, scoring),
+            **_engine(model, options, scoring),
             tasks=list(options.harness),
             limit=options.harness_limit,
             apply_chat_template=options.harness_chat_template,
@@ -62,9 +64,12 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     return {"tasks": _by_task(found), "lm_eval": metadata.version("lm_eval")}
 
 
-def _engine(folder: str, options: Benchmarks, scoring: Scoring) -> dict[str, Any]:
-    """What lm-eval is told of the model."""
-    longest, longest_answer = options.harness_max_length, options.harness_max_gen_tokens
+def _engine(model: ModelSource, options: Benchmarks, scoring: Scoring) -> dict[str, Any]:
+    """What lm-eval is told of the model: a thought is no part of an answer there either."""
+    folder, longest_answer = str(model.fetch()), options.harness_max_gen_tokens
+    longest = options.harness_max_length and min(options.harness_max_length, model.context())
+    ends = [token for token in added_tokens(model).values() if token in THOUGHT_ENDS]
+    thinking = {"think_end_token": ends[0]} if ends else {}
     if scoring.engine == "transformers":
         from lm_eval.models.huggingface import HFLM
 
@@ -72,11 +77,11 @@ def _engine(folder: str, options: Benchmarks, scoring: Scoring) -> dict[str, Any
             max_gen_toks = longest_answer
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return {"model": Reference(pretrained=folder, max_length=longest, batch_size=8, device=device)}
+        return {"model": Reference(pretrained=folder, max_length=longest, batch_size=8, device=device, **thinking)}
     arguments = vllm_options(
         torch.cuda.is_available(), scoring.tensor_parallel, scoring.gpu_memory, scoring.max_batched_tokens
     )
-    arguments |= {"pretrained": folder, "max_model_len": longest, "max_gen_toks": longest_answer}
+    arguments |= {"pretrained": folder, "max_model_len": longest, "max_gen_toks": longest_answer, **thinking}
     return {"model": "vllm", "model_args": arguments}
 
 

@@ -28,6 +28,7 @@ _BANDWIDTH_USED = 0.6
 # Of each generated token, beside its arithmetic. Transformers launches kernels one by one, vLLM replays CUDA graphs.
 _STEP_PER_LAYER_S = {"transformers": 1e-3, "vllm": 1e-4}
 _VLLM_AT_ONCE = 256  # its default of `max_num_seqs`
+GENERATED_AT_ONCE = 8192  # batched tokens of the engine that generates
 _START_S = {"train": 60.0, "logits": 60.0, "evaluate": 20.0}
 _START_CPU_S = {"train": 25.0, "logits": 20.0, "evaluate": 30.0}
 
@@ -103,6 +104,14 @@ def scoring_memory(machine: Machine, teacher: Size, scoring: Scoring) -> int:
     logits = scoring.max_batched_tokens * teacher.vocabulary * _LOGITS_ENTRY
     split = (width * teacher.parameters + cache + activations) / scoring.tensor_parallel
     return int(split + logits) + CONTEXT
+
+
+def generation_memory(machine: Machine, model: Size, how: Evaluation) -> int:
+    """Bytes on each of the `tensor_parallel` GPUs that generate: the weights, and the cache of one longest answer."""
+    width = weight_bytes(machine)
+    cache = (how.max_length + how.max_new_tokens) * model.shape.layers * 2 * model.kv_width * width
+    activations = GENERATED_AT_ONCE * width * (10 * model.shape.hidden + 4 * model.shape.intermediate)
+    return int((width * model.parameters + cache + activations) / how.tensor_parallel) + CONTEXT
 
 
 def evaluation_memory(machine: Machine, student: Size, teacher: Size, how: Evaluation, long_row: float) -> int:

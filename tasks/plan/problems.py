@@ -114,6 +114,8 @@ def _of_memory(known: Known, plan: Plan) -> Iterator[Problem]:
     for stage in _too_large(plan, int(plan.memory_bytes * known.scoring.gpu_memory)):
         if stage.name == "logits":
             yield _stop(f"logits: {_needs(stage)}, more than vLLM may take of {device}: {_for_scoring(known)}")
+    if known.to_do("evaluate") and known.evaluation.engine == "vllm" and not known.machine.is_cpu:
+        yield from _of_generation(known, device)
     room = plan.memory_bytes * known.machine.devices
     for stage in _too_large(plan, plan.memory_bytes):
         if stage.name == "evaluate":
@@ -121,6 +123,22 @@ def _of_memory(known: Known, plan: Plan) -> Iterator[Problem]:
                 f"evaluate: {_needs(stage)} a device for student and teacher on {known.machine.devices} of {device}: "
                 + ("lower evaluation.batch_rows" if _weights(known) < room else "use more or larger devices")
             )
+
+
+def _of_generation(known: Known, device: str) -> Iterator[Problem]:
+    """Every variant answers in vLLM; the teacher is the largest."""
+    how, room = known.evaluation, known.machine.memory * known.evaluation.gpu_memory
+    takes = costs.generation_memory(known.machine, known.teacher, how)
+    if takes <= room:
+        return
+    for parallel in range(how.tensor_parallel + 1, known.machine.devices + 1):
+        other = how.model_copy(update={"tensor_parallel": parallel})
+        if _divides(known, parallel) and costs.generation_memory(known.machine, known.teacher, other) <= room:
+            advice = f"set evaluation.tensor_parallel to {parallel}"
+            break
+    else:
+        advice = "use more or larger devices, or a smaller teacher"
+    yield _stop(f"evaluate: the teacher takes {takes / _GIB:,.0f} GiB, more than vLLM may take of {device}: {advice}")
 
 
 def _for_scoring(known: Known) -> str:

@@ -98,7 +98,10 @@ def _sparse_layers(config: Mapping[str, Any]) -> int:
     if (given := config.get("moe_layers")) is not None:
         return len(given)
     step = _first(config, "decoder_sparse_step", "moe_layer_freq", "interleave_moe_layer_step") or 1
-    dense = {*(config.get("mlp_only_layers") or ()), *range(config.get("first_k_dense_replace") or 0)}
+    dense = {
+        *(config.get("mlp_only_layers") or ()),
+        *range(_first(config, "first_k_dense_replace", "moe_layer_start_index")),
+    }
     return sum(layer not in dense and (layer + 1) % step == 0 for layer in range(layers))
 
 

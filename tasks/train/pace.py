@@ -27,6 +27,7 @@ class Pace:
         self._tell = tell
         self._last = time.monotonic()
         self._told = 0.0
+        self.spent_s, self.checkpoints = 0.0, 0
         self._learn(expected_bytes / WRITE_BYTES_S)
 
     def due(self) -> bool:
@@ -35,6 +36,7 @@ class Pace:
     def saved(self, cost_s: float) -> None:
         """A checkpoint took training so long."""
         self._last = time.monotonic()
+        self.spent_s, self.checkpoints = self.spent_s + cost_s, self.checkpoints + 1
         self._learn(cost_s)
 
     def _learn(self, cost_s: float) -> None:

@@ -86,13 +86,16 @@ def _train(run: Run, reporter: child.Reporter) -> dict[str, Any]:
             tokens_s = run_steps(student.engine, feed, plan, done, curve, log, save, pace, row_ids)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise OutOfMemoryError(f"out of memory: {_advice(run, base, spool)}") from error
-        waited = feed.waited_s / max(time.monotonic() - started, 1e-9)
+        elapsed = max(time.monotonic() - started, 1e-9)
+        waited, checkpointing = feed.waited_s / elapsed, pace.spent_s / elapsed
 
     counts = {"steps": plan.steps, "rows": len(spool), "supervised_tokens": spool.supervised_tokens}
     facts = {
         "curve": curve,
         "tokens_s": round(tokens_s),
         "data_wait_share": round(waited, 4),
+        "checkpoints": pace.checkpoints,
+        "checkpoint_share": round(checkpointing, 4),
         "resumed_at": done,
         "ranks": run.rank.ranks,
         "parameters": student.parameters,

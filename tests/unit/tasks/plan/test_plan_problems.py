@@ -47,9 +47,13 @@ def test_a_teacher_that_is_too_large_is_told_how_many_gpus_hold_it() -> None:
     scoring = next(p for p in _plan(teacher=size_of("72B", None), machine=eight).problems if "logits" in p.text)
     assert scoring.stops
     assert scoring.text.endswith("set scoring.tensor_parallel to 4")
-    assert not [p for p in _plan(teacher=size_of("72B", None), machine=eight).problems if "evaluate: takes" in p.text]
+    told = [p.text for p in _plan(teacher=size_of("72B", None), machine=eight).problems if "evaluate: " in p.text]
+    assert [text.rpartition(": ")[2] for text in told] == ["set evaluation.tensor_parallel to 2"]
+    four = Evaluation(tensor_parallel=4)
+    assert not [p for p in _plan(teacher=size_of("72B", None), evaluation=four).problems if "evaluate: " in p.text]
     one = dataclasses.replace(GPU, devices=1)
-    evaluation = next(p for p in _plan(teacher=size_of("72B", None), machine=one).problems if "evaluate" in p.text)
+    problems = _plan(teacher=size_of("72B", None), machine=one).problems
+    evaluation = next(p for p in problems if p.text.startswith("evaluate: takes"))
     assert evaluation.text.endswith("on 1 of 80 GiB: use more or larger devices")
 
 

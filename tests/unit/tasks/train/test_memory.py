@@ -11,6 +11,7 @@ import pytest
 from infra.errors import OutOfMemoryError
 from tasks.train.memory import ModelShape, advice, check_fits, estimate
 from tasks.train.settings import Lora, TrainingRun
+from tests.support.families import tiny_config
 
 QWEN: dict[str, Any] = {
     "hidden_size": 896,
@@ -157,3 +158,58 @@ def test_the_estimate_needs_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+MOE: dict[str, Any] = {  # Qwen3-30B-A3B
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "vocab_size": 151_936,
+    "tie_word_embeddings": False,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
+MIXTRAL: dict[str, Any] = {  # 8x7B
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32_000,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "billions", "active"),
+    [
+        (MOE, 30.53, 3.35),
+        (MIXTRAL, 46.70, 12.88),
+        (MOE | {"mlp_only_layers": [0]}, 29.96, 3.35),
+        (QWEN_7B, 7.616, 7.616),
+        (QWEN_7B | {"num_experts": None}, 7.616, 7.616),
+    ],
+)
+def test_all_experts_are_held_and_some_are_met(config: dict[str, Any], billions: float, active: float) -> None:
+    shape = ModelShape.of(config)
+    assert shape.parameters / 1e9 == pytest.approx(billions, rel=3e-3)
+    assert shape.active / 1e9 == pytest.approx(active, rel=1e-2)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen2_moe", "qwen3_moe", "mixtral", "glm4_moe", "olmoe", "ernie4_5_moe"])
+def test_counts_are_those_of_the_model_itself(family: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = tiny_config(family, hidden_size=64)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    real = sum(parameter.numel() for parameter in model.parameters())
+    assert ModelShape.of(config.to_dict()).parameters == pytest.approx(real, rel=0.03)

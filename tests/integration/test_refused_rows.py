@@ -1,0 +1,127 @@
+"""One row must not stop a run: what a teacher or a context cannot take is left out, counted and named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infra import child
+from infra.artifacts import ArtifactRef, Workspace
+from infra.errors import ConfigurationError
+from infra.models import ModelSource, resolve
+from tasks.evaluate import program as evaluation
+from tasks.evaluate.engines import Ends
+from tasks.logits import program, stage
+from tasks.logits.blocks import ScoredRow
+from tasks.logits.engines import TransformersEngine
+from tasks.logits.settings import Scoring
+from tasks.logits.store import SHARDS, TOKENIZER, TopKReader
+from tasks.rows import KEPT, read_rows
+from tasks.tokens import TokenisedRow
+from tasks.train.examples import Examples
+
+SCORING = Scoring(engine="transformers", max_length=256, tokens_per_shard=3000)
+K = 4
+
+
+class Broken:
+    """The demo's teacher, which has no numbers for some rows."""
+
+    def __init__(self, bad: set[str]):
+        self.bad, self.calls = bad, 0
+        self._engine = TransformersEngine(resolve("demo", "teacher").fetch())
+
+    def score(self, rows: Sequence[TokenisedRow], k: int) -> list[ScoredRow]:
+        self.calls += 1
+        return [self._broken(row) if row.row_id in self.bad else row for row in self._engine.score(rows, k)]
+
+    def _broken(self, row: ScoredRow) -> ScoredRow:
+        logprobs = row.logprobs_RK.copy()
+        logprobs[-1] = np.nan
+        return replace(row, logprobs_RK=logprobs)
+
+
+def _scored(
+    rows: ArtifactRef, bad: set[str], monkeypatch: pytest.MonkeyPatch, folder: Path, seed: int
+) -> tuple[Workspace, dict[str, Any], Broken]:
+    engine = Broken(bad)
+    monkeypatch.setattr(program, "_engine", lambda *_: engine)
+    scoring = SCORING.model_copy(update={"tokens_per_shard": 3000 + seed})
+    teacher = resolve("demo", "teacher")
+    work = stage.workspace(rows, teacher, K, scoring)
+    spec = {
+        "rows": rows.model_dump(),
+        "teacher": teacher.model_dump(),
+        "k": K,
+        "scoring": scoring.model_dump(),
+        "workspace": work.description(),
+    }
+    folder.mkdir(exist_ok=True)
+    return work, program.main(spec, child.Reporter(folder)), engine
+
+
+def test_a_row_without_numbers_is_named_and_scored_once(
+    rows: ArtifactRef, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ids = sorted(row.id for row in read_rows(rows, KEPT))
+    bad = {ids[3], ids[40]}
+    work, told, _engine = _scored(rows, bad, monkeypatch, tmp_path / "one", 0)
+    assert set(told["facts"]["refused_rows"]) == bad
+    assert told["facts"]["skipped"] == {"the teacher gives no number for it": 2}
+    assert told["counts"]["rows"] == len(ids) - 2
+    _work, again, engine = _scored(rows, bad, monkeypatch, tmp_path / "two", 0)  # as after a kill before the record
+    assert engine.calls == 0
+    assert again["counts"] == told["counts"]
+    store = work.publish((SHARDS, TOKENIZER), told["counts"], told["facts"])
+    assert {row.row_id for row in TopKReader(store)} == set(ids) - bad
+
+
+def test_a_teacher_without_any_number_is_refused(
+    rows: ArtifactRef, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    every = {row.id for row in read_rows(rows, KEPT)}
+    with pytest.raises(ConfigurationError, match="the teacher gives numbers for no row"):
+        _scored(rows, every, monkeypatch, tmp_path / "one", 1)
+
+
+def _short(tmp_path: Path, **config: Any) -> ModelSource:
+    """The demo's student with another context."""
+    folder = tmp_path / "short"
+    shutil.copytree(str(resolve("demo", "student").path), folder)
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**told, **config}))
+    return ModelSource(name="short", path=str(folder))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"max_position_embeddings": 60},
+        {
+            "max_position_embeddings": 32_768,
+            "rope_scaling": {"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 60},
+        },
+    ],
+    ids=["a short context", "a rope that changes beyond the original one"],
+)
+def test_rows_beyond_a_context_are_left_out_everywhere(
+    config: dict[str, Any], rows: ArtifactRef, tmp_path: Path
+) -> None:
+    model = _short(tmp_path, **config)
+    assert model.context() == 60
+    prepared = evaluation._prepared(list(read_rows(rows, KEPT)), model, min(2048, model.context() - 1))
+    assert set(prepared.reasons.values()) == {"longer than 59 tokens"}
+    assert prepared.tokens
+    assert max(len(row.ids) for row in prepared.tokens.values()) <= 59
+    stream = Examples(rows, model, min(2048, model.context()), None)
+    assert max(len(example.ids) for example in stream) <= 60
+    assert stream.facts()["skipped"]["longer than 60 tokens"] > 0
+    ends = Ends.of(model, prepared.tokenizer)
+    assert (ends.room(40, 256), ends.room(40, 16), ends.room(59, 256)) == (20, 16, 1)

@@ -1,0 +1,114 @@
+"""Whatever config, tokenizer and weights tell already stops before the first stage, in one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.preflight import check_models
+from infra.errors import ConfigurationError
+from infra.models import ModelSource, resolve
+from tasks.train.settings import Distillation
+from tests.support.families import tiny_config
+
+Change = Callable[[Path], None]
+
+
+def _written(name: str, change: Callable[[Any], Any]) -> Change:
+    def write(folder: Path) -> None:
+        path = folder / name
+        told = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(change(told)))
+
+    return write
+
+
+def _with(name: str, **fields: Any) -> Change:
+    return _written(name, lambda told: {**told, **fields})
+
+
+def _pointer(name: str) -> Change:
+    def write(folder: Path) -> None:
+        (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+
+    return write
+
+
+def _cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def _template(text: str) -> Change:
+    return _with("tokenizer_config.json", chat_template=text)
+
+
+REFUSED: dict[str, tuple[Change, str]] = {
+    "a recurrent model": (_with("config.json", model_type="mamba"), "type 'mamba'"),
+    "sinks": (_with("config.json", model_type="gpt_oss"), "type 'gpt_oss'"),
+    "a quantised model": (_with("config.json", quantization_config={"quant_method": "awq"}), r"quantised \(awq\)"),
+    "a template that turns back": (
+        _template("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"),
+        "renders a prompt differently once the answer follows",
+    ),
+    "a template that refuses all": (
+        _template("{{ raise_exception('never') }}"),
+        "renders no question and answer: never",
+    ),
+    "no template": (_written("tokenizer_config.json", lambda told: {"eos_token": "x"}), "has no chat template"),
+    "a missing shard": (
+        _with("model.safetensors.index.json", weight_map={"a": "model-00001-of-00002.safetensors"}),
+        "model-00001-of-00002.safetensors is missing",
+    ),
+    "a pointer for weights": (_pointer("model.safetensors"), "model.safetensors is a pointer of Git LFS"),
+    "a pointer for the tokenizer": (_pointer("tokenizer_config.json"), "tokenizer_config.json is a pointer of Git LFS"),
+    "a pointer for the config": (_pointer("config.json"), "config.json is a pointer of Git LFS"),
+    "weights that are cut off": (_cut, "model.safetensors is cut off"),
+    "no fast tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
+}
+
+
+def _copy(folder: Path, *changes: Change) -> ModelSource:
+    shutil.copytree(str(resolve("demo", "student").path), folder)
+    for change in changes:
+        change(folder)
+    return ModelSource(name="mine", path=str(folder))
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_it_is_refused_by_name(case: str, tmp_path: Path) -> None:
+    change, words = REFUSED[case]
+    model = _copy(tmp_path / "model", change)
+    with pytest.raises(ConfigurationError, match=f"'mine'.*{words}") as told:
+        check_models(model, resolve("demo", "teacher"), Distillation())
+    assert "\n" not in str(told.value)
+
+
+def test_the_demo_and_a_setting_that_transformers_would_not_write_pass(tmp_path: Path) -> None:
+    odd = _with("generation_config.json", temperature=0.1, do_sample=False)
+    model = _copy(tmp_path / "model", odd)
+    assert check_models(model, resolve("demo", "teacher"), Distillation(max_length=384)) == []
+
+
+def test_what_is_left_out_is_told(tmp_path: Path) -> None:
+    narrow = _with("config.json", max_position_embeddings=300)
+    told = check_models(_copy(tmp_path / "model", narrow), resolve("demo", "teacher"), Distillation(max_length=384))
+    assert told == ["student mine was made for texts of 300 tokens: longer rows are left out (kd.max_length is 384)"]
+
+
+def test_sizes_are_found_where_a_family_hides_them() -> None:
+    class Nested(ModelSource):
+        def text_file(self, name: str) -> str | None:
+            whole = tiny_config("gemma3").to_dict()
+            text = {key: whole["text_config"][key] for key in ("hidden_size", "model_type", "num_hidden_layers")}
+            return json.dumps({**whole, "text_config": {**text, "layer_types": ["full_attention"] * 2}})
+
+    config = Nested(name="nested").config()
+    assert (config["hidden_size"], config["num_hidden_layers"]) == (64, 2)
+    assert config["vocab_size"] == 262_208
+    assert config["num_attention_heads"] == 8
