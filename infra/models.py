@@ -5,6 +5,7 @@ A `ModelSource` is small, JSON, and says which weights (identity) apart from whe
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import json
 import shutil
@@ -190,7 +191,7 @@ def _hub_commit(role: str, name: str, repository: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return str(huggingface_hub.HfApi().model_info(repository).sha)
+        info = huggingface_hub.HfApi().model_info(repository)
     except OfflineModeIsEnabled:
         try:
             return Path(huggingface_hub.snapshot_download(repository, local_files_only=True)).name
@@ -207,6 +208,11 @@ def _hub_commit(role: str, name: str, repository: str) -> str:
             f"{role} {name!r}: the hub cannot be reached for {repository} ({type(error).__name__}): "
             "check the network, or give a folder that holds the model"
         ) from error
+    names = [file.rfilename for file in info.siblings or ()]
+    for wanted in ("config.json", "tokenizer.json", "*.safetensors"):
+        if names and not fnmatch.filter(names, wanted):
+            raise ConfigurationError(f"{role} {name!r}: {repository} has no {wanted} on the hub: choose another model")
+    return str(info.sha)
 
 
 @functools.cache

@@ -1,8 +1,12 @@
 """What belongs to a model travels with it, and nothing else that lies beside its weights."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
-from infra.models import _folder_digest, copy_beside_weights
+import pytest
+
+from infra.errors import ConfigurationError
+from infra.models import _folder_digest, copy_beside_weights, resolve
 
 OF_A_MODEL = {
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
@@ -57,3 +61,25 @@ def test_only_what_a_model_is_makes_it_another(tmp_path: Path) -> None:
         (folder / name).write_text("changed")
         _folder_digest.cache_clear()
         assert before != (before := _folder_digest(str(folder))), name
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (["config.json", "tokenizer.json", "model.safetensors"], None),
+        (["config.json", "tokenizer.json", "model-00001-of-00002.safetensors"], None),
+        (["config.json", "tokenizer.json", "pytorch_model.bin"], r"\*.safetensors"),
+        (["config.json", "tokenizer.model", "model.safetensors"], "tokenizer.json"),
+        (["model.gguf"], "config.json"),
+    ],
+)
+def test_a_hub_model_without_what_is_needed_is_refused_before_a_download(
+    names: list[str], missing: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = SimpleNamespace(sha="abc", siblings=[SimpleNamespace(rfilename=name) for name in names])
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, repository: info)
+    if missing is None:
+        assert resolve("some/model", "student").revision == "abc"
+    else:
+        with pytest.raises(ConfigurationError, match=f"student 'some/model': some/model has no {missing} on the hub"):
+            resolve("some/model", "student")
