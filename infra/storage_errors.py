@@ -36,6 +36,8 @@ def explain(error: Exception) -> DistilflowError:
         return ConfigurationError(f"no credentials for S3 at {where}: set {_KEYS}")
     if isinstance(error, exceptions.PartialCredentialsError):
         return ConfigurationError(f"half of the credentials for S3 at {where} is missing: set both {_KEYS}")
+    if isinstance(error, exceptions.InvalidS3AddressingStyleError):
+        return ConfigurationError(f"{error}: set DISTILFLOW_S3_ADDRESSING to path or virtual, or leave it out")
     if isinstance(error, exceptions.ProfileNotFound):
         return ConfigurationError(f"{error}: check AWS_PROFILE, or unset it and set {_KEYS}")
     if isinstance(error, _SIGN_IN):

@@ -15,7 +15,8 @@ _MARKS = (
 )
 THOUGHT_ENDS = frozenset(closing for _opening, closing in _MARKS)
 THOUGHT_MARKS = frozenset(mark for pair in _MARKS for mark in pair)
-_FENCED = re.compile(r"```([\w+-]*)[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+# No character can belong to two parts: hostile text would take quadratic time.
+_FENCED = re.compile(r"```([\w+-]*)(?:[^\w+\-\n`][^\n`]*)?\n(.*?)(?:```|\Z)", re.DOTALL)
 SQL = ("sql", "sqlite", "postgresql", "postgres", "mysql")
 
 

@@ -116,12 +116,13 @@ def prompt_and_text(row: Row, tokenizer: Any) -> tuple[str, str]:
 
 def _continued(prompt_ids: list[int], prompt_text: str, text: str, tokenizer: Any, chat: ChatFormat) -> list[int]:
     """The response's ids. SentencePiece puts a space before what it encodes by itself: cut from the whole."""
+    response = text[len(prompt_text) :]
+    if not chat.prepends_space:
+        return list(tokenizer.encode(response, add_special_tokens=False))
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
     if ids[: len(prompt_ids)] == prompt_ids:
         return ids[len(prompt_ids) :]
-    response = text[len(prompt_text) :]  # a token of the whole text reaches over its beginning; generation has none
-    if not chat.prepends_space:
-        return list(tokenizer.encode(response, add_special_tokens=False))
+    # a token of the whole text reaches over the response's beginning, where generation has none
     line, ids = (tokenizer.encode(part, add_special_tokens=False) for part in ("\n", f"\n{response}"))
     return list(ids[len(line) :])
 

@@ -25,8 +25,6 @@ from tasks.evaluate.settings import Evaluation
 from tasks.rows import Message
 from tasks.tokens import holds_control_tokens
 
-_CONTEXT = 32_768  # that any question with its answer may take
-
 
 def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     """The references of all answers, by variant and benchmark ("kd/alpaca_eval")."""
@@ -77,7 +75,7 @@ class Variant:
         self._folder = folder
         self._advance = advance
         self._tokenizer = load_tokenizer(source)
-        self._context = min(source.context(), _CONTEXT)
+        self._context = source.context()
         self._max_new_tokens = min(max_new_tokens, self._context - 1)
         self._generator: Generator | None = None
 

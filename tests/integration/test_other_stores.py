@@ -146,6 +146,7 @@ def test_what_passes_is_tried_again(status: int, code: str, store: Quirks) -> No
         ({"AWS_PROFILE": "nobody"}, "nobody.* could not be found.*check AWS_PROFILE"),
         ({"AWS_SECRET_ACCESS_KEY": None}, "half of the credentials .*set both"),
         ({"AWS_ENDPOINT_URL_S3": "no address"}, "S3: .*no address.*check AWS_ENDPOINT_URL_S3"),
+        ({"DISTILFLOW_S3_ADDRESSING": "sideways"}, "sideways.*set DISTILFLOW_S3_ADDRESSING to path or virtual"),
         ({"DISTILFLOW_BUCKET": "No Bucket!"}, "takes no such name .*check DISTILFLOW_BUCKET"),
     ],
 )

@@ -40,3 +40,9 @@ def test_the_answer_is_what_follows_the_thought(text: str, answer: str) -> None:
 )
 def test_the_code_is_the_first_fence_in_its_language_else_the_first_else_all(answer: str, code: str) -> None:
     assert code_in(answer, SQL) == code
+
+
+@pytest.mark.parametrize("text", ["```" + "a" * 300_000, "```sql" * 50_000, "```\n" * 50_000, "<think>" * 50_000])
+def test_hostile_text_takes_no_longer_than_it_is_long(text: str) -> None:
+    """Quadratic time would be beyond the test's limit."""
+    assert len(code_in(answer_of(text), SQL)) <= len(text)
