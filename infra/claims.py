@@ -26,8 +26,23 @@ from infra.errors import TransientError
 _SURELY_DEAD_S = 600.0
 _RENEW_S = 10.0
 _STALE_S = 45.0
-_POLL_S = 1.0
 _WHOLE = "claims/whole"
+
+
+class Pauses:
+    """Pauses between two looks at pieces that others have: a twentieth of what was waited so far, 1 to 15 s.
+
+    Sixty-four workers that wait for the last hundred pieces would otherwise ask the store 20,000 times a second.
+    """
+
+    def __init__(self) -> None:
+        self._waited_s = 0.0
+
+    def next(self) -> float:
+        """Seconds to sleep now."""
+        pause = min(max(self._waited_s / 20, 1.0), 15.0)
+        self._waited_s += pause
+        return pause
 
 
 def owner_lives(claim: bytes, silent_s: float) -> bool:
@@ -142,7 +157,7 @@ def made_once(
     `waiting`, and take over where the maker dies.
     """
     found: dict[str, ArtifactRef] = {}
-    told = False
+    told, pauses = False, Pauses()
     with Claims(f"s3://{settings.bucket()}/") as claims:
         while True:
             found |= {name: ref for name, work in works.items() if name not in found and (ref := work.find())}
@@ -160,7 +175,7 @@ def made_once(
                 if not told:
                     waiting(f"another run is at {', '.join(missing)}: its result is waited for")
                     told = True
-                time.sleep(_POLL_S)
+                time.sleep(pauses.next())
 
 
 def _claim(work: Workspace) -> str:

@@ -3,7 +3,7 @@
 The contract: `spec.json` in; `events.jsonl` (progress, one JSON object a line) and `result.json` or
 `error.json` out; standard output is a log and is never parsed. Between us and the engine stands
 `infra.guardian`, which ends the whole tree when we go, however we go. Exit codes become the errors of
-`infra.errors`; a child that reports nothing for too long is ended (stall watchdog).
+`infra.errors`; a child that for too long neither reports anything nor moves any data is ended (stall watchdog).
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ from infra.errors import (
     TransientError,
     disk_full,
 )
+from infra.traffic import ALIVE_BYTES, Traffic
 
 Event = dict[str, Any]
 _POLL_S = 0.2
+_LOOK_S = 5.0  # between two looks at what is read and written
 _TREE = "DISTILFLOW_PROCESS_TREE"
 _LOG_LINES = 15
 
@@ -79,14 +81,16 @@ def run_supervised(
     on_event: Callable[[Event], None],
     env: Mapping[str, str] | None = None,
     stall_timeout_s: float = 900.0,
+    quiet_s: float = 60.0,
     timeout_h: float | None = None,
     log_uri: str | None = None,
 ) -> dict[str, Any]:
     """Run `command … FOLDER` to its end and return its `result.json`.
 
-    The child finds `spec.json` in FOLDER. Its whole log goes to `log_uri` in storage too. Raises ConfigurationError
-    (also after `timeout_h`), OutOfMemoryError or TransientError with the child's own sentence where it wrote one,
-    and the end of its log where it did not.
+    The child finds `spec.json` in FOLDER. Its whole log goes to `log_uri` in storage too. `on_event` hears of its
+    events, and of `traffic` (bytes moved so far), ever more rarely, where there is none for `quiet_s`. Raises
+    ConfigurationError (also after `timeout_h`), OutOfMemoryError or TransientError with the child's own sentence where
+    it wrote one, and the end of its log where it did not.
     """
     settings.work_dir().mkdir(parents=True, exist_ok=True)
     remove_folders_of_the_dead(settings.work_dir())
@@ -98,7 +102,7 @@ def run_supervised(
     oom_kills_before = _kernel_oom_kills()
     try:
         with guarded([*command, str(folder)], log, env) as process, events.open() as stream:
-            code = _follow(process, stream, on_event, stall_timeout_s, timeout_h)
+            code = _follow(process, stream, on_event, stall_timeout_s, quiet_s, timeout_h)
         result = folder / "result.json"
         if code == 0 and result.exists():
             return json.loads(result.read_text())
@@ -113,24 +117,34 @@ def _follow(
     stream: Any,
     on_event: Callable[[Event], None],
     stall_timeout_s: float,
+    quiet_s: float,
     timeout_h: float | None,
 ) -> int | None:
     """Pass on events until the process ends; None means that it stalled."""
-    started = last_sign_of_life = time.monotonic()
+    started = reported = alive = looked = time.monotonic()
+    traffic, seen, quiet = Traffic(process.pid), 0, quiet_s
     partial = ""
     while True:
         ended = process.poll() is not None
+        now = time.monotonic()
         for line in stream.readlines():
             partial += line
             if partial.endswith("\n"):
                 on_event(json.loads(partial))
                 partial = ""
-                last_sign_of_life = time.monotonic()
+                reported, alive, quiet = now, now, quiet_s
         if ended:
             return process.returncode
-        if time.monotonic() - last_sign_of_life > stall_timeout_s:
+        if now - looked > min(_LOOK_S, stall_timeout_s / 4):
+            looked = now
+            if (moved := traffic.moved()) - seen >= ALIVE_BYTES:
+                seen, alive = moved, now
+            if now - reported > quiet and alive == now:
+                on_event({"event": "traffic", "bytes": moved, "seconds": now - started})
+                reported, quiet = now, 2 * quiet
+        if now - alive > stall_timeout_s:
             return None
-        if timeout_h is not None and time.monotonic() - started > timeout_h * 3600:
+        if timeout_h is not None and now - started > timeout_h * 3600:
             raise ConfigurationError(f"it took longer than timeout_h = {timeout_h:g}: raise it; a rerun continues")
         time.sleep(_POLL_S)
 
@@ -147,7 +161,9 @@ def _failure(
     text = log.read_text(errors="replace")
     tail = "\n".join(text.splitlines()[-_LOG_LINES:])
     if code is None:
-        return TransientError(f"{name} reported nothing for too long and was ended; log: {kept}\n{tail}")
+        return TransientError(
+            f"{name} reported nothing for too long, read and wrote nothing either, and was ended; log: {kept}\n{tail}"
+        )
     if "No space left on device" in text:
         return disk_full(settings.home())
     if _kernel_oom_kills() > oom_kills_before:

@@ -65,6 +65,10 @@ class StageView:
         def on_event(event: Event) -> None:
             if event["event"] == "progress":
                 self.tick(event["done"], event["total"], describe(event))
+            elif event["event"] == "traffic":
+                self.note(
+                    f"still at work: {event['bytes'] / 1e9:,.1f} GB read and written in {event['seconds']:,.0f} s"
+                )
             elif event["event"] == "resumed":
                 self.note(_resumed(event))
             elif event["event"] == "checkpoint_pace" and event["interval_s"] > _LONG_PACE_S:

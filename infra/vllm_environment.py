@@ -11,9 +11,12 @@ def vllm_environment() -> dict[str, str]:
     """Quiet, without usage statistics; what the user sets stays.
 
     Without a GPU the engine runs in the process that asks for it, and nothing is compiled: vLLM would start three
-    Python processes one after the other (45 s instead of 15 s on two cores) and score no faster.
+    Python processes one after the other (45 s instead of 15 s on two cores) and score no faster. An engine may take
+    longer to start than vLLM's 10 minutes: 145 GB of weights at 200 MB/s take 12. One that hangs is ended by
+    `infra.processes`.
     """
     chosen = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}  # GiB
+    chosen |= {"VLLM_ENGINE_READY_TIMEOUT_S": str(24 * 3600)}
     if not gpus():
         chosen |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1"}
     fixed = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from infra import settings, storage
 from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
-from infra.claims import Claims
+from infra.claims import Claims, Pauses
 from infra.errors import ConfigurationError, DistilflowError
 from infra.python_sandbox import PythonSandbox
 from tasks.augment import card, selection
@@ -34,7 +34,6 @@ KIND = "augment"
 STAGE_VERSION = 2
 _SEEDS_PER_BATCH = 100
 _BATCHES_AT_ONCE = 2  # so that requests are in flight while the last rows of a batch are waited for
-_POLL_S = 1.0
 _SHARE_S = 60.0
 Result = TypeVar("Result")
 Tick = Callable[[int, int], None]
@@ -91,6 +90,7 @@ class _Batches:
     async def each(self, part: str, batches: Callable[[], Iterator[tuple[int, Any]]], do: Callable[..., Any]) -> None:
         """`do(index, batch)` for each batch that is not done yet; returns when all are, whoever did them."""
         done: set[int] = set()
+        pauses = Pauses()
         while True:
             async with asyncio.TaskGroup() as group:
                 free = asyncio.Semaphore(_BATCHES_AT_ONCE)
@@ -105,12 +105,13 @@ class _Batches:
                     elif await asyncio.to_thread(self.claims.take, self._claim(part, index)):
                         group.create_task(self._one(part, index, functools.partial(do, index, batch), free))
                         done.add(index)
+                        pauses = Pauses()
                     else:
                         waiting = True
                         free.release()
             if not waiting:
                 return
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(pauses.next())
 
     async def _one(self, part: str, index: int, do: Callable[[], Awaitable[None]], free: asyncio.Semaphore) -> None:
         try:

@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         ("calibration_hits", pa.list_(pa.float64())),
     ]
 )
+_IN_NATS = ("nll", "kl_to_teacher", "topk_kl")
 
 
 def to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -54,6 +55,16 @@ def to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
 def from_parquet(data: bytes) -> Table:
     table: Table = pq.read_table(pa.BufferReader(data)).to_pydict()
     return table
+
+
+def without_numbers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Ids of the rows that a variant or its teacher gives no finite number for: they would make every number none.
+
+    Few are left out of the table. Of a model that gives none for more than a tenth, none is: it has diverged, and
+    its numbers are to say so.
+    """
+    found = [row["row_id"] for row in rows if not all(math.isfinite(row[name]) for name in _IN_NATS)]
+    return found if len(found) <= len(rows) / 10 else []
 
 
 def per_row(table: Table) -> dict[str, PerRow]:

@@ -32,7 +32,9 @@ from tasks.seeds.stage import open_databases
 from tasks.tokens import Skipped, TokenisedRow, tokenise, tokenizer_digests
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
+NO_NUMBER = "without a number from the model or its teacher"
 _ANSWERS = "answers.json"  # between the two steps
+_NAMED_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,15 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
             for task, scored in zip(batch, score(model, teacher, batch, alignment, settings.top_k), strict=True):
                 kept.append(_row(task, scored, answers["rows"][task.row.id], databases))
             tick(variant)(len(batch))
-        variant.work.put(PREDICTIONS, data := predictions.to_parquet(kept))
+        unscored, skipped = predictions.without_numbers(kept), dict(variant.skipped)
+        if unscored:
+            skipped[NO_NUMBER] = len(unscored)
+        table = predictions.to_parquet([row for row in kept if row["row_id"] not in unscored])
+        variant.work.put(PREDICTIONS, table)
         seconds = round(answers["seconds"] + time.monotonic() - started, 2)
-        metrics = predictions.summary(predictions.from_parquet(data))
-        about = {"skipped": variant.skipped, "seconds": seconds, "engine": settings.engine}
+        metrics = predictions.summary(predictions.from_parquet(table))
+        named = {"unscored_rows": unscored[:_NAMED_ROWS]} if unscored else {}
+        about = {"skipped": skipped, "seconds": seconds, "engine": settings.engine, **named}
         variant.work.put_json(METRICS, {**metrics, **about})
         storage.delete(variant.work.uri + _ANSWERS)
     return {}

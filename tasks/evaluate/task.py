@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from infra.artifacts import ArtifactRef, Workspace, facts_of
 from infra.claims import made_once
 from infra.devices import gpu_slots, gpus
@@ -28,10 +30,19 @@ def evaluate(
         refs = made_once(works, make, view.note)
         new = [ref for ref in refs.values() if not ref.cached]
         shown = refs["kd"]
-        skipped = skipped_note(facts_of(shown)["skipped"])
+        skipped = skipped_note(_most(facts_of(ref)["skipped"] for ref in refs.values()))
         spent = shown.model_copy(update={"seconds": sum(ref.seconds for ref in refs.values()), "cached": not new})
         view.done(
             spent,
             f"{len(works)} variants on {shown.counts['rows']:,} held-out rows, {len(new)} of them new{skipped}",
         )
         return refs
+
+
+def _most(skipped: Iterable[dict[str, int]]) -> dict[str, int]:
+    """For each reason, the rows of the variant that it took most from."""
+    most: dict[str, int] = {}
+    for reasons in skipped:
+        for reason, rows in reasons.items():
+            most[reason] = max(rows, most.get(reason, 0))
+    return most

@@ -23,7 +23,7 @@ import torch
 
 from infra import child, storage
 from infra.artifacts import ArtifactRef, Workspace
-from infra.claims import Claims
+from infra.claims import Claims, Pauses
 from infra.errors import ConfigurationError
 from infra.models import ModelSource, load_tokenizer
 from tasks.logits.coverage import Coverage
@@ -37,7 +37,6 @@ from tasks.tokens import Skipped, TokenisedRow, tokenise
 CLAIMS, REFUSED = "claims/", "refused/"
 _NAMED_ROWS = 20
 _TOKENS_PER_CALL = 16_384  # several steps of the engine: it idles between calls
-_POLL_S = 1.0
 
 
 def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
@@ -74,10 +73,10 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
             seconds = time.monotonic() - started
     write_tokenizer(work, teacher)
     coverage, stored_bytes = Coverage(k), 0
-    refused = [row_id for shard in shards for row_id in _refused(work, shard)]
+    refused = {row_id: None for shard in shards for row_id in _refused(work, shard)}  # in order
     if len(refused) == len(rows):
         raise ConfigurationError("the teacher gives numbers for no row: its weights, or their dtype, are broken")
-    total -= sum(row.response_tokens for row in rows if row.row_id in set(refused))
+    total -= sum(row.response_tokens for row in rows if row.row_id in refused)
     if refused:
         skipped["the teacher gives no number for it"] += len(refused)
     for shard in shards:
@@ -98,7 +97,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         "shards_found": len(shards) - len(missing),
         "shards_repaired": damaged,
         "skipped": dict(skipped),
-        "refused_rows": refused[:_NAMED_ROWS],
+        "refused_rows": list(refused)[:_NAMED_ROWS],
         "engine": scoring.engine,
     }
     return {"counts": counts, "facts": facts}
@@ -114,6 +113,7 @@ class Queue:
         self._claims = claims
 
     def __iter__(self) -> Iterator[Shard]:
+        pauses = Pauses()
         while self._left:
             waiting = []
             for shard in self._left:
@@ -122,6 +122,7 @@ class Queue:
                 elif not self._claims.take(shard.name):
                     waiting.append(shard)
                 else:
+                    pauses = Pauses()
                     if self._is_stored(shard):  # since we looked
                         self.by_others += shard.response_tokens
                     else:
@@ -129,7 +130,7 @@ class Queue:
                     self._claims.release(shard.name)
             self._left = waiting
             if waiting:
-                time.sleep(_POLL_S)
+                time.sleep(pauses.next())
 
     def _is_stored(self, shard: Shard) -> bool:
         return self._work.has(shard.name)

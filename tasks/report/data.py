@@ -49,6 +49,9 @@ class Variant(_Frozen):
     kl_to_teacher: float = Field(description="nats per supervised token; NaN when training diverged")
     n: int = Field(ge=0, description="held-out requests")
     correct: list[bool] | None = Field(None, description="per request, in the same order for every variant")
+    left_out: dict[str, int] = Field(
+        {}, description="reason → held-out requests that this variant's numbers are without"
+    )
     uri: str
 
     @model_validator(mode="after")

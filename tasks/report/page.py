@@ -58,6 +58,7 @@ def render_page(data: ReportData) -> str:
         decisive=compared["kd"].against_control if "kd" in compared else None,
         gap_closed=gap_closed(data),
         with_accuracy=any(row.accuracy for row in compared.values()),
+        left_out=left_out(data),
         n=_same_for_all([row.variant.n for row in compared.values()]),
         figures={name: _Figure(plot) for name, plot in figures.items()},
         told=told(data),
@@ -86,6 +87,8 @@ def render_markdown(data: ReportData) -> str:
         f"Student {markdown_text(data.student)}, teacher {markdown_text(data.teacher)}, K = {data.k}, "
         f"seed {data.seed}. Intervals are over held-out requests, for this one training seed."
     )
+    if without := left_out(data):
+        lines += ["", markdown_text(without)]
     lines += ["", *analysis_markdown(data)]
     if published := published_for(data.student):
         lines += ["## The paper’s own results, for orientation", ""]
@@ -100,6 +103,19 @@ def render_markdown(data: ReportData) -> str:
     if serve := serve_commands(data):
         lines += ["## Use the student", "", *indented(serve), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def left_out(data: ReportData) -> str:
+    """Which held-out requests no number is over, in a sentence; empty where all are. One left out is so for all."""
+    by_reason: dict[tuple[str, int], list[str]] = {}
+    for variant in data.variants.values():
+        for reason, rows in variant.left_out.items():
+            by_reason.setdefault((reason, rows), []).append(variant.label)
+    reasons = [
+        f"{rows:,} {reason}" + ("" if len(labels) == len(data.variants) else f" ({', '.join(labels)})")
+        for (reason, rows), labels in by_reason.items()
+    ]
+    return f"Held-out requests left out for every variant: {'; '.join(reasons)}." if reasons else ""
 
 
 def serve_commands(data: ReportData) -> str:

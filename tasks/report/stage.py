@@ -92,8 +92,12 @@ def gather(
     records = {name: _record(ref) for name, ref in stages.items()}
     read = {name: ArtifactReader(ref).read("predictions.parquet") for name, ref in evaluations.items()}
     tables = _on_common_rows({name: from_parquet(data) for name, data in read.items()})
-    variants = {name: _variant(LABELS[name], tables[name], ref.uri) for name, ref in evaluations.items()}
-    seconds = sum(_record(ref).seconds for ref in {ref.uri: ref for ref in evaluations.values()}.values())
+    evaluated = {ref.uri: _record(ref) for ref in evaluations.values()}
+    variants = {
+        name: _variant(LABELS[name], tables[name], ref.uri, evaluated[ref.uri].facts["skipped"])
+        for name, ref in evaluations.items()
+    }
+    seconds = sum(record.seconds for record in evaluated.values())
     shown = [_stage(name, record, stages[name].uri) for name, record in records.items()]
     kd_evaluation = evaluations["kd"]
     shown.append(Stage(name="evaluate", seconds=seconds, uri=kd_evaluation.uri, fingerprint=kd_evaluation.fingerprint))
@@ -178,7 +182,7 @@ def _on_common_rows(tables: Mapping[str, Table]) -> dict[str, Table]:
     return aligned
 
 
-def _variant(label: str, table: Table, uri: str) -> Variant:
+def _variant(label: str, table: Table, uri: str, left_out: dict[str, int]) -> Variant:
     correct = table["correct"]
     judged = [outcome for outcome in correct if outcome is not None]
     return Variant(
@@ -188,6 +192,7 @@ def _variant(label: str, table: Table, uri: str) -> Variant:
         kl_to_teacher=sum(table["kl_to_teacher"]) / max(sum(table["kl_tokens"]), 1),
         n=len(correct),
         correct=None if None in correct else correct,
+        left_out=left_out,
         uri=uri,
     )
 

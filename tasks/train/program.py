@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +41,7 @@ from tasks.train.spool import Spool, write_spool
 from tasks.train.student import Student
 
 T = TypeVar("T")
+_PATIENCE = timedelta(days=1)
 
 
 def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
 
 def _train(run: Run, reporter: child.Reporter) -> dict[str, Any]:
     survive_kills()
-    deepspeed.init_distributed(dist_backend="nccl" if run.on_gpu else "gloo", verbose=False)
+    join(on_gpu=run.on_gpu)
     torch.manual_seed(run.seed)
 
     base = _one_rank_first(run.rank, run.source.fetch)
@@ -102,6 +104,15 @@ def _train(run: Run, reporter: child.Reporter) -> dict[str, Any]:
     }
     student.export(run.card(data_facts.get("k")) | counts | facts)
     return {"counts": counts, "facts": {**facts, **data_facts}}
+
+
+def join(*, on_gpu: bool) -> None:
+    """Meet the other ranks.
+
+    They wait for one another while one downloads a model or a checkpoint, or writes a million examples: longer than
+    torch's 10 and DeepSpeed's 30 minutes. A rank that hangs is found by the supervisor, which sees no sign of life.
+    """
+    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", timeout=_PATIENCE, verbose=False)
 
 
 def _prepared(run: Run, folder: Path) -> tuple[Spool, dict[str, Any]]:

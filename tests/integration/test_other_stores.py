@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from infra import storage
+from flows import preflight
+from infra import storage, ui
 from infra.artifacts import ArtifactReader, Workspace
 from infra.claims import Claims
 from infra.errors import ConfigurationError, DistilflowError, TransientError
+from tasks.train.settings import Distillation
 from tests.support.quirky_s3 import BUCKET, Quirks, quirky_s3
 
 
@@ -50,6 +52,18 @@ def test_of_many_writers_at_one_moment_one_has_the_claim(conditions: str, store:
     assert len(took) == 1
     with Claims(f"s3://{BUCKET}/claims/") as claims:
         assert claims.take("piece")  # which was given back
+
+
+@pytest.mark.parametrize("conditions", ["kept", "refused", "ignored"])
+def test_a_run_says_at_its_start_that_conditions_are_not_kept(
+    conditions: str, store: Quirks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store.conditions = conditions
+    monkeypatch.setenv("DISTILFLOW_HOME", str(tmp_path))
+    monkeypatch.setenv("DISTILFLOW_CONSOLE", "1")
+    with ui.console.capture() as said:
+        preflight.check.fn("demo", "demo", Distillation())
+    assert ("the store keeps no conditions on writes" in said.get()) == (conditions != "kept")
 
 
 @pytest.mark.parametrize("conditions", ["kept", "refused", "ignored"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,17 @@ from infra.artifacts import ArtifactRef, Workspace
 from infra.errors import ConfigurationError
 from infra.models import ModelSource, resolve
 from tasks.evaluate import program as evaluation
+from tasks.evaluate import stage as evaluation_stage
 from tasks.evaluate.engines import Ends
+from tasks.evaluate.scoring import RowScore
+from tasks.evaluate.settings import Evaluation
 from tasks.logits import program, stage
 from tasks.logits.blocks import ScoredRow
 from tasks.logits.engines import TransformersEngine
 from tasks.logits.settings import Scoring
 from tasks.logits.store import SHARDS, TOKENIZER, TopKReader
-from tasks.rows import KEPT, read_rows
+from tasks.rows import HELDOUT, KEPT, read_rows
+from tasks.seeds.stage import Sources, load
 from tasks.tokens import TokenisedRow
 from tasks.train.examples import Examples
 
@@ -89,6 +93,34 @@ def test_a_teacher_without_any_number_is_refused(
     every = {row.id for row in read_rows(rows, KEPT)}
     with pytest.raises(ConfigurationError, match="the teacher gives numbers for no row"):
         _scored(rows, every, monkeypatch, tmp_path / "one", 1)
+
+
+def test_a_held_out_row_without_numbers_is_left_out_counted_and_named(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of one variant's; the report is on the rows that every variant has."""
+    seeds = load(Sources.of("demo", None, None), heldout_share=0.1, response_required=False)
+    bad = sorted(row.id for row in read_rows(seeds, HELDOUT))[3]
+    real = evaluation.score
+
+    def score(model: Any, teacher: Any, batch: list[Any], *rest: Any) -> Iterator[RowScore]:
+        for task, scored in zip(batch, real(model, teacher, batch, *rest), strict=True):
+            yield scored._replace(kl_to_teacher=float("nan")) if task.row.id == bad else scored
+
+    monkeypatch.setattr(evaluation, "score", score)
+    settings = Evaluation(max_rows=12, max_new_tokens=4, max_length=384, engine="transformers")
+    base, teacher = resolve("demo", "student"), resolve("demo", "teacher")
+    work = evaluation_stage.workspace(base, teacher, seeds, settings)
+    spec = {
+        "teacher": teacher.model_dump(),
+        "heldout": seeds.model_dump(),
+        "evaluation": settings.model_dump(),
+        "variants": [{"name": "base", "model": base.model_dump(), "workspace": work.description()}],
+    }
+    evaluation.main(spec, child.Reporter(tmp_path))
+    told = work.get_json("metrics.json")
+    assert (told["n"], told["unscored_rows"], told["skipped"]) == (11, [bad], {evaluation.NO_NUMBER: 1})
+    assert np.isfinite([told["kl_to_teacher"], told["cross_entropy"]]).all()
 
 
 def _short(tmp_path: Path, **config: Any) -> ModelSource:

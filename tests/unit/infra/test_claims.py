@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from infra import claims as module
-from infra.claims import Claims
+from infra.claims import Claims, Pauses
 from infra.errors import TransientError
 from tests.support.wait import wait_for
 
@@ -228,8 +228,7 @@ class _Work:
 
 
 @pytest.mark.usefixtures("store")
-def test_of_several_runs_one_makes_the_artifact_and_the_others_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_POLL_S", 0.01)
+def test_of_several_runs_one_makes_the_artifact_and_the_others_wait_for_it() -> None:
     work, made = _Work(), []
     told: list[str] = []
     ready = threading.Event()
@@ -265,3 +264,12 @@ def test_where_the_maker_fails_another_takes_over(store: Store) -> None:
     assert not store.objects, "its claim is given back"
     found = module.made_once({"sft": work}, lambda _missing: {"sft": "ref"}, lambda _: None)  # type: ignore
     assert found == {"sft": "ref"}
+
+
+def test_who_waits_longer_asks_more_rarely_and_loses_little_by_it() -> None:
+    pauses, waited, looks = Pauses(), 0.0, 0
+    while waited < 3600:
+        waited += (pause := pauses.next())
+        looks += 1
+        assert 1.0 <= pause <= max(1.0, min(waited / 20, 15.0))
+    assert looks < 300

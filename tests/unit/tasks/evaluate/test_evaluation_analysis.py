@@ -10,7 +10,7 @@ import pytest
 from tasks.evaluate.analysis import analyse
 from tasks.evaluate.comparisons import compare
 from tasks.evaluate.inherited import distinct, inherited, styles
-from tasks.evaluate.predictions import SCHEMA, from_parquet, summary, to_parquet
+from tasks.evaluate.predictions import SCHEMA, from_parquet, summary, to_parquet, without_numbers
 from tasks.evaluate.slices import regressions, slices
 from tasks.report.data import ReportData
 from tests.support.prediction_tables import table, wrong
@@ -51,6 +51,18 @@ def test_a_table_survives_parquet() -> None:
     made = table({}, wrong())
     rows = [{name: made[name][index] for name in SCHEMA.names} for index in range(2)]
     assert from_parquet(to_parquet(rows)) == made
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("column", ["nll", "kl_to_teacher", "topk_kl"])
+def test_few_rows_without_numbers_are_left_out_and_a_diverged_model_keeps_its_own(column: str, bad: float) -> None:
+    whole: dict[str, Any] = {"nll": 1.0, "kl_to_teacher": 1.0, "topk_kl": 1.0}
+    rows = [{"row_id": f"{i}", **whole} for i in range(20)]
+    assert without_numbers(rows) == []
+    rows[3][column] = rows[7][column] = bad
+    assert without_numbers(rows) == ["3", "7"]
+    rows[8][column] = bad
+    assert without_numbers(rows) == []  # more than a tenth
 
 
 def test_slices_are_the_rows_they_name() -> None:

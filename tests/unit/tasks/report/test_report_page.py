@@ -286,3 +286,13 @@ def test_importing_the_report_does_not_load_matplotlib() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": ":".join(sys.path)})
     assert done.returncode == 0
+
+
+def test_held_out_requests_left_out_are_said_with_the_variant_that_had_none() -> None:
+    some = {name: one.model_copy(update={"left_out": {"longer than 9 tokens": 2}}) for name, one in variants().items()}
+    one = some["kd"].model_copy(update={"left_out": {"longer than 9 tokens": 2, "without a number": 1}})
+    data = sample_report(variants=some | {"kd": one})
+    said = f"Held-out requests left out for every variant: 2 longer than 9 tokens; 1 without a number ({LABELS['kd']})."
+    assert said in Page(render_page(data)).text
+    assert said in render_markdown(data)
+    assert "left out for every variant" not in sample_page()
