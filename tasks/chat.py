@@ -10,11 +10,13 @@ import functools
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from infra.errors import ConfigurationError
 from infra.models import ModelSource
 
+GENERATION = "generation_config.json"
 _QUESTION, _ANSWER = "Which?", "This."
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -113,10 +115,21 @@ def added_tokens(source: ModelSource) -> dict[int, str]:
 def stop_ids(source: ModelSource, end_id: int, eos_id: int | None) -> tuple[int, ...]:
     """Where generation ends: at what closes a turn, at the end of a text, and where the model's own settings say."""
     own = None
-    for name in ("generation_config.json", "config.json"):
+    for name in (GENERATION, "config.json"):
         own = own if own is not None else source.json_file(name).get("eos_token_id")
     theirs = own if isinstance(own, list) else [own]
     return tuple(dict.fromkeys(token for token in (end_id, eos_id, *theirs) if token is not None))
+
+
+def stop_at(folder: Path, stops: Collection[int]) -> None:
+    """Let whatever serves the model in `folder` end its answers at these ids, as its own settings may not say."""
+    path = folder / GENERATION
+    told = json.loads(path.read_text()) if path.exists() else {}
+    own = told.get("eos_token_id")
+    theirs = own if isinstance(own, list) else [own]
+    if not set(stops) <= set(theirs):
+        path.unlink(missing_ok=True)  # it may be a link into the model's own folder
+        path.write_text(json.dumps({**told, "eos_token_id": list(stops)}, indent=2) + "\n")
 
 
 def _named_tokens(source: ModelSource, told: Mapping[str, Any]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from tasks.evaluate.benchmark_settings import Benchmarks
 from tasks.logits.settings import Scoring
 
 KIND = "harness"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 RESULTS, SAMPLES = "results.json", "samples/"
 _STALL_TIMEOUT_S = 7200.0  # lm-eval reports nothing while it works
 

@@ -16,10 +16,11 @@ import torch
 from infra import child
 from infra.artifacts import Workspace
 from infra.errors import ConfigurationError
-from infra.models import ModelSource
+from infra.models import ModelSource, load_tokenizer
 from tasks.answers import THOUGHT_ENDS
-from tasks.chat import added_tokens
+from tasks.chat import added_tokens, stop_at
 from tasks.evaluate.benchmark_settings import Benchmarks
+from tasks.evaluate.engines import Ends
 from tasks.evaluate.harness import SAMPLES, check_tasks
 from tasks.logits.engines import vllm_options
 from tasks.logits.settings import Scoring
@@ -40,7 +41,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     reporter.progress(0, len(options.harness), tasks=", ".join(options.harness))
     try:
         found = simple_evaluate(
-            **_engine(model, options, scoring),
+            **_engine(model, options, scoring, reporter.folder),
             tasks=list(options.harness),
             limit=options.harness_limit,
             apply_chat_template=options.harness_chat_template,
@@ -64,9 +65,22 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     return {"tasks": _by_task(found), "lm_eval": metadata.version("lm_eval")}
 
 
-def _engine(model: ModelSource, options: Benchmarks, scoring: Scoring) -> dict[str, Any]:
+def ending(model: ModelSource, folder: Path) -> Path:
+    """The model in a folder of links, where its generation ends as in all other evaluation (`Ends`).
+
+    lm-eval stops at a task's own words and where the model's settings say. Those of a base that was taught no turns
+    name no end of a turn, so it would run on to the limit where a student of ours, told where to end, does not.
+    """
+    folder.mkdir()
+    for path in model.fetch().iterdir():
+        (folder / path.name).symlink_to(path.resolve())
+    stop_at(folder, Ends.of(model, load_tokenizer(model)).stop_ids)
+    return folder
+
+
+def _engine(model: ModelSource, options: Benchmarks, scoring: Scoring, scratch: Path) -> dict[str, Any]:
     """What lm-eval is told of the model: a thought is no part of an answer there either."""
-    folder, longest_answer = str(model.fetch()), options.harness_max_gen_tokens
+    folder, longest_answer = str(ending(model, scratch / "model")), options.harness_max_gen_tokens
     longest = options.harness_max_length and min(options.harness_max_length, model.context())
     ends = [token for token in added_tokens(model).values() if token in THOUGHT_ENDS]
     thinking = {"think_end_token": ends[0]} if ends else {}

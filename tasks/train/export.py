@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,10 +13,11 @@ from transformers import GenerationConfig
 
 from infra.artifacts import Workspace
 from infra.models import copy_beside_weights
+from tasks.chat import GENERATION, stop_at
 from tasks.train.adapters import merged
 from tasks.train.settings import Lora
 
-CARD, GENERATION = "README.md", "generation_config.json"
+CARD = "README.md"
 _TEMPLATES = Environment(
     loader=PackageLoader("tasks.train"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
@@ -54,16 +54,6 @@ def export(
         stop_at(Path(target), stops)
         (Path(target) / CARD).write_text(render_card(card))
         work.put_folder("model/", Path(target))
-
-
-def stop_at(folder: Path, stops: Collection[int]) -> None:
-    """Let a server of the model end its answers where the model was taught to."""
-    path = folder / GENERATION
-    told = json.loads(path.read_text()) if path.exists() else {}
-    own = told.get("eos_token_id")
-    theirs = own if isinstance(own, list) else [own]
-    if not set(stops) <= set(theirs):
-        path.write_text(json.dumps({**told, "eos_token_id": list(stops)}, indent=2) + "\n")
 
 
 def render_card(facts: Mapping[str, Any]) -> str:

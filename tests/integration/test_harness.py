@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import pytest
 
 from infra.artifacts import ArtifactReader
 from infra.errors import ConfigurationError
-from infra.models import DEMO, ModelSource
+from infra.models import DEMO, ModelSource, load_tokenizer
 from tasks.evaluate import harness
 from tasks.evaluate.benchmark_settings import Benchmarks
 from tasks.logits.settings import Scoring
@@ -73,6 +74,25 @@ def _most_likely(question: dict[str, Any]) -> int:
             logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         sums.append(sum(float(logprobs[at - 1, ids[at]]) for at in range(len(prompt), len(ids))))
     return max(range(len(sums)), key=sums.__getitem__)
+
+
+@installed
+def test_lm_eval_ends_an_answer_where_the_template_closes_a_turn(tmp_path: Path) -> None:
+    """A base whose own settings name another token, as those of most bases do."""
+    from transformers import GenerationConfig
+
+    from tasks.evaluate.harness_program import ending
+
+    base = tmp_path / "base"
+    shutil.copytree(str(MODEL.path), base)
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, "top_p": 0.8}))
+    folder = ending(ModelSource(name="base", path=str(base)), tmp_path / "ending")
+    told = GenerationConfig.from_pretrained(folder)
+    tokenizer = load_tokenizer(MODEL)
+    assert set(told.eos_token_id) >= {0, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    assert told.top_p == 0.8
+    assert json.loads((base / "generation_config.json").read_text())["eos_token_id"] == 0
+    assert (folder / "model.safetensors").is_symlink()
 
 
 @installed
