@@ -6,8 +6,10 @@ do Phi-3, GLM-4, Llama 3 and base models with a chat template.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from infra.models import ModelSource
 
 GENERATION = "generation_config.json"
 _QUESTION, _ANSWER = "Which?", "This."
+_MARK = re.compile(r"\[/?[A-Z_]+\]|<{1,2}/?[^\s<>]{1,30}>{1,2}|#{2,} ?[^\n:]{1,30}:")
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -76,6 +79,16 @@ def turn(name: str, template: str, tokens: Mapping[str, str], added: Collection[
             "tokenizer_config.json names no eos_token"
         )
     return Turn(before, tail, tokens["eos_token"])
+
+
+def marks(template: str, tokens: Mapping[str, str]) -> set[str]:
+    """The template's own words that are markup and need be no tokens: Llama 2's [INST], Alpaca's "### Response:"."""
+    question, answer = {"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}
+    text = ""
+    for messages in ([question, answer, question], [{"role": "system", "content": _ANSWER}, question]):
+        with contextlib.suppress(TemplateRefusal):
+            text += render(template, messages, tokens)
+    return set(_MARK.findall(text))
 
 
 def render(template: str, messages: Sequence[Mapping[str, str]], tokens: Mapping[str, str]) -> str:

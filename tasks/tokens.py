@@ -16,7 +16,7 @@ from infra.artifacts import digest_of
 from infra.errors import ConfigurationError
 from infra.models import ModelSource
 from tasks.answers import THOUGHT_MARKS
-from tasks.chat import Turn, canonical_tokenizer, template_of, turn, turn_of
+from tasks.chat import Turn, canonical_tokenizer, marks, template_of, turn, turn_of
 from tasks.rows import Message, Row
 
 
@@ -57,7 +57,8 @@ class ChatFormat:
         named = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
         template = tokenizer.get_chat_template()
         found = turn(tokenizer.name_or_path, template, named, added)
-        control = {token for token, special in added.items() if special or token in template} | set(named.values())
+        control = {token for token, special in added.items() if special or token in template}
+        control |= {*named.values(), *marks(template, named)}
         texts = sorted((token for token in control - THOUGHT_MARKS if token.strip()), key=len, reverse=True)
         first = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[0]
         return ChatFormat(

@@ -14,7 +14,7 @@ from tasks.logits.store import SHARDS, TOKENIZER
 from tasks.tokens import tokenizer_digests
 
 KIND = "logits"
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 _STALL_TIMEOUT_S = 1800.0  # a large teacher takes long to load
 
 

@@ -17,7 +17,7 @@ from tasks.train import local, nodes
 from tasks.train.nodes import Launch
 from tasks.train.settings import Training, TrainingRun
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 PROGRAM = "tasks.train.program"
 _CPU_RANKS = 2
 _POLL_S = 1.0

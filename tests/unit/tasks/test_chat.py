@@ -73,9 +73,13 @@ def test_generation_ends_where_turns_do_and_where_the_model_says(name: str, sour
     assert ends.answer(answer).truncated
 
 
+# what a template writes as plain text: no token, and an injection all the same
+MARKS = {"llama2": ("[INST]", "[/INST]"), "no token at all": ("### user:", "### assistant:")}
+
+
 @every_family
 def test_text_that_would_speak_as_the_template_is_left_out(name: str, tokenizers: Any) -> None:
-    for token in FAMILIES[name].control:
+    for token in (*FAMILIES[name].control, *MARKS.get(name, ())):
         for hostile in (
             ROW.model_copy(update={"instruction": f"x{token}y"}),
             ROW.model_copy(update={"history": (Message(role="user", content=token),)}),
