@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from infra import settings, storage
 from infra.artifacts import RECORD
-from infra.claims import Claims
+from infra.claims import Claims, LeaseLost
 from infra.gc import CLAIMS, expired_files, finished, live_claim, names_in_record, needed
 from infra.gc_plan import Garbage, Plan, Policy
 from infra.storage import Listed
@@ -90,6 +90,7 @@ def _artifact(one: Garbage, policy: Policy, roots: _Roots, claims: Claims, delet
         if one.what == "leftovers":
             kept |= names_in_record(one.uri) or set()
         elif one.what == "unreachable":
+            claims.check(whole)
             storage.delete(one.uri + RECORD)
             deleted.objects += 1
         for suffix in (".json", ""):
@@ -98,10 +99,18 @@ def _artifact(one: Garbage, policy: Policy, roots: _Roots, claims: Claims, delet
                 for found in storage.listed(one.uri)
                 if found.name not in kept and found.modified <= before and found.name.endswith(suffix)
             )
-            storage.delete_all(one.uri, deleted.counted(objects))
+            storage.delete_all(one.uri, deleted.counted(_while_ours(objects, claims, whole)))
+    except LeaseLost:
+        return "a run took it over meanwhile"
     finally:
         claims.release(whole)
     return None
+
+
+def _while_ours(objects: Iterable[Listed], claims: Claims, whole: str) -> Iterator[Listed]:
+    for one in objects:
+        claims.check(whole)
+        yield one
 
 
 def _changed(one: Garbage, roots: _Roots, now: float, before: float) -> str | None:

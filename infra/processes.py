@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 from infra import settings, storage
+from infra.claims import check_leases
 from infra.errors import (
     BY_EXIT_CODE,
     ConfigurationError,
@@ -90,7 +91,8 @@ def run_supervised(
     The child finds `spec.json` in FOLDER. Its whole log goes to `log_uri` in storage too. `on_event` hears of its
     events, and of `traffic` (bytes moved so far), ever more rarely, where there is none for `quiet_s`. Raises
     ConfigurationError (also after `timeout_h`), OutOfMemoryError or TransientError with the child's own sentence where
-    it wrote one, and the end of its log where it did not.
+    it wrote one, and the end of its log where it did not; LeaseLost where another has taken over what this
+    is a part of.
     """
     settings.work_dir().mkdir(parents=True, exist_ok=True)
     remove_folders_of_the_dead(settings.work_dir())
@@ -125,6 +127,7 @@ def _follow(
     traffic, seen, quiet = Traffic(process.pid), 0, quiet_s
     partial = ""
     while True:
+        check_leases()
         ended = process.poll() is not None
         now = time.monotonic()
         for line in stream.readlines():

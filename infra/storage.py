@@ -228,8 +228,8 @@ def _date(response: Any) -> float:
     return parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
 
 
-def put(uri: str, data: bytes, *, only_if_absent: bool = False, only_if_match: str | None = None) -> bool:
-    """Write an object in one step. Under a condition, returns False where another writer was first."""
+def put(uri: str, data: bytes, *, only_if_absent: bool = False, only_if_match: str | None = None) -> str | None:
+    """Write an object in one step; the tag of what was written. Under a condition, None where another was first."""
     bucket, key = split_uri(uri)
     extra = {"IfNoneMatch": "*"} if only_if_absent else {"IfMatch": only_if_match} if only_if_match else {}
     metadata = {DIGEST_KEY: hashlib.sha256(data).hexdigest()}
@@ -237,22 +237,23 @@ def put(uri: str, data: bytes, *, only_if_absent: bool = False, only_if_match: s
         return _put_and_look(uri, data, only_if_match)
     with _explained():
         try:
-            client().put_object(Bucket=bucket, Key=key, Body=data, Metadata=metadata, **extra)
+            written = client().put_object(Bucket=bucket, Key=key, Body=data, Metadata=metadata, **extra)
         except ClientError as error:
             if not extra or code_of(error) not in _CONDITION_FAILED:
                 raise
-            return False
-    return True
+            return None
+    return str(written["ETag"])
 
 
-def _put_and_look(uri: str, data: bytes, only_if_match: str | None) -> bool:
+def _put_and_look(uri: str, data: bytes, only_if_match: str | None) -> str | None:
     """Of writers at one moment the last one wins, and each sees who that was once all have written."""
     found = get_with_etag(uri)
     if (found and found[1]) != only_if_match:
-        return False
+        return None
     put(uri, data)
     time.sleep(_SETTLED_S)
-    return get(uri) == data
+    found = get_with_etag(uri)
+    return found[1] if found and found[0] == data else None
 
 
 def upload(path: Path, uri: str) -> None:

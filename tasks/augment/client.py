@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlparse
 
+from infra.claims import check_leases
 from infra.errors import ConfigurationError, TransientError
 from tasks.augment.agents import AGENTS, SELECTION, Agent, Answer, BadAnswer
 from tasks.augment.answers import AnswerCache, key_of
@@ -182,6 +183,7 @@ class LLMClient:
         async with self._slots.one(-AGENTS.index(agent) if agent in AGENTS else 0):
             providers = await self._started()
             most = self._most(request)
+            check_leases()
             try:
                 await self.ledger.reserve(most)
             except BudgetReached:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from infra import settings, storage
 from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
-from infra.claims import Claims, Pauses
+from infra.claims import Claims, Pauses, working_under
 from infra.errors import ConfigurationError, DistilflowError
 from infra.python_sandbox import PythonSandbox
 from tasks.augment import card, selection
@@ -115,8 +115,9 @@ class _Batches:
 
     async def _one(self, part: str, index: int, do: Callable[[], Awaitable[None]], free: asyncio.Semaphore) -> None:
         try:
-            if not await asyncio.to_thread(self.work.has, _done(part, index)):  # done before we could claim it
-                await self.as_task(f"{part}-{index:05}", do)
+            with working_under(self.claims, self._claim(part, index)):
+                if not await asyncio.to_thread(self.work.has, _done(part, index)):  # done before we could claim it
+                    await self.as_task(f"{part}-{index:05}", do)
             if not self.whole:
                 await asyncio.to_thread(self.claims.release, self._claim(part, index))
         finally:

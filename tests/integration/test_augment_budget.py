@@ -1,5 +1,7 @@
 """A budget over HTTP: never exceeded by the endpoint's own count, and what was paid for is kept."""
 
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from tasks.augment import stage
 from tasks.rows import FAILED, KEPT, REJECTED, read_rows
 from tests.support import augmentation
 from tests.support.endpoint import endpoint, tell
+from tests.support.wait import wait_for
 
 PRICE = (1000.0, 3000.0)  # $ for a million tokens of prompt and of answer
 OPTIONS: dict[str, Any] = {
@@ -77,6 +80,32 @@ def test_what_the_first_budget_bought_counts_towards_a_larger_one(url: str) -> N
         assert 0.6 * budget < _cost(url) <= budget
         assert sum(used["cost_usd"] for used in facts_of(ref)["usage"].values()) <= budget
     assert facts_of(ref)["failed"]
+
+
+def test_a_worker_that_wakes_over_its_successor_pays_nothing_more(tmp_path: Path) -> None:
+    """Two live owners of one budget: the first was stopped for longer than its claim lasts."""
+    with endpoint(latency=0.3) as url:
+        _two_owners(url, tmp_path)
+
+
+def _two_owners(url: str, tmp_path: Path) -> None:
+    options = {**OPTIONS, "budget_usd": 60.0}
+    first = augmentation.start(url, SEEDS, options, 10, lease_s=6.0, DISTILFLOW_HOME=str(tmp_path / "first"))
+    wait_for(lambda: tell(url, "stats")["requests"] >= 8, alive=[first])
+    first.send_signal(signal.SIGSTOP)
+    second = augmentation.start(url, SEEDS, options, 10, lease_s=6.0, DISTILFLOW_HOME=str(tmp_path / "second"))
+    try:
+        before = tell(url, "stats")["requests"]
+        wait_for(lambda: tell(url, "stats")["requests"] > before, alive=[second])
+        second.send_signal(signal.SIGSTOP)  # so that whoever asks now is the first
+        time.sleep(0.5)
+        before = tell(url, "stats")["requests"]
+        first.send_signal(signal.SIGCONT)
+        assert first.wait(60) != 0
+        assert tell(url, "stats")["requests"] == before
+    finally:
+        second.send_signal(signal.SIGCONT)
+    assert augmentation.told(second)["ref"]
 
 
 def test_a_budget_without_a_known_price_is_refused_before_anything_is_asked(url: str) -> None:

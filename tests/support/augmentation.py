@@ -7,6 +7,7 @@ prints one line of JSON: the artifact's reference, the batches that this process
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.artifacts import ArtifactRef
+from infra.claims import Claims
 from tasks.augment import stage
 from tasks.augment.providers import Deployment
 from tasks.augment.settings import Augmentation
@@ -54,9 +56,11 @@ def augment(url: str, seeds: int, options: dict[str, Any], key: str = "key", as_
     return stage.augment(work, loaded, chosen, Deployment(MODEL, url, key), lambda done, total: None, as_task)
 
 
-def start(url: str, seeds: int, options: dict[str, Any], batch: int = 100, **environment: str) -> subprocess.Popen[str]:
-    """The stage in a process of its own, with batches of so many seeds."""
-    told = json.dumps({"url": url, "seeds": seeds, "options": options, "batch": batch})
+def start(
+    url: str, seeds: int, options: dict[str, Any], batch: int = 100, lease_s: float = 45.0, **environment: str
+) -> subprocess.Popen[str]:
+    """The stage in a process of its own, with batches of so many seeds and claims that go stale after `lease_s`."""
+    told = json.dumps({"url": url, "seeds": seeds, "options": options, "batch": batch, "lease_s": lease_s})
     return subprocess.Popen(
         [sys.executable, "-m", "tests.support.augmentation", told],
         cwd=ROOT,
@@ -88,6 +92,7 @@ def main() -> None:
 
     given = json.loads(sys.argv[1])
     stage._SEEDS_PER_BATCH = given["batch"]
+    vars(stage)["Claims"] = functools.partial(Claims, stale_s=given["lease_s"])
     started = time.monotonic()
     ref = augment(given["url"], given["seeds"], given["options"], as_task=as_task)
     seconds = round(time.monotonic() - started, 1)

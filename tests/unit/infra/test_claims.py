@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
 from typing import Any
 
+import psutil
 import pytest
 
 from infra import claims as module
-from infra.claims import Claims, Pauses
+from infra.birth import place, started
+from infra.claims import Claims, LeaseLost, Pauses, check_leases, working_under
 from infra.errors import TransientError
 from tests.support.wait import wait_for
 
@@ -28,19 +29,22 @@ class Store:
     def __init__(self) -> None:
         self.objects: dict[str, tuple[bytes, str]] = {}
         self.away = False
+        self.answers_are_lost = False  # a write is repeated, and finds itself done
         self._lock = threading.Lock()
         self._versions = 0
 
-    def put(self, uri: str, data: bytes, *, only_if_absent: bool = False, only_if_match: str | None = None) -> bool:
+    def put(
+        self, uri: str, data: bytes, *, only_if_absent: bool = False, only_if_match: str | None = None
+    ) -> str | None:
         with self._lock:
             if self.away:
                 raise TransientError("storage is away")
             found = self.objects.get(uri)
             if (only_if_absent and found) or (only_if_match and (found is None or found[1] != only_if_match)):
-                return False
+                return None
             self._versions += 1
             self.objects[uri] = (data, str(self._versions))
-            return True
+            return None if self.answers_are_lost else str(self._versions)
 
     def get_with_etag(self, uri: str) -> tuple[bytes, str] | None:
         return self.objects.get(uri)
@@ -62,7 +66,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def _claim_of(store: Store, **changes: Any) -> None:
     """A claim on `p` that somebody left."""
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "born": 1.0, "id": "x", "beat": "y"}
+    mine = {"place": place(), "pid": os.getpid(), "started": "1", "id": "x", "beat": "y"}
     store.put("s3://b/p", json.dumps({**mine, **changes}).encode())
 
 
@@ -115,7 +119,7 @@ def test_the_claim_of_a_dead_process_of_this_machine_is_taken_over_at_once(store
 
 
 def test_a_process_that_got_the_dead_ones_number_is_not_taken_for_it(store: Store) -> None:
-    _claim_of(store, pid=os.getpid(), born=1.0)
+    _claim_of(store, pid=os.getpid(), started="1")
     with Claims("s3://b/", stale_s=1_000) as one:
         assert one.take("p")
 
@@ -141,7 +145,7 @@ def test_of_many_that_take_over_one_wins(store: Store) -> None:
 
 
 def test_a_silent_claim_of_another_machine_goes_stale_by_our_clock_alone(store: Store) -> None:
-    _claim_of(store, host="elsewhere", pid=1, born=time.time() + 1e6)
+    _claim_of(store, place="elsewhere", pid=1, started="1e6")
     with Claims("s3://b/", stale_s=0.3) as one:
         seen = time.monotonic()
         assert not one.take("p")  # seen for the first time, however old it may be
@@ -150,21 +154,21 @@ def test_a_silent_claim_of_another_machine_goes_stale_by_our_clock_alone(store: 
 
 
 def test_a_claim_known_to_be_a_dead_owners_is_taken_over_unless_it_was_renewed_since(store: Store) -> None:
-    _claim_of(store, host="elsewhere")
+    _claim_of(store, place="elsewhere")
     _data, dead = store.objects["s3://b/p"]
     with Claims("s3://b/", stale_s=1_000) as one:
-        _claim_of(store, host="elsewhere", beat="it lives")
+        _claim_of(store, place="elsewhere", beat="it lives")
         assert not one.take("p", dead=dead)
         assert one.take("p", dead=store.objects["s3://b/p"][1])
 
 
 def test_a_claim_that_is_renewed_is_never_taken_over(store: Store) -> None:
     with Claims("s3://b/", stale_s=1_000) as patient:
-        _claim_of(store, host="elsewhere", beat="0")
+        _claim_of(store, place="elsewhere", beat="0")
         for beat in range(1, 8):
             assert not patient.take("p")
             patient._seen = {name: (etag, since - 2_000, at) for name, (etag, since, at) in patient._seen.items()}
-            _claim_of(store, host="elsewhere", beat=str(beat))  # it lives
+            _claim_of(store, place="elsewhere", beat=str(beat))  # it lives
         patient.take("p")
         patient._seen = {name: (etag, since - 2_000, at) for name, (etag, since, at) in patient._seen.items()}
         assert patient.take("p")
@@ -186,7 +190,7 @@ def test_what_is_held_is_renewed_also_after_storage_was_away(store: Store) -> No
 def test_silence_while_nobody_could_look_does_not_count(store: Store) -> None:
     """Storage was away for a while: whoever holds the piece could not renew, and is not dead."""
     with Claims("s3://b/", stale_s=1_000) as patient:
-        _claim_of(store, host="elsewhere", beat="0")
+        _claim_of(store, place="elsewhere", beat="0")
         assert not patient.take("p")
         patient._seen = {name: (etag, since - 2_000, at - 2_000) for name, (etag, since, at) in patient._seen.items()}
         assert not patient.take("p")
@@ -201,18 +205,82 @@ def test_an_abandoned_piece_is_told_from_a_held_and_a_finished_one(store: Store)
         owner.take("p")
         assert not watcher.abandoned("p")
     assert not watcher.abandoned("p")
-    _claim_of(store, host=socket.gethostname(), pid=2**22 + 1)
+    _claim_of(store, pid=2**22 + 1)
     assert watcher.abandoned("p")
 
 
 def test_a_successor_seizes_what_its_dead_predecessor_held_elsewhere(store: Store) -> None:
-    _claim_of(store, host="elsewhere", beat="0")
+    _claim_of(store, place="elsewhere", beat="0")
     with Claims("s3://b/") as successor:
         assert not successor.take("p")
         successor.seize("p")
-        assert store.owner("s3://b/p")["host"] == socket.gethostname()
+        assert store.owner("s3://b/p")["place"] == place()
         assert not Claims("s3://b/").abandoned("p")
     assert "s3://b/p" not in store.objects
+
+
+@pytest.fixture
+def paused(store: Store) -> Claims:
+    """Holds `p`, and has been silent ever since, as a process that was stopped."""
+    owner = Claims("s3://b/", stale_s=0.2)  # not entered: nothing renews
+    assert owner.take("p")
+    return owner
+
+
+def test_an_owner_that_wakes_over_its_successor_neither_renews_nor_releases_it(store: Store, paused: Claims) -> None:
+    with Claims("s3://b/", stale_s=0.2) as successor:
+        store.objects["s3://b/p"] = (json.dumps({**store.owner("s3://b/p"), "place": "elsewhere"}).encode(), "other")
+        wait_for(lambda: successor.take("p"))
+        successors = store.owner("s3://b/p")["id"]
+        with (
+            working_under(paused, "p"),
+            pytest.raises(LeaseLost, match="taken over s3://b/p, after this one"),
+        ):
+            check_leases()
+        paused.release("p")
+        assert store.owner("s3://b/p")["id"] == successors
+        assert not Claims("s3://b/").take("p"), "a third one comes in"
+        with working_under(successor, "p"):
+            check_leases()
+
+
+def test_a_claim_whose_successor_is_done_is_lost_too(store: Store, paused: Claims) -> None:
+    store.delete("s3://b/p")
+    time.sleep(0.15)
+    with pytest.raises(LeaseLost):
+        paused.check("p")
+    assert store.objects == {}
+
+
+def test_an_owner_that_was_silent_and_not_replaced_goes_on(store: Store, paused: Claims) -> None:
+    before = store.owner("s3://b/p")
+    time.sleep(0.15)
+    paused.check("p")
+    assert store.owner("s3://b/p")["id"] == before["id"]
+    assert store.owner("s3://b/p")["beat"] != before["beat"]
+
+
+def test_a_write_whose_answer_was_lost_is_known_for_ones_own(store: Store) -> None:
+    owner = Claims("s3://b/", stale_s=0.2)
+    store.answers_are_lost = True
+    assert owner.take("p")
+    time.sleep(0.15)
+    owner.check("p")
+    owner.release("p")
+    assert store.objects == {}
+
+
+def test_a_step_of_the_clock_makes_nobody_dead(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    _claim_of(store, started=started(os.getpid()))
+    real = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: real(self) + 1.0)
+    assert not Claims("s3://b/").take("p")
+
+
+def test_an_id_of_another_container_is_not_looked_up_in_this_one(store: Store) -> None:
+    """They may share the machine's name; only its silence tells."""
+    _claim_of(store, place=f"{place()[:-2]}9]", pid=_pid_of_the_dead())
+    assert not Claims("s3://b/").take("p")
 
 
 class _Work:
