@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 from collections.abc import Callable
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from prefect.exceptions import ParameterTypeError
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.distill import distill
 from flows.outcome import latest
@@ -21,6 +19,7 @@ from flows.sweep import sweep
 from infra import services
 from infra.errors import UsageError
 from infra.interruption import unwind_on_signals
+from infra.prefect_client import talking_to
 from infra.ui import console, say
 from tasks.plan.model import Plan
 from tasks.plan.view import plan_table
@@ -63,9 +62,10 @@ def _run(flow: Any, kwargs: dict[str, Any], show: Callable[[Any], None]) -> None
     unwind_on_signals()
     with (
         services.embedded_services() as running,
-        temporary_settings(updates={PREFECT_API_URL: os.environ["PREFECT_API_URL"]}),
+        talking_to(),
     ):
-        say(f"[dim]Prefect UI {running.prefect_ui_url} · storage {running.s3_endpoint}[/dim]")
+        password = f" (password: {running.password_file})" if running.password_file else ""
+        say(f"[dim]Prefect UI {running.prefect_ui_url}{password} · storage {running.s3_endpoint}[/dim]")
         try:
             outcome = flow(**kwargs)
         except ParameterTypeError as error:

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from infra import settings, storage
 from infra.errors import ConfigurationError, TransientError
@@ -51,12 +51,23 @@ class ArtifactRef(BaseModel):
     cached: bool = Field(False, description="whether this run found it finished")
 
 
+def _relative(name: str) -> str:
+    """What is read from a bucket names files below a folder, and nothing outside it."""
+    parts = name.split("/")
+    if not all(parts) or {".", ".."} & set(parts) or "\\" in name or "\0" in name:
+        raise ValueError(f"{name!r} is no name of a file below a folder")
+    return name
+
+
+RelativeName = Annotated[str, AfterValidator(_relative)]
+
+
 class FileEntry(BaseModel):
     """One file of an artifact."""
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
+    name: RelativeName
     size: int
     sha256: str
 
@@ -130,7 +141,7 @@ class Workspace:
         data, etag, age_s = found
         if age_s > _USED_AGAIN_S and not storage.put(self.uri + RECORD, data, only_if_match=etag):
             return self.find()  # another run was first, or it is gone
-        return _ref(self.uri, Record.model_validate_json(data), cached=True)
+        return _ref(self.uri, _parsed(self.uri, data), cached=True)
 
     def put(self, name: str, data: bytes) -> None:
         storage.put(self.uri + name, data)
@@ -260,7 +271,18 @@ def facts_of(ref: ArtifactRef) -> dict[str, Any]:
 def read_record(uri: str) -> Record | None:
     """The record of the artifact at `uri`, or None where the artifact is not finished."""
     data = storage.get(uri + RECORD)
-    return Record.model_validate_json(data) if data is not None else None
+    return _parsed(uri, data) if data is not None else None
+
+
+def _parsed(uri: str, data: bytes) -> Record:
+    try:
+        return Record.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        raise ConfigurationError(
+            f"{uri}{RECORD} is no record of ours ({where}: {first['msg']}): delete it, and the stage is done again"
+        ) from error
 
 
 def artifact_at(uri: str) -> ArtifactRef:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from infra.run_lock import exclusive
 from infra.services import Services, described
 
 _STOP_TIMEOUT_S = 15.0
+_PREFECT_TOML = "prefect.toml"  # which Prefect reads in the folder that it is started in
+_OURS = "# written by `distilflow up`, removed by `distilflow down`"
 
 
 def up(port: int | None = None) -> Services:
@@ -44,12 +47,17 @@ def up(port: int | None = None) -> Services:
             raise
     services = described(servers | started, started)
     _print(services)
+    if prefect_server.NAME in started:
+        print(f"Password:    {prefect_server.password(home)} (a browser is asked for it once)")
+    _tell_prefect(services, home)
     return services
 
 
 def down() -> None:
     """Stop what `up` started and wait until it is gone."""
     stopped = _stop(settings.home(), set(KINDS))
+    if _is_ours(told := settings.home().parent / _PREFECT_TOML):
+        told.unlink()
     print(f"stopped {' and '.join(sorted(stopped))}" if stopped else "no services are running")
 
 
@@ -62,6 +70,23 @@ def status() -> Services | None:
     services = described({name: answering(*found) for name, found in running.items()}, {})
     _print(services)
     return services
+
+
+def _tell_prefect(services: Services, home: Path) -> None:
+    """Let plain `prefect` beside the home talk to the server, unless somebody has told it otherwise."""
+    told, file = home.parent / _PREFECT_TOML, prefect_server.password_file(home)
+    print(f"To use `prefect` elsewhere: export PREFECT_API_URL={services.prefect_api_url}")
+    print(f"                            export PREFECT_API_AUTH_STRING=$(cat {shlex.quote(str(file))})")
+    if told.exists() and not _is_ours(told):
+        print(f"{told} is yours, and stays: `prefect` in that folder does what it says")
+        return
+    url, password = services.prefect_api_url, prefect_server.password(home)
+    with open(os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+        stream.write(f'{_OURS}\n[api]\nurl = "{url}"\nauth_string = "{password}"\n')
+
+
+def _is_ours(path: Path) -> bool:
+    return path.is_file() and path.read_text().startswith(_OURS)
 
 
 def _print(services: Services) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+import secrets
 import socket
 import subprocess
 import time
@@ -58,6 +61,19 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def secret_file(path: Path) -> str:
+    """The secret in a file that the user alone can read; made where there is none."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+            stream.write(secrets.token_urlsafe(32))
+        with contextlib.suppress(FileExistsError):
+            os.link(partial, path)  # of two that start at a moment, one's is taken
+        partial.unlink()
+    return path.read_text()
 
 
 def free_ports(count: int, preferred: int | None = None) -> list[int]:

@@ -1,5 +1,8 @@
 """The embedded Prefect server: API and UI on one port, SQLite under `<home>/prefect/`.
 
+Who can talk to it can run programs here, with the keys of its workers. So it takes a password, which is made at its
+first start and lies in `<home>/prefect/password`, and answers pages of its own UI only.
+
 Does not import Prefect: that costs a second, and Prefect reads its settings when it is first imported.
 """
 
@@ -11,7 +14,7 @@ import urllib.request
 import zlib
 from pathlib import Path
 
-from infra.local_server import Server, free_ports
+from infra.local_server import Server, free_ports, secret_file
 
 NAME = "prefect"
 USUAL_PORT = 4200
@@ -29,9 +32,11 @@ def server(home: Path, ports: list[int]) -> Server:
     folder.mkdir(parents=True, exist_ok=True)
     (port,) = ports
     api_url = f"http://127.0.0.1:{port}/api"
+    secret = password(home)
     for_both: dict[str, str] = {
         "PREFECT_HOME": str(folder),  # the user's own profile is neither read nor changed
         "PREFECT_API_URL": api_url,
+        "PREFECT_API_AUTH_STRING": secret,
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         "DO_NOT_TRACK": "1",
     }
@@ -42,6 +47,8 @@ def server(home: Path, ports: list[int]) -> Server:
         command=[sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
         env={
             **for_both,
+            "PREFECT_SERVER_API_AUTH_STRING": secret,
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port},http://localhost:{port}",
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
             "PREFECT_SERVER_MEMO_STORE_PATH": str(folder / "memo_store.toml"),  # ignores PREFECT_HOME; halves a start
             # who holds GPUs is known after a restart, too; in memory, their slots would be taken for ever
@@ -56,6 +63,15 @@ def server(home: Path, ports: list[int]) -> Server:
         answers=lambda: _is_healthy(f"{api_url}/health"),
         client_env={**for_both},
     )
+
+
+def password(home: Path) -> str:
+    """What the server of this home asks for; made once, readable by the user only."""
+    return secret_file(password_file(home))
+
+
+def password_file(home: Path) -> Path:
+    return home / NAME / "password"
 
 
 def flush_client() -> None:

@@ -36,6 +36,7 @@ def server(home: Path, ports: list[int]) -> Server:
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
     config, access_key, secret_key = make_credentials(folder)
+    close_other_doors(folder)
     url = f"http://127.0.0.1:{ports[0]}"
     by_listener = dict(zip(_LISTENERS, ports, strict=True))
     return Server(
@@ -113,6 +114,24 @@ def make_credentials(folder: Path) -> tuple[Path, str, str]:
         partial.rename(config)
     pair = json.loads(config.read_text())["identities"][0]["credentials"][0]
     return config, pair["accessKey"], pair["secretKey"]
+
+
+def close_other_doors(folder: Path) -> None:
+    """Beside S3, the filer and the volumes serve files over HTTP: to nobody but the server itself, by keys of its own.
+
+    What stays open on this machine: the master's own pages (where volumes lie, and growing them) and gRPC, which a
+    page in a browser cannot speak.
+    """
+    path = folder / ".seaweedfs" / "security.toml"
+    if path.exists():
+        return
+    path.parent.mkdir(exist_ok=True)
+    sections = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
+    text = "".join(f'[{section}]\nkey = "{secrets.token_urlsafe(32)}"\n' for section in sections)
+    partial = path.with_suffix(".partial")
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+        stream.write(text)
+    partial.rename(path)
 
 
 class _Probe:

@@ -12,6 +12,7 @@ import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from infra import prefect_server, seaweedfs, settings
 from infra.errors import ConfigurationError
@@ -25,12 +26,13 @@ _VARIABLES = {seaweedfs.NAME: "AWS_ENDPOINT_URL_S3", prefect_server.NAME: "PREFE
 
 @dataclass(frozen=True)
 class Services:
-    """Where the services of this run are, and which of them this call started."""
+    """Where the services of this run are, and which of them this call started; the password of our own Prefect."""
 
     s3_endpoint: str
     prefect_api_url: str
     prefect_ui_url: str
     started: tuple[str, ...]
+    password_file: Path | None = None
 
 
 @contextlib.contextmanager
@@ -99,6 +101,7 @@ def described(servers: Mapping[str, Server], started: Mapping[str, Server]) -> S
         prefect_api_url=api_url,
         prefect_ui_url=prefect_server.ui_url(api_url),
         started=tuple(sorted(started)),
+        password_file=prefect_server.password_file(settings.home()) if prefect else None,
     )
 
 

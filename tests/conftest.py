@@ -16,7 +16,7 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, more threads than cores only get in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes start here: none compiles our code anew
-for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "PREFECT_API_URL"):
+for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
     os.environ.pop(name, None)  # tests never touch a developer's own servers
 
 LIMITS_S = {"unit": 60, "integration": 300, "flows": 600}  # for a test with its fixtures, beside a busy neighbour
@@ -62,9 +62,9 @@ def services(home: Path) -> Iterator[Services]:
 @pytest.fixture
 def prefect(services: Services) -> Iterator[None]:
     """Prefect's client in this process talks to the session's server, whatever a test before had set."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from infra.prefect_client import talking_to
 
-    with temporary_settings(updates={PREFECT_API_URL: services.prefect_api_url}):
+    with talking_to():
         yield
 
 

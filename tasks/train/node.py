@@ -23,7 +23,7 @@ import psutil
 from infra import settings, storage
 from infra.errors import ConfigurationError
 from infra.processes import owner_of, remove_folders_of_the_dead
-from tasks.train.nodes import Launch, environment
+from tasks.train.nodes import PROGRAM, Launch, environment
 
 # where Open MPI says a rank's place; DeepSpeed's own launcher says it as torch wants it
 _PLACES = {"RANK": "OMPI_COMM_WORLD_RANK", "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK"}
@@ -41,8 +41,8 @@ def main(uri: str, told: list[str], folder: Path) -> None:
         threading.Thread(target=_end_with, args=[folder], daemon=True).start()
     else:
         folder = _own_folder(launch.id, announced["spec"])
-    sys.argv = [announced["program"], str(folder)]
-    runpy.run_module(announced["program"], run_name="__main__")
+    sys.argv = [PROGRAM, str(folder)]
+    runpy.run_module(PROGRAM, run_name="__main__")
 
 
 def set_place(launch: Launch) -> None:

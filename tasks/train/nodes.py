@@ -25,7 +25,7 @@ from infra.artifacts import Workspace
 from infra.errors import BY_EXIT_CODE, ConfigurationError, DistilflowError, is_retryable
 from tasks.train.settings import TrainingRun
 
-ENTRY = "tasks.train.node"
+ENTRY, PROGRAM = "tasks.train.node", "tasks.train.program"
 _NODE_NUMBERS = ("NODE_RANK", "JOB_COMPLETION_INDEX", "SLURM_NODEID")
 _TOLD = (
     *("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"),
@@ -55,6 +55,11 @@ class Launch:
     port: int
     ranks: int
     on_node: int
+
+    def __post_init__(self) -> None:
+        numbers = (self.port, self.ranks, self.on_node)
+        if not re.fullmatch(r"\w{1,32}", self.id) or not all(isinstance(n, int) and n > 0 for n in numbers):
+            raise ConfigurationError(f"{self} is no launch of ours")
 
     @staticmethod
     def here(ranks: int) -> Launch:
@@ -133,9 +138,9 @@ def command(run: TrainingRun, hosts: Hosts, launch: Launch, node: int, program: 
     return [*runner, "--no_ssh_check", "--launcher", run.launcher, ENTRY, work.uri + _name(launch.id), *told]
 
 
-def announce(work: Workspace, launch: Launch, spec: Mapping[str, Any], program: str) -> None:
-    """Put the launch where its other nodes find it. There is nothing secret in it."""
-    work.put_json(_name(launch.id), {"launch": asdict(launch), "spec": dict(spec), "program": program})
+def announce(work: Workspace, launch: Launch, spec: Mapping[str, Any]) -> None:
+    """Put the launch where its other nodes find it: nothing secret, and nothing that says what is run there."""
+    work.put_json(_name(launch.id), {"launch": asdict(launch), "spec": dict(spec)})
     work.put_json("launch.json", launch.id)
 
 

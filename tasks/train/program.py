@@ -57,6 +57,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
 
 def _train(run: Run, reporter: child.Reporter) -> dict[str, Any]:
     survive_kills()
+    checkpoints.load_data_only()
     join(on_gpu=run.on_gpu)
     torch.manual_seed(run.seed)
 
@@ -64,12 +65,13 @@ def _train(run: Run, reporter: child.Reporter) -> dict[str, Any]:
     spool, data_facts = _prepared(run, reporter.folder / "examples")
     _check_memory(run, base, spool)
     plan = _plan(run, len(spool))
-    student, done, curve, whole = _resumed(run, plan, base, reporter)
+    owned = checkpoints.take_over(run.work, run.launch) if run.rank.is_first else None
+    student, done, curve = _resumed(run, plan, base, reporter)
 
     log = _log(run, plan, student, reporter)
     started = time.monotonic()
     with (
-        checkpoints.Uploads(run.work, run.how.checkpoints_kept, reporter, run.rank, run.launch, whole) as uploads,
+        checkpoints.Uploads(run.work, run.how.checkpoints_kept, reporter, run.rank, run.launch, owned) as uploads,
         feeding(spool, plan.global_batch, plan.micro_batches, run.seed, run.rank.number, run.rank.ranks) as feed,
     ):
 
@@ -139,23 +141,22 @@ def _plan(run: Run, examples: int) -> Plan:
     )
 
 
-def _resumed(
-    run: Run, plan: Plan, base: Path, reporter: child.Reporter
-) -> tuple[Student, int, list[list[float]], list[str]]:
-    """The student as the last checkpoint left it: steps done, their loss curve, checkpoints in storage."""
+def _resumed(run: Run, plan: Plan, base: Path, reporter: child.Reporter) -> tuple[Student, int, list[list[float]]]:
+    """The student as the last checkpoint left it: steps done, their loss curve."""
     scratch = _scratch(reporter)
+    torch.distributed.barrier()  # the first rank has found out which checkpoint that is
     _on_one_rank(run.rank, lambda: checkpoints.download(run.work, scratch, run.layout, run.rank))
     state = checkpoints.found(scratch)
     student = Student(run, plan, base, universal=bool(state and state["universal"]))
     if state is None:
-        return student, 0, [], []
+        return student, 0, []
     done, curve = 0, []
     if state["usable"]:
         student.load(scratch, state["tag"])
         done, curve = state["step"], state["curve"]
     if run.rank.is_first:
         reporter.event("resumed", step=done, lost=state["step"] - done)
-    return student, done, curve, state.get("whole", [state["tag"]])
+    return student, done, curve
 
 
 def _log(run: Run, plan: Plan, student: Student, reporter: child.Reporter) -> Callable[[int, float, float], None]:

@@ -93,6 +93,9 @@ class TrainingRun(BaseModel):
         "of its time, from 30 s to half an hour)",
     )
     checkpoints_kept: int = Field(1, ge=1, description="how many of the last checkpoints stay in storage")
+    keep_checkpoints: bool = Field(
+        False, description="leave them in storage when the training is finished: about 14 bytes a parameter each"
+    )
     tensorboard: str | None = Field(None, description="folder for TensorBoard event files, one run a stage")
     stall_timeout_s: float = Field(1800.0, gt=0, description="end a run that reports nothing for this long")
     timeout_h: float | None = Field(None, gt=0, description="hours after which a training is ended (default: never)")

@@ -7,18 +7,17 @@ import time
 from importlib import resources
 from typing import Any, Literal
 
-from infra import devices
+from infra import devices, storage
 from infra.artifacts import ArtifactRef, Workspace
 from infra.errors import ConfigurationError, TransientError
 from infra.models import ModelSource
 from infra.processes import Event, run_supervised
 from infra.shared_memory import remove_buffers_of, remove_unused_buffers
 from tasks.train import local, nodes
-from tasks.train.nodes import Launch
+from tasks.train.nodes import PROGRAM, Launch
 from tasks.train.settings import Training, TrainingRun
 
 STAGE_VERSION = 4
-PROGRAM = "tasks.train.program"
 _CPU_RANKS = 2
 _POLL_S = 1.0
 Stage = Literal["sft", "kd", "sft_control"]
@@ -60,7 +59,7 @@ def train(
     if hosts:
         launch = Launch.on(hosts)
         command = nodes.command(run, hosts, launch, 0, PROGRAM, work)
-        nodes.announce(work, launch, spec | {"launch": launch.id}, PROGRAM)
+        nodes.announce(work, launch, spec | {"launch": launch.id})
     else:
         launch = Launch.here(run.processes or devices.gpus() or _CPU_RANKS)
         command = local.command(launch.ranks, launch.port, PROGRAM)
@@ -71,7 +70,11 @@ def train(
             raise told from error
         raise
     work.put_json("curve.json", result["facts"]["curve"])
-    return work.publish(("model/", "curve.json"), result["counts"], result["facts"])
+    ref = work.publish(("model/", "curve.json"), result["counts"], result["facts"])
+    if not run.keep_checkpoints:
+        prefix = f"{work.uri}checkpoint/"
+        storage.delete_all(prefix, list(storage.keys(prefix)))
+    return ref
 
 
 def is_led(run: TrainingRun) -> bool:

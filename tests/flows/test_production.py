@@ -19,10 +19,10 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId,
 from prefect.client.schemas.schedules import SCHEDULE_TYPES, IntervalSchedule
 
 from flows.dispatched import answer_of
-from infra import storage
+from infra import prefect_server, storage
 from infra.artifacts import Record, artifact_at, read_record
 from infra.local_services import kept
-from tests.support.browser import page
+from tests.support.browser import logged_in, page
 from tests.support.cluster import SMALL, Cluster, cluster, kill
 from tests.support.wait import wait_for
 
@@ -151,6 +151,7 @@ def test_the_run_form_offers_choices_refuses_wrong_values_and_starts_a_run(produ
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("distill/qwen2.5-0.5b")
     with page() as form:
+        logged_in(form, prefect_server.password(production.home))
         form.goto(f"http://127.0.0.1:{production.port}/deployments/deployment/{deployment.id}/run")
         k = form.locator(".schema-form-property", has_text="teacher log-probabilities kept")
         k.locator("input").fill("0")

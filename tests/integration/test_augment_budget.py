@@ -90,10 +90,10 @@ def test_a_worker_that_wakes_over_its_successor_pays_nothing_more(tmp_path: Path
 
 def _two_owners(url: str, tmp_path: Path) -> None:
     options = {**OPTIONS, "budget_usd": 60.0}
-    first = augmentation.start(url, SEEDS, options, 10, lease_s=6.0, DISTILFLOW_HOME=str(tmp_path / "first"))
+    first = augmentation.start(url, SEEDS, options, 10, 6.0, DISTILFLOW_HOME=str(tmp_path / "first"))
     wait_for(lambda: tell(url, "stats")["requests"] >= 8, alive=[first])
     first.send_signal(signal.SIGSTOP)
-    second = augmentation.start(url, SEEDS, options, 10, lease_s=6.0, DISTILFLOW_HOME=str(tmp_path / "second"))
+    second = augmentation.start(url, SEEDS, options, 10, 6.0, DISTILFLOW_HOME=str(tmp_path / "second"))
     try:
         before = tell(url, "stats")["requests"]
         wait_for(lambda: tell(url, "stats")["requests"] > before, alive=[second])

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
+from infra import storage
+from infra.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
 from infra.errors import ConfigurationError, TransientError
 from infra.models import ModelSource, resolve
 from infra.processes import Event
@@ -82,6 +83,12 @@ def uninterrupted(rows: ArtifactRef) -> ArtifactRef:
 @pytest.fixture(scope="module")
 def distilled(topk: ArtifactRef) -> ArtifactRef:
     return _train(topk, KD, RUN, tag=2)
+
+
+def test_of_a_finished_training_the_model_stays_and_no_checkpoint(uninterrupted: ArtifactRef) -> None:
+    assert facts_of(uninterrupted)["checkpoints"] > 0
+    assert list(storage.keys(f"{uninterrupted.uri}checkpoint/")) == []
+    assert list(storage.keys(f"{uninterrupted.uri}model/"))
 
 
 def test_training_lowers_the_loss_and_exports_a_model_that_loads(uninterrupted: ArtifactRef) -> None:

@@ -66,6 +66,11 @@ def _work(rows: ArtifactRef, version: int) -> Workspace:
     return Workspace(made.kind, version, made.spec, made.inputs)
 
 
+def _whole(work: Workspace) -> list[str]:
+    """The checkpoints in storage, the last one last."""
+    return list(work.get_json("checkpoint/latest.json")["whole"]) if work.has("checkpoint/latest.json") else []
+
+
 def _node(
     number: int, home: Path, rows: ArtifactRef, training: Training, run: TrainingRun, version: int, **env: str
 ) -> TrainingProcess:
@@ -89,11 +94,11 @@ def test_two_nodes_train_as_one_and_go_on_when_one_was_killed(
 ) -> None:
     work = _work(rows, 2001)
     nodes = [_node(number, tmp_path, rows, TRAINING, two_nodes, 2001) for number in (0, 1)]
-    wait_for(lambda: work.has("checkpoint/latest.json"), 180, alive=[node.process for node in nodes])
+    wait_for(lambda: _whole(work), 180, alive=[node.process for node in nodes])
     os.kill(nodes[1].process.pid, signal.SIGKILL)
     assert [node.ends() for node in nodes] == [75, -signal.SIGKILL]
     parts = {name for name in storage.keys(work.uri + "checkpoint/") if "zero_pp_rank" in name}
-    whole = work.get_json("checkpoint/latest.json")["tag"]
+    [whole] = _whole(work)[-1:]
     assert {name.split("zero_pp_rank_")[1][0] for name in parts if name.startswith(whole)} == {"0", "1"}
     assert work.find() is None
 

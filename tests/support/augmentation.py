@@ -57,7 +57,7 @@ def augment(url: str, seeds: int, options: dict[str, Any], key: str = "key", as_
 
 
 def start(
-    url: str, seeds: int, options: dict[str, Any], batch: int = 100, lease_s: float = 45.0, **environment: str
+    url: str, seeds: int, options: dict[str, Any], batch: int = 100, lease_s: float = 45.0, /, **environment: str
 ) -> subprocess.Popen[str]:
     """The stage in a process of its own, with batches of so many seeds and claims that go stale after `lease_s`."""
     told = json.dumps({"url": url, "seeds": seeds, "options": options, "batch": batch, "lease_s": lease_s})

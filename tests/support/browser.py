@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 
@@ -13,6 +14,12 @@ _FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
 ]
+
+
+def logged_in(page: Page, password: str) -> Page:
+    """Pages of Prefect's UI know the password from here on, as once a person has typed it."""
+    page.add_init_script(f"localStorage.setItem('prefect-password', btoa({json.dumps(password)}))")
+    return page
 
 
 @contextlib.contextmanager

@@ -16,12 +16,12 @@ import psutil
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
 from infra import services
 from infra.local_server import free_ports, wait_until_gone
 from infra.local_services import kept
+from infra.prefect_client import talking_to
 from tests.support.processes import named, of_home
 from tests.support.wait import wait_for
 
@@ -138,7 +138,7 @@ def cluster(home: Path) -> Iterator[Cluster]:
     running = Cluster(home)
     try:
         running.start_servers()
-        with services.lasting_services(), temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}):
+        with services.lasting_services(), talking_to():
             running.bootstrap()
             for pool in ("cpu", "gpu"):
                 running.start_worker(pool)

@@ -53,12 +53,12 @@ class OwnServer:
 @contextlib.contextmanager
 def own_server(home: Path) -> Iterator[OwnServer]:
     """A started server; its variables are in the environment for the length of the `with`."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from infra.prefect_client import talking_to
 
     server = OwnServer(home)
     server.start()
     try:
-        with temporary_settings({PREFECT_API_URL: server.server.url}):
+        with talking_to(server.env):
             yield server
     finally:
         server.stop()

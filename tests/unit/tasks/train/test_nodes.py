@@ -193,14 +193,14 @@ def test_a_node_takes_part_in_a_launch_once_and_only_while_the_first_node_waits(
     assert nodes.next_launch(work, 1) is None
     waits = False
     monkeypatch.setattr(Launch, "answers", lambda self: waits)
-    nodes.announce(work, LAUNCH, {"seed": 0}, "tasks.train.program")
+    nodes.announce(work, LAUNCH, {"seed": 0})
     assert nodes.next_launch(work, 1) is None
     waits = True
     assert nodes.next_launch(work, 1) == LAUNCH
     assert nodes.next_launch(work, 1) is None
     assert nodes.next_launch(work, 2) == LAUNCH
     again = Launch("cd34", "gpu-0", 29_502, 16, 8)
-    nodes.announce(work, again, {"seed": 0}, "tasks.train.program")
+    nodes.announce(work, again, {"seed": 0})
     assert nodes.next_launch(work, 1) == again
 
 
