@@ -1,29 +1,35 @@
 """Runs SQL that a model wrote: read-only, in memory, bounded in time, rows and size.
 
-The database is loaded from a dump into memory, so there is no file to reach; an authorizer allows reading
-and pure functions and nothing else (no ATTACH, PRAGMA, writes, extensions), and the virtual machine is
-interrupted at the time limit. SQLite's memory is capped for the whole process, and it sorts in memory, so that
-no query fills the machine or writes a temporary file.
+Each database lives in a process of its own (`infra.sql_worker`), loaded from a dump into memory, so there is no file to
+reach. There an authorizer allows reading and pure functions and nothing else (no ATTACH, PRAGMA, writes, extensions),
+and the virtual machine is interrupted at the time limit. A single call that cannot be interrupted outlives that by a
+moment: then the process is killed, and the next query has a new one. Memory is limited for each process, so that no
+query takes an honest one's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import re
-import sqlite3
+import select
+import subprocess
+import sys
 import threading
 import time
+import weakref
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 Rows = tuple[tuple[object, ...], ...]
 
-_READING = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
-_FORBIDDEN_FUNCTIONS = frozenset({"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer"})
-_MAX_VALUE_BYTES = 100_000  # one `instr` or `replace` takes quadratic time and cannot be interrupted
-_MAX_RESULT_BYTES = 16 << 20
-_MAX_SQL_BYTES = 10_000  # and so bounds how many of these one query can hold
-_MAX_HEAP_BYTES = 256 << 20
-_INSTRUCTIONS_BETWEEN_CHECKS = 1_000
+_WORKER = Path(__file__).with_name("sql_worker.py")
+_LOAD_S = 120.0
+_MOMENT_S = 0.5
+_ANSWER_BYTES = 64 << 20  # of JSON: more than the worker's own limit on a result comes to
+_OPEN_AT_ONCE = 16
 _ORDER_BY = re.compile(r"\border\s+by\b", re.IGNORECASE)
 
 
@@ -32,57 +38,74 @@ class QueryError(Exception):
 
 
 class ReadOnlyDatabase:
-    """One database, loaded once, queried many times."""
+    """One database, queried many times. Its process starts with the first query, and may end in between."""
 
     def __init__(self, dump: str, *, timeout_s: float = 2.0, max_rows: int = 10_000):
+        self._told = {"dump": dump, "timeout_s": timeout_s, "max_rows": max_rows}
         self._timeout_s = timeout_s
-        self._max_rows = max_rows
         self._lock = threading.Lock()
-        self._connection = sqlite3.connect(":memory:", check_same_thread=False)
-        self._connection.execute(f"PRAGMA hard_heap_limit={_MAX_HEAP_BYTES}")
-        self._connection.execute("PRAGMA temp_store=MEMORY")
-        self._connection.executescript(dump)
-        self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
-        self._connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, _MAX_SQL_BYTES)
-        self._connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-        self._connection.set_authorizer(_authorize)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def check(self) -> None:
+        """Load it; raises QueryError where the dump does not load."""
+        with self._lock:
+            self._started()
 
     def run(self, sql: str) -> Rows:
         """The rows that one SELECT returns; QueryError for anything else. Callable from any thread."""
         with self._lock:
-            return self._run(sql)
+            told = self._asked(self._started(), sql, self._timeout_s + _MOMENT_S)
+        if "error" in told:
+            raise QueryError(told["error"])
+        return tuple(tuple(_value(value) for value in row) for row in told["rows"])
 
-    def _run(self, sql: str) -> Rows:
-        deadline = time.monotonic() + self._timeout_s
-        self._connection.set_progress_handler(lambda: time.monotonic() > deadline, _INSTRUCTIONS_BETWEEN_CHECKS)
+    def close(self) -> None:
+        """End its process; the next query starts another."""
+        with self._lock:
+            self._end()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self._end()
+        # -I -S: nothing but the standard library, and no variable of ours, which may hold keys
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={},
+        )
+        weakref.finalize(self, _kill, self._process)
+        _opened(self)
+        told = self._asked(self._process, self._told, _LOAD_S)
+        if "error" in told:
+            self._end()
+            raise QueryError(told["error"])
+        return self._process
+
+    def _asked(self, process: subprocess.Popen[bytes], question: Any, limit_s: float) -> dict[str, Any]:
+        """What the process answers; where it does not in time, or dies of the question, it ends."""
+        assert process.stdin is not None
         try:
-            with contextlib.closing(self._connection.execute(sql)) as cursor:
-                is_query = cursor.description is not None
-                rows = self._fetched(cursor, deadline)
-        except (sqlite3.Error, sqlite3.Warning, ValueError, MemoryError, OverflowError) as error:
-            if str(error) == "interrupted":
-                raise self._late() from error
-            raise QueryError(str(error) or type(error).__name__) from error
-        if not is_query:
-            raise QueryError("is no query")
-        return rows
+            process.stdin.write(json.dumps(question).encode() + b"\n")
+            process.stdin.flush()
+            line = _line(process, limit_s)
+        except OSError:
+            line = b""
+        except TimeoutError:
+            self._end()
+            return {"error": f"took longer than {self._timeout_s:g} s"}
+        if line:
+            told: dict[str, Any] = json.loads(line)
+            return told
+        self._end()
+        return {"error": "ended the process that it ran in: it wants more memory than there is"}
 
-    def _fetched(self, cursor: sqlite3.Cursor, deadline: float) -> Rows:
-        rows: list[tuple[object, ...]] = []
-        size = 0
-        for row in cursor:
-            rows.append(row)
-            size += sum(len(value) for value in row if isinstance(value, str | bytes))
-            if len(rows) > self._max_rows:
-                raise QueryError(f"returns more than {self._max_rows} rows")
-            if size > _MAX_RESULT_BYTES:
-                raise QueryError(f"returns more than {_MAX_RESULT_BYTES >> 20} MiB")
-            if time.monotonic() > deadline:
-                raise self._late()
-        return tuple(rows)
-
-    def _late(self) -> QueryError:
-        return QueryError(f"took longer than {self._timeout_s:g} s")
+    def _end(self) -> None:
+        if self._process is not None:
+            _kill(self._process)
+            self._process = None
 
     def same_result(self, reference: str, candidate: str) -> bool:
         """Execution accuracy: does the candidate return what the reference returns?
@@ -100,9 +123,49 @@ class ReadOnlyDatabase:
         return Counter(expected) == Counter(actual)
 
 
-def _authorize(action: int, _first: str | None, second: str | None, *_rest: str | None) -> int:
-    if action not in _READING:
-        return sqlite3.SQLITE_DENY
-    if action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _FORBIDDEN_FUNCTIONS:
-        return sqlite3.SQLITE_DENY
-    return sqlite3.SQLITE_OK
+def _line(process: subprocess.Popen[bytes], limit_s: float) -> bytes:
+    """The next line that it writes, empty where it ends; TimeoutError where it takes longer."""
+    assert process.stdout is not None
+    deadline, found = time.monotonic() + limit_s, bytearray()
+    while not found.endswith(b"\n"):
+        ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise TimeoutError
+        part = os.read(process.stdout.fileno(), 1 << 20)
+        if not part or len(found) > _ANSWER_BYTES:
+            return b""
+        found += part
+    return bytes(found)
+
+
+def _value(value: Any) -> Any:
+    return bytes.fromhex(value["hex"]) if isinstance(value, dict) else value
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+
+
+_open: list[weakref.ref[ReadOnlyDatabase]] = []
+_open_lock = threading.Lock()
+
+
+def _opened(database: ReadOnlyDatabase) -> None:
+    """Of many databases the processes of a few stay: the one that started first goes, unless it is at work."""
+    with _open_lock:
+        _open[:] = [one for one in _open if one() not in (None, database)]
+        surplus = [
+            one for one in _open[: max(0, len(_open) + 1 - _OPEN_AT_ONCE)] if (found := one()) and found._process
+        ]
+        _open.append(weakref.ref(database))
+    for one in surplus:
+        if (found := one()) and found._lock.acquire(blocking=False):
+            try:
+                found._end()
+            finally:
+                found._lock.release()

@@ -10,7 +10,7 @@ from infra import storage
 from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.errors import ConfigurationError
 from infra.models import DEMO
-from infra.sandbox import ReadOnlyDatabase
+from infra.sandbox import QueryError, ReadOnlyDatabase
 from tasks.rows import HELDOUT, TRAIN, Row, to_parquet
 from tasks.seeds.formats import parse, read_bytes
 
@@ -80,8 +80,8 @@ def read_databases(where: str) -> dict[str, str]:
         raise ConfigurationError(f"databases: {where} holds no *.sql dumps")
     for name, dump in dumps.items():
         try:
-            ReadOnlyDatabase(dump)
-        except Exception as error:  # sqlite3.Error and whatever a malformed dump provokes: all mean "cannot be loaded"
+            ReadOnlyDatabase(dump).check()
+        except QueryError as error:
             raise ConfigurationError(f"databases: {name}.sql in {where} does not load ({error})") from error
     return dumps
 
