@@ -91,11 +91,11 @@ class ReadOnlyDatabase:
             process.stdin.write(json.dumps(question).encode() + b"\n")
             process.stdin.flush()
             line = _line(process, limit_s)
-        except OSError:
-            line = b""
         except TimeoutError:
             self._end()
             return {"error": f"took longer than {self._timeout_s:g} s"}
+        except OSError:
+            line = b""
         if line:
             told: dict[str, Any] = json.loads(line)
             return told
@@ -159,11 +159,9 @@ def _opened(database: ReadOnlyDatabase) -> None:
     """Of many databases the processes of a few stay: the one that started first goes, unless it is at work."""
     with _open_lock:
         _open[:] = [one for one in _open if one() not in (None, database)]
-        surplus = [
-            one for one in _open[: max(0, len(_open) + 1 - _OPEN_AT_ONCE)] if (found := one()) and found._process
-        ]
+        oldest = _open[: max(0, len(_open) + 1 - _OPEN_AT_ONCE)]
         _open.append(weakref.ref(database))
-    for one in surplus:
+    for one in oldest:
         if (found := one()) and found._lock.acquire(blocking=False):
             try:
                 found._end()
