@@ -112,6 +112,8 @@ async def _expand(ask: Ask, batch: Batch, seed: Row, n: int, database_of: Mappin
         return []
     written = [_expansion(seed, new, database_of) for new in answer.instructions[:n]]
     batch.count("expanded", len(written))
+    if answer.left_out:
+        batch.count("expansions_left_out", len(answer.left_out))
     same_language = []
     for row in written:
         if changed := _language_change(seed.instruction, row.instruction):
