@@ -21,6 +21,7 @@ from tasks.augment import complaints
 from tasks.augment.agents import AGENTS, SELECTION, Agent, Answer, BadAnswer
 from tasks.augment.answers import AnswerCache, key_of, server_of
 from tasks.augment.budget import BudgetReached, Ledger, UsageByAgent
+from tasks.augment.provider_replies import DECLINED
 from tasks.augment.providers import Configuration, Deployment, ProviderError, Providers, Reply, Request
 from tasks.augment.redaction import redacted
 from tasks.augment.settings import Augmentation, LLMCalls
@@ -164,7 +165,7 @@ class LLMClient:
                 ]
                 request = dataclasses.replace(request, messages=[*messages, *again])
             said = redacted(answer["text"][:2_000], [self.endpoint.api_key or ""])[:_WORDS]
-            if is_refusal(answer["text"]):
+            if answer["finish_reason"] == DECLINED or ("{" not in said and is_refusal(said)):
                 raise Unanswered(agent.name, "declined by the model", said)
             raise Unanswered(agent.name, "no valid answer", f"{why}: {said!r}" if said else why)
 
@@ -286,6 +287,8 @@ def _read(agent: Agent[Answer], answer: dict[str, Any], messages: list[dict[str,
         raise BadAnswer(complaints.CUT_OFF)
     if answer["finish_reason"] == "content_filter":
         raise Unanswered(agent.name, "declined by the provider", "its content filter stopped the answer")
+    if answer["finish_reason"] == DECLINED:
+        raise BadAnswer("it declines")
     if not answer["text"].strip():
         raise BadAnswer("an empty answer")
     return agent.read(answer["text"], messages[1]["content"])

@@ -50,6 +50,12 @@ def test_two_bad_answers_are_no_answer_and_the_reason_is_kept(setting: Setting) 
     assert setting.usage["verification"].requests == 2
 
 
+def test_an_answer_about_a_refusal_is_none(setting: Setting) -> None:
+    evidence = "Es tut mir leid, das kann ich nicht sagen."
+    setting.providers(lambda request: GOOD.replace('"e"', f'"{evidence}"'))
+    assert setting.ask().evidence == evidence
+
+
 def test_an_answer_that_was_cut_off_is_none_even_where_it_could_be_mended(setting: Setting) -> None:
     setting.providers(in_turn(reply(GOOD, finish="length"), reply(GOOD, finish="length")))
     with pytest.raises(Unanswered, match="cut off at max_output_tokens"):
