@@ -112,6 +112,15 @@ def test_more_expansions_than_asked_for_are_left_out() -> None:
     assert len(batch.rows) == 3
 
 
+def test_a_translation_task_may_be_in_any_language() -> None:
+    new = [{"instruction": GERMAN, "input": "", "response": ""}]
+    seed = SEED.model_copy(update={"task_category": "Translation"})
+    rewritten = {"instruction": GERMAN, "response": "Ja."}
+    batch = _write(_saying(expansion={"instructions": new}, rewriting=rewritten), seed, expansions_per_seed=1)
+    assert batch.rejected == []
+    assert {row.instruction for row in batch.rows} == {GERMAN}
+
+
 def test_an_expansion_that_is_no_row_is_counted_and_costs_no_other() -> None:
     new = [{"instruction": "Count.", "input": None}, {"instruction": None}, {"instruction": "Add.", "response": 7}]
     batch = _write(_saying(expansion={"instructions": new}), SEED, expansions_per_seed=3)
