@@ -13,7 +13,7 @@ from infra.vllm_environment import vllm_environment
 from tasks.evaluate.settings import Evaluation
 
 KIND = "evaluate"
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 FILES = ("metrics.json", "predictions.parquet")
 
 
