@@ -14,7 +14,7 @@ import random
 import socket
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import urlsplit
 
 from infra.errors import ConfigurationError, TransientError
 from tasks.augment import complaints
@@ -127,10 +127,15 @@ class LLMClient:
 
     def _keys(self, model: str, asked: dict[str, Any]) -> list[str]:
         """Of the answer of each of a route's models, in order."""
-        deployments = self._configuration.routes[model]
-        return [
-            key_of({"server": server_of(one.model, one.api_base), "model": one.model, **asked}) for one in deployments
-        ]
+        return [key_of({**who, **asked}) for who in self._answering[model]]
+
+    @functools.cached_property
+    def _answering(self) -> dict[str, list[dict[str, str]]]:
+        """Which models answer for each route, and where."""
+        return {
+            route: [{"model": one.model, "server": server_of(one.model, one.api_base)} for one in deployments]
+            for route, deployments in self._configuration.routes.items()
+        }
 
     def _found(self, agent: Agent[Any], keys: list[str], messages: list[dict[str, str]]) -> dict[str, Any] | None:
         """A kept answer that is of use."""
@@ -238,7 +243,7 @@ class LLMClient:
 
     def _where(self, model: str) -> str:
         base = self.endpoint.api_base if model == self.endpoint.model else None
-        return f"the LLM {model!r}" + (f" at {base}" if base else "")
+        return f"the LLM {model!r}" + (f" at {_without_password(base)}" if base else "")
 
     async def _started(self) -> Providers:
         async with self._starting:
@@ -294,16 +299,21 @@ def _read(agent: Agent[Answer], answer: dict[str, Any], messages: list[dict[str,
     return agent.read(answer["text"], messages[1]["content"])
 
 
+def _without_password(api_base: str) -> str:
+    address = urlsplit(api_base)
+    return address._replace(netloc=address.netloc.rpartition("@")[2], query="").geturl()
+
+
 def _check_address(api_base: str | None, setting: str) -> None:
     """Refuse an address where nobody answers before anything is sent there."""
     if api_base is None:
         return
-    address = urlparse(api_base)
+    address = urlsplit(api_base)
     port = address.port or (443 if address.scheme == "https" else 80)
     try:
         socket.create_connection((address.hostname or "", port), timeout=10).close()
     except OSError as error:
         raise TransientError(
-            f"the LLM at {api_base} cannot be reached ({error.strerror or error}): check {setting}.api_base "
-            "and that the server runs"
+            f"the LLM at {_without_password(api_base)} cannot be reached ({error.strerror or error}): "
+            f"check {setting}.api_base and that the server runs"
         ) from error

@@ -18,7 +18,7 @@ _USED_UP = re.compile(
 )
 _GOES_BY = re.compile(r"per[ _-]?(?:second|minute)|(?:retry|try again) (?:in|after|later)|retry_?delay", re.IGNORECASE)
 _DECLINED = re.compile(r"content[ _-]?(?:policy|filter|management)|moderation|flagged|safety system", re.IGNORECASE)
-_LITELLMS = re.compile(r"^(?:litellm\.)?(?:\w+(?:Error|Exception)(?:: | - ))+")
+_LITELLMS = re.compile(r"^(?:litellm\.\w+: )?(?:\w+(?:Error|Exception)(?:: | - ))*")
 _AFTERWARDS = re.compile(r"\s*(?:LiteLLM Retried: |Traceback \(most recent).*", re.DOTALL)
 
 

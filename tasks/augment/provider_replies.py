@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,8 @@ def text_of(choice: Any) -> tuple[str, str | None]:
         return str(refusal), DECLINED
     called = [call.function for call in message.tool_calls or []] or [getattr(message, "function_call", None)]
     if len(called) == 1 and called[0] is not None:
-        return called[0].arguments or "", ended
+        given = called[0].arguments or ""
+        return given if isinstance(given, str) else json.dumps(given), ended
     thought = getattr(message, "reasoning_content", None) or fields.get("reasoning")
     bare = thought.strip() if isinstance(thought, str) else ""
     is_object = (bare.startswith("{") and bare.endswith("}")) or (bare.startswith("```") and bare.endswith("```"))
