@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 import sqlite3
 import uuid
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,28 +30,9 @@ CREATE TABLE IF NOT EXISTS segments (uri TEXT PRIMARY KEY);
 """
 
 
-_ADDRESS_OF = r"(?:{})_(?:\w+_)?(?:API_BASE|BASE_URL|API_URL|ENDPOINT)"  # a provider's, in the environment
-_DEFAULT_PORT = {"http": ":80", "https": ":443"}
-
-
 def key_of(request: dict[str, Any]) -> str:
     """sha256 of a request's canonical JSON."""
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-
-
-def server_of(model: str, api_base: str | None) -> str:
-    """The server that answers for a model: by `api_base`, else as the environment tells LiteLLM, else empty.
-
-    One server has one name, however its address is written; a password is no part of it.
-    """
-    if api_base:
-        address = urlsplit(api_base)
-        host = address.netloc.rpartition("@")[2].lower().removesuffix(_DEFAULT_PORT.get(address.scheme, ":"))
-        return f"{host}{address.path.rstrip('/')}?{address.query}".rstrip("?") or api_base
-    provider, named, _ = model.partition("/")
-    pattern = _ADDRESS_OF.format(re.escape(provider.upper().replace("-", "_")) if named else "OPENAI|ANTHROPIC")
-    told = {server_of(model, value) for name, value in os.environ.items() if value and re.fullmatch(pattern, name)}
-    return ",".join(sorted(told))
 
 
 class AnswerCache:

@@ -11,15 +11,14 @@ import contextlib
 import dataclasses
 import functools
 import random
-import socket
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
-from infra.errors import ConfigurationError, TransientError
+from infra.errors import ConfigurationError
 from tasks.augment import complaints
+from tasks.augment.addresses import check_address, server_of, without_password
 from tasks.augment.agents import AGENTS, SELECTION, Agent, Answer, BadAnswer
-from tasks.augment.answers import AnswerCache, key_of, server_of
+from tasks.augment.answers import AnswerCache, key_of
 from tasks.augment.budget import BudgetReached, Ledger, UsageByAgent
 from tasks.augment.provider_replies import DECLINED
 from tasks.augment.providers import Configuration, Deployment, ProviderError, Providers, Reply, Request
@@ -243,12 +242,12 @@ class LLMClient:
 
     def _where(self, model: str) -> str:
         base = self.endpoint.api_base if model == self.endpoint.model else None
-        return f"the LLM {model!r}" + (f" at {_without_password(base)}" if base else "")
+        return f"the LLM {model!r}" + (f" at {without_password(base)}" if base else "")
 
     async def _started(self) -> Providers:
         async with self._starting:
             if self._providers is None:
-                _check_address(self.endpoint.api_base, self._options.setting)
+                check_address(self.endpoint.api_base, self._options.setting)
                 providers = Providers(self._configuration, processes=self._options.processes)
                 try:
                     await providers.__aenter__()
@@ -297,23 +296,3 @@ def _read(agent: Agent[Answer], answer: dict[str, Any], messages: list[dict[str,
     if not answer["text"].strip():
         raise BadAnswer("an empty answer")
     return agent.read(answer["text"], messages[1]["content"])
-
-
-def _without_password(api_base: str) -> str:
-    address = urlsplit(api_base)
-    return address._replace(netloc=address.netloc.rpartition("@")[2], query="").geturl()
-
-
-def _check_address(api_base: str | None, setting: str) -> None:
-    """Refuse an address where nobody answers before anything is sent there."""
-    if api_base is None:
-        return
-    address = urlsplit(api_base)
-    port = address.port or (443 if address.scheme == "https" else 80)
-    try:
-        socket.create_connection((address.hostname or "", port), timeout=10).close()
-    except OSError as error:
-        raise TransientError(
-            f"the LLM at {_without_password(api_base)} cannot be reached ({error.strerror or error}): "
-            f"check {setting}.api_base and that the server runs"
-        ) from error

@@ -108,7 +108,7 @@ class Setting:
 
     def ask_at(self, told: dict[str, str]) -> Any:
         """Ask the server of an `api_base`, or of the environment's."""
-        self.monkeypatch.setattr(module, "_check_address", lambda *_: None)
+        self.monkeypatch.setattr(module, "check_address", lambda *_: None)
         with self.monkeypatch.context() as environment:
             for name, value in told.items():
                 if name != "api_base":

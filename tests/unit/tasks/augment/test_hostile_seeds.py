@@ -60,7 +60,7 @@ def _written_anew(seed: str) -> str:
     text = seed.removeprefix("```json\n").removesuffix("\n```")
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return json.dumps({"note": "quoted", **dict(reversed(found.items()))}, indent=4)
 
