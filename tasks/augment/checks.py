@@ -42,7 +42,7 @@ _LONGER_FORMULA = re.compile(
     r"\s*$"
 )
 _ENDS_HERE = re.compile(
-    r"\s*(?:[.,;:)\]\"'’”*_`|。，；、）]|\\[\])]|$|\n|-\s|(?:and|so|or|but|then|which|therefore|thus|hence|because|since"
+    r"\s*(?:[.,;:)\]\"'’”*_`|。，；、）](?!\d)|\\[\])]|$|\n|-\s|(?:and|so|or|but|then|which|therefore|thus|hence|because|since"
     r"|as|is|for|while|also|it|we|he|she|they|this|that|the|now|next|finally|in total|total|altogether|left|remaining"
     r"|more|each|und|et|y|e)\b)",
     re.IGNORECASE,
@@ -160,6 +160,7 @@ def _is_sure(equation: _Equation, text: str) -> bool:
     is_rounded = "/" in equation.left or "." in equation.left
     reads_otherwise = (
         is_rounded and 0 <= abs(value) - abs(stated) < _unit(equation.right),
+        is_rounded and abs(value - stated) < _coarsest(equation.right),
         "/" in equation.left and abs(100 * value - stated) <= _unit(equation.right) / 2,  # in per cent
         _THOUSANDS.search(both),
         _DATE_OR_SCORE.search(equation.left),
@@ -175,6 +176,13 @@ def _is_sure(equation: _Equation, text: str) -> bool:
 def _unit(stated: str) -> Fraction:
     """The worth of the last digit."""
     return Fraction(1, 10 ** len(stated.partition(".")[2]))
+
+
+def _coarsest(stated: str) -> int:
+    """The worth of the last digit that is no 0: a whole number may be rounded to tens or more."""
+    if "." in stated or not stated.strip("-0"):
+        return 0
+    return 10 ** (len(stated) - len(stated.rstrip("0")))
 
 
 def _value(expression: str) -> Fraction | None:

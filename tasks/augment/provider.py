@@ -90,15 +90,20 @@ class _NoLogging:
 def light_router(
     litellm: Any, routes: dict[str, list[Line]], forms: dict[str, Form], retries: int, timeout_s: float
 ) -> Any:
-    """A Router that asks each deployment in the form that it takes (`forms`, by group), and then keeps to it.
+    """A Router that asks each deployment in the form that it takes, for each schema, and then keeps to it.
 
-    It is without accounts of tokens a minute, which count for nothing where no limit is set.
+    `forms` has the first to try, by group. No accounts are kept of tokens a minute, which count for nothing where no
+    limit is set.
     """
     from litellm.router_utils.router_callbacks import track_deployment_metrics
 
+    proven: dict[tuple[str, str | None], Form] = {}
+
     class LightRouter(litellm.Router):  # type: ignore[misc, name-defined]
         async def _acompletion(self, model: str, messages: Any, **kwargs: Any) -> Any:
-            request, form = _REQUEST.get(), forms[model]
+            request = _REQUEST.get()
+            place = model, request.get("schema_name")
+            form = proven.get(place, forms[model])
             while True:
                 try:
                     reply = await super()._acompletion(model, form.messages(request), **kwargs, **form.of(request))
@@ -108,8 +113,7 @@ def light_router(
                         raise
                     form = other
                 else:
-                    if not forms[model].proven:
-                        forms[model] = dataclasses.replace(form, proven=True)
+                    proven.setdefault(place, dataclasses.replace(form, proven=True))  # the first came straightest
                     return reply
 
         def should_retry_this_error(self, error: Exception, *args: Any, **kwargs: Any) -> Any:

@@ -1,6 +1,7 @@
 """What a server takes of a request, found out by asking: a JSON schema, JSON mode or the prompt alone, and the rest.
 
-A server that refuses something is asked without it; what then succeeds is remembered for the requests that follow.
+A server that refuses something is asked without it; what then succeeds is remembered for the requests that follow
+with the same schema, for servers take some schemas and not others.
 A refused request costs nothing, and one row that a server refuses for its own sake changes nothing for the others.
 """
 

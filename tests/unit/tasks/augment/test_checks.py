@@ -168,6 +168,13 @@ def test_worked_arithmetic_is_computed(response: str, result: str | None) -> Non
         "3 + 3 = 3!",
         "1 / 3 = 0.4 repeating",
         "6 * 1 = 6 and 2 / 3 = 0.66",
+        "500 + 500 = 1'000",
+        "500 + 500 = 1’000",
+        "9.8 * 75 = 740 newtons",
+        "9.8 * 75 = 740.",
+        "1000 / 3 = 330",
+        "3 - 5 = 2 (in absolute value)",
+        "2 - 5 = 3 below zero",
     ],
 )
 def test_a_check_that_cannot_be_sure_says_unknown(response: str) -> None:
