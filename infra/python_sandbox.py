@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import importlib
 import os
 import re
 from types import TracebackType
@@ -33,7 +34,23 @@ _HARMLESS = frozenset(_HARMLESS_MODULES.split())
 _REACHING = frozenset({"__import__", "breakpoint", "compile", "globals", "locals", "vars"})
 _NO_MODULE = re.compile(r"No module named '([\w.]+)'")
 _NO_NAME = re.compile(r"name '(\w+)' is not defined")
-_NO_ATTRIBUTE = re.compile(r"'(\w+)' object has no attribute '(\w+)'")
+_NO_ATTRIBUTE = re.compile(r"(?:type object )?'(\w+)'(?: object)? has no attribute '(\w+)'")
+_NO_PART = re.compile(r"module '(?P<module>\w+)' has no attribute '(?P<name>\w+)'")
+_NO_IMPORT = re.compile(r"cannot import name '(?P<name>\w+)' from '(?P<module>\w+)'")
+# Modules that the sandbox has in part, and that reach nothing outside; of `sys` what is harmless.
+_IN_PART = {
+    "collections",
+    "dataclasses",
+    "datetime",
+    "functools",
+    "itertools",
+    "json",
+    "math",
+    "random",
+    "re",
+    "typing",
+}
+_OF_SYS = {"exit", "setrecursionlimit", "getrecursionlimit", "getsizeof", "intern", "float_info", "int_info"}
 
 
 class Outcome(BaseModel):
@@ -97,6 +114,11 @@ def _is_lack_of_the_sandbox(error: BaseException, text: str) -> bool:
         return found.group(1).split(".")[0] in _HARMLESS
     if found := _NO_NAME.search(text):
         return hasattr(builtins, found.group(1)) and found.group(1) not in _REACHING
+    if found := _NO_PART.search(text) or _NO_IMPORT.search(text):
+        module, name = found["module"], found["name"]
+        if module == "sys":
+            return name in _OF_SYS
+        return module in _IN_PART and not name.startswith("_") and hasattr(importlib.import_module(module), name)
     if found := _NO_ATTRIBUTE.search(text):
         kind = getattr(builtins, found.group(1), None)
         return hasattr(kind, found.group(2)) and not found.group(2).startswith("__")

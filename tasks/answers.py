@@ -46,6 +46,11 @@ def code_in(answer: str, languages: Sequence[str] = ()) -> str:
     return next(iter([*of_language, *(code for _language, code in blocks)]), answer).strip()
 
 
+def sql_in(text: str) -> str:
+    """The query in a model's text or in a reference: what is run, whoever runs it."""
+    return code_in(answer_of(text), SQL)
+
+
 def without_fences(answer: str) -> str:
     """The words around the code."""
     return _FENCED.sub(" ", answer)

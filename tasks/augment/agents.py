@@ -14,72 +14,128 @@ from functools import cached_property
 from importlib import resources
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-import json_repair
 from jinja2 import Environment, StrictUndefined, Template
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
 
 from infra.artifacts import digest_of
-from tasks.answers import answer_of
+from tasks.augment.reading import MAX_CHARS, BadAnswer, object_in, quotes
 from tasks.rows import Row
 
-Answer = TypeVar("Answer", bound=BaseModel)
-_MAX_CHARS = 20_000
+Answer = TypeVar("Answer", bound="AgentAnswer")
 _STEP_BY_STEP = ("reason", "math", "arithmetic", "code", "coding", "python", "logic")
 
-Text = Annotated[str, Field(max_length=_MAX_CHARS)]
-Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=_MAX_CHARS)]
-Score = Annotated[int, Field(ge=1, le=10)]
+
+def _or(empty: Any) -> BeforeValidator:
+    """Models say null where there is nothing to say."""
+    return BeforeValidator(lambda value: empty if value is None else value)
 
 
-class BadAnswer(ValueError):
-    """The text is not the JSON object that the agent was asked for; says why."""
+def _whole(value: Any) -> Any:
+    """JSON does not tell 7.0 from 7."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-class _Answer(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)  # no "yes" for true, no true for 1
+Text = Annotated[str, Field(max_length=MAX_CHARS), _or("")]
+Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_CHARS)]
+Score = Annotated[int, Field(ge=1, le=10), BeforeValidator(_whole)]
 
 
-class NewRow(_Answer):
+class AgentAnswer(BaseModel):
+    """What an agent must answer. The types are strict (no "yes" for true, no true for 1); a field more is left out."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, json_schema_extra={"additionalProperties": False})
+
+    def unfit(self, shown: Mapping[str, Any]) -> str:
+        """Why it is no answer to what was shown; empty where it is one."""
+        return ""
+
+
+class NewRow(AgentAnswer):
     instruction: Words
     input: Text
     response: Text
 
+    @model_validator(mode="before")
+    @classmethod
+    def _input_and_response_may_be_missing(cls, value: Any) -> Any:
+        return {"input": "", "response": "", **value} if isinstance(value, dict) else value
 
-class Expansions(_Answer):
+
+class Expansions(AgentAnswer):
     instructions: list[NewRow]
+    _left_out: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def left_out(self) -> list[str]:
+        """Why, of each new row that was none; the others are kept."""
+        return self._left_out
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _without_what_is_no_row(cls, value: Any, validated: ValidatorFunctionWrapHandler) -> Any:
+        rows = value.get("instructions") if isinstance(value, dict) else None
+        if not isinstance(rows, list):
+            return validated(value)
+        good: list[NewRow] = []
+        left_out = []
+        for row in rows:
+            try:
+                good.append(NewRow.model_validate(row))
+            except ValidationError as error:
+                left_out.append(_first_of(error))
+        answer = validated({**value, "instructions": good or rows})
+        answer._left_out = left_out
+        return answer
+
+    def unfit(self, shown: Mapping[str, Any]) -> str:
+        return "" if self.instructions or not shown.get("n") else "no instruction in it"
 
 
-class CategoryVerdict(_Answer):
+class CategoryVerdict(AgentAnswer):
     same_category: bool
-    category: str = Field(max_length=200)
+    category: Annotated[str, Field(max_length=200), _or("")]
 
 
-class CategoryVerdicts(_Answer):
+class CategoryVerdicts(AgentAnswer):
     verdicts: list[CategoryVerdict]
 
+    def unfit(self, shown: Mapping[str, Any]) -> str:
+        asked = len(shown.get("candidates") or self.verdicts)
+        return "" if len(self.verdicts) == asked else f"{len(self.verdicts)} verdicts on {asked} candidates"
 
-class Rewritten(_Answer):
+
+class Rewritten(AgentAnswer):
     instruction: Words
     response: Words
 
 
-class Preservation(_Answer):
+class Preservation(AgentAnswer):
     instruction: Literal["same", "changed"]
     answer: Literal["same", "corrected", "changed"]
     reason: Text
 
 
-class Scores(_Answer):
+class Scores(AgentAnswer):
     informativeness: Score
     helpfulness: Score
     generality: Score
     reason: Text
 
 
-class Verdict(_Answer):
+class Verdict(AgentAnswer):
     correct: bool
     evidence: Text
-    tests: list[Text] = Field(max_length=20)
+    tests: Annotated[list[Text], Field(max_length=20), _or([])]
 
 
 @dataclass(frozen=True)
@@ -128,63 +184,26 @@ class Agent(Generic[Answer]):
     def read(self, text: str, shown: str = "") -> Answer:
         """The answer in a model's text; BadAnswer where it is not the one JSON object asked for.
 
-        Strict, so that no text quoted inside an answer can pass for the answer: nothing may stand around the
-        object but one code fence, and no field may occur twice. A writer's slips of punctuation are repaired,
-        a judge's are not; nor is an object that was cut off, for its last text would be half a text. `shown` is the
-        user message: a verdict that stands there word for word is the row's and not the judge's.
+        Lenient about form and strict about what could be injected (`tasks.augment.reading`): no text quoted inside an
+        answer can pass for the answer, and no field may occur twice. A writer's slips of punctuation are repaired, a
+        judge's are not. `shown` is the user message: a verdict that stands there is the row's and not the judge's.
         """
-        text = _unfenced(text)
-        try:
-            value = json.loads(text, object_pairs_hook=_without_repeats)
-        except BadAnswer:
-            raise
-        except (ValueError, RecursionError) as error:  # ValueError: no JSON, or a number of thousands of digits
-            value = _repaired(text) if self.writes else None
-            if value is None:
-                raise BadAnswer("not one whole JSON object") from error
+        value, own_text = object_in(text, mend=self.writes)
         try:
             answer = self.answer.model_validate(value)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"])) or "the object"
-            raise BadAnswer(f"{where[:100]}: {first['msg']}") from error
-        if not self.writes and json.dumps(text, ensure_ascii=False)[1:-1] in shown:
+            raise BadAnswer(_first_of(error)) from error
+        if not self.writes and quotes(answer.model_dump(mode="json"), own_text, shown):
             raise BadAnswer("quotes the row")
+        if shown and (why := answer.unfit(json.loads(shown))):
+            raise BadAnswer(why)
         return answer
 
 
-def _unfenced(text: str) -> str:
-    """Without a thought before it and the one code fence around it.
-
-    No regular expression: they take quadratic time on hostile text.
-    """
-    text = answer_of(text, may_begin_within=False).strip()
-    if text.startswith("```") and text.endswith("```"):
-        label, _, inside = text[3:-3].partition("\n")
-        if label.strip() in ("", "json"):
-            return inside.strip()
-    return text
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise BadAnswer("a field occurs twice")
-    return found
-
-
-def _repaired(text: str) -> dict[str, Any] | None:
-    """A writer's object with slips of punctuation mended; None where it is not one whole object."""
-    if not (text.startswith("{") and text.endswith("}") and len(text) < 10 * _MAX_CHARS):
-        return None
-    try:
-        value = json_repair.loads(text, skip_json_loads=True, strict=True)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(value, dict) or not value:
-        return None
-    closing = "]" if isinstance([*value.values()][-1], list) else "\"'"
-    return value if text[:-1].rstrip(" \t\r\n,")[-1:] in closing else None  # else the brace is one of an inner text
+def _first_of(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"])) or "the object"
+    return f"{where[:100]}: {first['msg']}"
 
 
 _TEMPLATES = Environment(undefined=StrictUndefined, trim_blocks=True, autoescape=False)  # plain text, not HTML

@@ -1,8 +1,9 @@
-"""Answers that were paid for, by the hash of what was asked: in a SQLite file here, and shared through storage.
+"""Answers that were of use, by the hash of what was asked: in a SQLite file here, and shared through storage.
 
-A key covers model, messages and parameters and nothing else, so an answer outlives a kill, a changed setting
-and a changed program as long as the request is the same. Machines share answers as Parquet segments under
-`s3://bucket/answers/`, written now and then, read once each.
+A key covers the server, model, messages and parameters and nothing else, so an answer outlives a kill, a changed
+setting and a changed program as long as the request is the same. Machines share answers as Parquet segments under
+`s3://bucket/answers/`, written now and then, read once each. What is found here is read anew by whoever asks: an
+answer that was kept by another version may be none.
 """
 
 from __future__ import annotations

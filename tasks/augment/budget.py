@@ -27,9 +27,12 @@ class UsageByAgent(dict[str, Usage]):
     """Usage of each agent, by name."""
 
     def add(self, agent: str, answer: Mapping[str, Any], *, cached: bool) -> None:
+        """Book one answer; one of the cache stands for all requests that it took."""
         used = self.setdefault(agent, Usage())
-        used.from_cache += cached
-        used.requests += not cached
+        if cached:
+            used.from_cache += answer.get("requests", 1)
+        else:
+            used.requests += 1
         used.prompt_tokens += answer["prompt_tokens"]
         used.completion_tokens += answer["completion_tokens"]
         used.cost_usd += answer["cost_usd"]

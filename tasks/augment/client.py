@@ -1,23 +1,33 @@
-"""Puts rows before agents: cached, budgeted, rate-limited, validated, asked again where the answer is no good."""
+"""Puts rows before agents: cached, budgeted, rate-limited, validated, asked again where the answer is no good.
+
+Only an answer of use is kept in the cache, under the request that it answers at last: a rerun asks again where there
+was none, and nothing is paid twice where there was one.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import functools
 import random
-import socket
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlparse
 
 from infra.claims import check_leases
-from infra.errors import ConfigurationError, TransientError
+from infra.errors import ConfigurationError
+from tasks.augment import complaints
+from tasks.augment.addresses import check_address, server_of, without_password
 from tasks.augment.agents import AGENTS, SELECTION, Agent, Answer, BadAnswer
 from tasks.augment.answers import AnswerCache, key_of
 from tasks.augment.budget import BudgetReached, Ledger, UsageByAgent
+from tasks.augment.provider_replies import DECLINED
 from tasks.augment.providers import Configuration, Deployment, ProviderError, Providers, Reply, Request
+from tasks.augment.redaction import redacted
 from tasks.augment.settings import Augmentation, LLMCalls
 from tasks.augment.turns import Slots
+from tasks.augment.usefulness import BUDGET_REACHED, Unanswered, Usefulness
+from tasks.evaluate.refusals import is_refusal
 from tasks.rows import Row
 
 _MAX_TEXT = 200_000  # characters of an answer that are kept: more than any agent may say
@@ -26,27 +36,8 @@ _RETRIES = 5
 _PAUSE_S = 5.0
 _FAILURES_IN_A_ROW = 20
 _FAILURES_AT_FIRST = 5
-
-_ROW_REASONS = {
-    "content_policy": "declined by the provider",
-    "context_window": "too long for the model",
-    "bad_request": "refused by the provider",
-    "rate_limit": "no answer (rate limit)",
-    "timeout": "no answer (timeout)",
-    "unreachable": "no answer (connection)",
-    "server": "no answer (server error)",
-}
-_TRANSIENT = {"rate_limit", "timeout", "unreachable", "server"}
-
-
-class Unanswered(Exception):
-    """An agent got no usable answer on a row. `transient`: another time it might."""
-
-    def __init__(self, agent: str, reason: str, detail: str = "", *, transient: bool = False):
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.agent = agent
-        self.reason = reason
-        self.transient = transient
+_TAKEN = ("prompt_tokens", "completion_tokens", "cost_usd")
+_WORDS = 200  # characters of a useless answer that its row keeps
 
 
 class LLMClient:
@@ -59,6 +50,7 @@ class LLMClient:
         self._cache = cache
         self._slots = Slots(options.concurrency)
         self._pending: dict[str, asyncio.Task[dict[str, Any]]] = {}
+        self._usefulness = Usefulness(self._hopeless)
         self._starting = asyncio.Lock()
         self._providers: Providers | None = None
         self._prices: dict[str, tuple[float, float]] = {}
@@ -91,27 +83,38 @@ class LLMClient:
         TransientError where it fails again and again.
         """
         model = model or self.endpoint.model
-        for attempt in range(1, _ATTEMPTS + 1):
-            answer = await self._patiently(usage, agent, model, messages, top_logprobs)
+        parameters: dict[str, Any] = {
+            "temperature": self._options.temperature,
+            "max_tokens": self._options.max_output_tokens,
+        }
+        if top_logprobs is not None:
+            parameters["top_logprobs"] = top_logprobs
+        keys = self._keys(model, {"messages": messages, "schema": agent.schema, **parameters})
+        answer = self._found(agent, keys, messages)
+        cached = True
+        if answer is not None:
+            self._usefulness.was_of_use(agent.name, model)
+            self.ledger.settle(0.0, answer["cost_usd"])
+        elif keys[0] in self._pending:  # asked for another row at this moment
+            answer = await asyncio.shield(self._pending[keys[0]])
+        else:
+            cached = False
+            request = Request(messages, model, schema=agent.schema, schema_name=agent.answer.__name__, **parameters)
+            self._pending[keys[0]] = asyncio.ensure_future(self._asked(usage, agent, keys, request))
             try:
-                if answer["finish_reason"] == "length":
-                    raise BadAnswer("cut off at max_output_tokens")
-                return agent.read(answer["text"], messages[1]["content"]), answer
-            except BadAnswer as bad:
-                why = str(bad)
-            if attempt < _ATTEMPTS:
-                correction = f"That was not the JSON object asked for ({why}). Answer with that object alone."
-                messages = [
-                    *messages,
-                    {"role": "assistant", "content": answer["text"][:2_000]},
-                    {"role": "user", "content": correction},
-                ]
-        raise Unanswered(agent.name, "no valid answer", why)
+                answer = await self._pending[keys[0]]
+            finally:
+                self._pending.pop(keys[0]).cancel()
+        if cached:
+            usage.add(agent.name, answer, cached=True)
+        if agent is SELECTION:
+            self.ledger.scored(answer["cost_usd"])
+        return _read(agent, answer, messages), answer
 
     @property
     def routes(self) -> list[str]:
         """The models that rows go to."""
-        return list(self._configuration().routes)
+        return list(self._configuration.routes)
 
     async def price(self, model: str) -> tuple[float, float]:
         """$ a token of prompt and of answer; zeros where nobody knows."""
@@ -122,61 +125,67 @@ class LLMClient:
         """Tokens of each text, as far as LiteLLM knows the model's tokenizer."""
         return await (await self._started()).tokens(model, list(texts))
 
-    async def _patiently(
-        self,
-        usage: UsageByAgent,
-        agent: Agent[Any],
-        model: str,
-        messages: list[dict[str, str]],
-        top_logprobs: int | None,
-    ) -> dict[str, Any]:
+    def _keys(self, model: str, asked: dict[str, Any]) -> list[str]:
+        """Of the answer of each of a route's models, in order."""
+        return [key_of({**who, **asked}) for who in self._answering[model]]
+
+    @functools.cached_property
+    def _answering(self) -> dict[str, list[dict[str, str]]]:
+        """Which models answer for each route, and where."""
+        return {
+            route: [{"model": one.model, "server": server_of(one.model, one.api_base)} for one in deployments]
+            for route, deployments in self._configuration.routes.items()
+        }
+
+    def _found(self, agent: Agent[Any], keys: list[str], messages: list[dict[str, str]]) -> dict[str, Any] | None:
+        """A kept answer that is of use."""
+        for key in keys:
+            answer = self._cache.get(key)
+            with contextlib.suppress(BadAnswer, Unanswered, KeyError, TypeError, AttributeError):  # another version's
+                _read(agent, answer or {}, messages)
+                return answer
+        return None
+
+    async def _asked(self, usage: UsageByAgent, agent: Agent[Any], keys: list[str], request: Request) -> dict[str, Any]:
+        """A new answer that is of use, kept; what it took is booked on `usage`."""
+        answers: list[dict[str, Any]] = []
+        messages = request.messages
+        async with self._usefulness.turn(agent.name, request.route):
+            while len(answers) < _ATTEMPTS:
+                answer = await self._patiently(agent, request)
+                usage.add(agent.name, answer, cached=False)
+                answers.append(answer)
+                try:
+                    _read(agent, answer, messages)
+                except BadAnswer as bad:
+                    why = str(bad)
+                else:
+                    answer |= {name: sum(one[name] for one in answers) for name in _TAKEN} | {"requests": len(answers)}
+                    self._cache.put(keys[answer["place"]], answer)
+                    return answer
+                correction = f"That was not the JSON object asked for ({why}). Answer with that object alone."
+                again = [
+                    {"role": "assistant", "content": answer["text"][:2_000].strip(" \n") or "(nothing)"},
+                    {"role": "user", "content": correction},
+                ]
+                request = dataclasses.replace(request, messages=[*messages, *again])
+            said = redacted(answer["text"][:2_000], [self.endpoint.api_key or ""])[:_WORDS]
+            if answer["finish_reason"] == DECLINED or ("{" not in said and is_refusal(said)):
+                raise Unanswered(agent.name, "declined by the model", said)
+            raise Unanswered(agent.name, "no valid answer", f"{why}: {said!r}" if said else why)
+
+    async def _patiently(self, agent: Agent[Any], request: Request) -> dict[str, Any]:
         """A provider's passing failure, its own retries being used up, gets one more chance a little later."""
         try:
-            return await self._complete(usage, agent, model, messages, top_logprobs)
+            return await self._paid(agent, request)
         except Unanswered as nothing:
             if not nothing.transient:
                 raise
         await asyncio.sleep(random.uniform(0.5, 1.0) * _PAUSE_S)
-        return await self._complete(usage, agent, model, messages, top_logprobs)
+        return await self._paid(agent, request)
 
-    async def _complete(
-        self,
-        usage: UsageByAgent,
-        agent: Agent[Any],
-        model: str,
-        messages: list[dict[str, str]],
-        top_logprobs: int | None,
-    ) -> dict[str, Any]:
-        parameters: dict[str, Any] = {
-            "temperature": self._options.temperature,
-            "max_tokens": self._options.max_output_tokens,
-        }
-        if top_logprobs is not None:
-            parameters["top_logprobs"] = top_logprobs
-        key = key_of({"model": model, "messages": messages, "schema": agent.schema, **parameters})
-        answer = self._cache.get(key)
-        cached = answer is not None
-        if answer is not None:
-            self.ledger.settle(0.0, answer["cost_usd"])
-        elif key in self._pending:  # asked for another row at this moment
-            cached = True
-            answer = await asyncio.shield(self._pending[key])
-        else:
-            request = Request(
-                route=model, messages=messages, schema=agent.schema, schema_name=agent.answer.__name__, **parameters
-            )
-            self._pending[key] = asyncio.ensure_future(self._paid(agent, key, request))
-            try:
-                answer = await self._pending[key]
-            finally:
-                self._pending.pop(key).cancel()
-        usage.add(agent.name, answer, cached=cached)
-        if agent is SELECTION:
-            self.ledger.scored(answer["cost_usd"])
-        return answer
-
-    async def _paid(self, agent: Agent[Any], key: str, request: Request) -> dict[str, Any]:
-        """Send a request; its slot is free again when the answer is kept.
+    async def _paid(self, agent: Agent[Any], request: Request) -> dict[str, Any]:
+        """Send a request; its slot is free again when the answer is there.
 
         Rows that are further along go first, so that few are half done when a budget ends or a kill comes.
         """
@@ -187,13 +196,12 @@ class LLMClient:
             try:
                 await self.ledger.reserve(most)
             except BudgetReached:
-                raise Unanswered(agent.name, "budget reached") from None
+                raise Unanswered(agent.name, BUDGET_REACHED) from None
             cost = 0.0
             try:
                 reply = await providers.complete(request)
                 answer = self._kept(reply, self._prices[request.route])
                 cost = answer["cost_usd"]
-                self._cache.put(key, answer)
             except ProviderError as error:
                 raise self._failure(agent, request.route, error) from None
             finally:
@@ -212,6 +220,7 @@ class LLMClient:
             "cost_usd": cost,
             "model": reply.model,
             "finish_reason": reply.finish_reason,
+            "place": reply.place,
         }
 
     def _most(self, request: Request) -> float:
@@ -222,31 +231,26 @@ class LLMClient:
 
     def _failure(self, agent: Agent[Any], model: str, error: ProviderError) -> Exception:
         """What a provider's error means: for this row, or for the whole stage."""
-        where = f"the LLM {model!r}" + (f" at {self.endpoint.api_base}" if self.endpoint.api_base else "")
-        if error.kind == "refused_key":
-            return ConfigurationError(
-                f"the provider of {model!r} refused the key: set its key in the environment "
-                "(OPENAI_API_KEY, ANTHROPIC_API_KEY …)"
-            )
-        if error.kind == "unknown_model":
-            return ConfigurationError(f"{where} does not exist for its provider: {error}")
-        if error.kind not in ("content_policy", "context_window"):
+        if for_all := complaints.at_once(error, model, self._where(model), self._options):
+            return for_all
+        if error.kind not in complaints.OF_ONE_ROW:
             self._failures += 1
             if self._failures >= (_FAILURES_IN_A_ROW if self._answers else _FAILURES_AT_FIRST):
-                if error.kind == "bad_request":
-                    return ConfigurationError(f"{where} does not take our requests: {error}")
-                why = _ROW_REASONS[error.kind].removeprefix("no answer ").strip("()")
-                return TransientError(
-                    f"{where} cannot be reached or fails again and again ({why}): check the address and the server, "
-                    f"or lower `{self._options.setting}.concurrency`; answers so far are kept, run again"
-                )
-        return Unanswered(agent.name, _ROW_REASONS[error.kind], str(error), transient=error.kind in _TRANSIENT)
+                return complaints.at_last(error, self._where(model), self._options)
+        return complaints.of_a_row(error, agent.name)
+
+    def _hopeless(self, agent: str, model: str, told: str, last: Unanswered) -> Exception:
+        return complaints.hopeless(agent, self._where(model), told, last, self._options)
+
+    def _where(self, model: str) -> str:
+        base = self.endpoint.api_base if model == self.endpoint.model else None
+        return f"the LLM {model!r}" + (f" at {without_password(base)}" if base else "")
 
     async def _started(self) -> Providers:
         async with self._starting:
             if self._providers is None:
-                _check_address(self.endpoint.api_base, self._options.setting)
-                providers = Providers(self._configuration(), processes=self._options.processes)
+                check_address(self.endpoint.api_base, self._options.setting)
+                providers = Providers(self._configuration, processes=self._options.processes)
                 try:
                     await providers.__aenter__()
                 except ProviderError as error:
@@ -257,6 +261,7 @@ class LLMClient:
                 self._prices = {route: self._price(route, models) for route, models in routes.items()}
             return self._providers
 
+    @functools.cached_property
     def _configuration(self) -> Configuration:
         options = self._options
         limits: dict[str, Any] = {"rpm": options.requests_per_minute, "tpm": options.tokens_per_minute}
@@ -282,16 +287,14 @@ class LLMClient:
         )
 
 
-def _check_address(api_base: str | None, setting: str) -> None:
-    """Refuse an address where nobody answers before anything is sent there."""
-    if api_base is None:
-        return
-    address = urlparse(api_base)
-    port = address.port or (443 if address.scheme == "https" else 80)
-    try:
-        socket.create_connection((address.hostname or "", port), timeout=10).close()
-    except OSError as error:
-        raise TransientError(
-            f"the LLM at {api_base} cannot be reached ({error.strerror or error}): check {setting}.api_base "
-            "and that the server runs"
-        ) from error
+def _read(agent: Agent[Answer], answer: dict[str, Any], messages: list[dict[str, str]]) -> Answer:
+    """The validated answer in a reply. Raises BadAnswer, or Unanswered where asking again is of no use."""
+    if answer["finish_reason"] == "length":
+        raise BadAnswer(complaints.CUT_OFF)
+    if answer["finish_reason"] == "content_filter":
+        raise Unanswered(agent.name, "declined by the provider", "its content filter stopped the answer")
+    if answer["finish_reason"] == DECLINED:
+        raise BadAnswer("it declines")
+    if not answer["text"].strip():
+        raise BadAnswer("an empty answer")
+    return agent.read(answer["text"], messages[1]["content"])

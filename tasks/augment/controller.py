@@ -27,7 +27,7 @@ from tasks.augment.agents import (
 from tasks.augment.checks import python_of, run_checks
 from tasks.augment.client import Unanswered
 from tasks.augment.settings import Augmentation
-from tasks.language import detect
+from tasks.language import language_change
 from tasks.rows import Row
 
 Ask = Callable[..., Awaitable[Any]]  # ask(agent, row, **settings) -> the agent's answer, or Unanswered
@@ -112,9 +112,11 @@ async def _expand(ask: Ask, batch: Batch, seed: Row, n: int, database_of: Mappin
         return []
     written = [_expansion(seed, new, database_of) for new in answer.instructions[:n]]
     batch.count("expanded", len(written))
+    if answer.left_out:
+        batch.count("expansions_left_out", len(answer.left_out))
     same_language = []
     for row in written:
-        if changed := _language_change(seed.instruction, row.instruction):
+        if changed := _language_change(seed, row.instruction):
             batch.rejected.append(Dropped(row, "category", "changed the language", changed))
         else:
             same_language.append(row)
@@ -164,7 +166,7 @@ async def _rewrite(ask: Ask, batch: Batch, row: Row) -> Row | Dropped:
     answer = await ask(REWRITING, row, chain_of_thought=wants_chain_of_thought(row.task_category))
     if (answer.instruction, answer.response) == (row.instruction, row.response):
         return row.model_copy(update={"lineage": (*row.lineage, "rewriting")})
-    if changed := _language_change(row.instruction, answer.instruction):
+    if changed := _language_change(row, answer.instruction):
         return _undone(batch, row, "changed the language", changed)
     rewritten = {"instruction": answer.instruction, "response": answer.response}
     judged = await ask(PRESERVATION, row, rewritten=rewritten)
@@ -223,10 +225,11 @@ def _expansion(seed: Row, new: NewRow, database_of: Mapping[str, str]) -> Row:
     )
 
 
-def _language_change(before: str, after: str) -> str | None:
-    """In words, where both texts are long enough to be sure."""
-    one, other = detect(before), detect(after)
-    return f"from {one} to {other}" if one and other and one != other else None
+def _language_change(row: Row, after: str) -> str | None:
+    """In words, where it is sure and not what the task is about."""
+    if "transl" in row.task_category.lower():
+        return None
+    return language_change(row.instruction, after)
 
 
 async def _all(work: Iterable[Awaitable[None]]) -> None:

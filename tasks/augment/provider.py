@@ -8,13 +8,15 @@ end.
 
 A route is a model and its fallbacks, each a Router group of one deployment. The Router retries 408, 409, 429
 and 5xx, honouring `Retry-After` up to a minute and backing off exponentially otherwise; it then goes on to the
-next fallback. It would also take a failing deployment out of service ("cooldown"), and the last one of a
-route with it; that one is exempt here, because a row must never be lost to "no deployments available".
+next fallback. What a server does not take of a request is left out of it (`tasks.augment.provider_forms`). The
+Router would also take a failing deployment out of service ("cooldown"), and the last one of a route with it; that
+one is exempt here, because a row must never be lost to "no deployments available".
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import json
 import logging
@@ -22,9 +24,13 @@ import os
 import select
 import sys
 import threading
+from contextvars import ContextVar
 from typing import Any
 
 from infra.program import lean_imports
+from tasks.augment.provider_errors import kind_of, retry_after_s, words_of
+from tasks.augment.provider_forms import Form, Line
+from tasks.augment.provider_replies import joining_parts, last_logprobs, text_of
 from tasks.augment.redaction import redacted
 
 COOLDOWN_S = 30.0
@@ -32,7 +38,6 @@ COOLDOWN_S = 30.0
 # burst, again and again: the core is idle while all of them wait. Spaced, they overlap.
 SPACING_S = 0.002
 _MAX_ANSWER = 2_000_000  # characters: what the other end takes in one line
-_LAST_TOKENS = 16  # a verdict stands at the end of a judge's answer
 _ENVIRONMENT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # no fetch of a price map at import
     "LITELLM_LOG": "CRITICAL",
@@ -42,7 +47,7 @@ _ENVIRONMENT = {
     "SINGLE_DEPLOYMENT_TRAFFIC_FAILURE_THRESHOLD": "20",
 }
 
-Line = dict[str, Any]
+_REQUEST: ContextVar[Line] = ContextVar("request")
 
 
 class Refusal(Exception):
@@ -60,6 +65,7 @@ def load_litellm() -> Any:
     with lean_imports():
         import litellm
         from litellm.litellm_core_utils import logging_worker
+        from litellm.litellm_core_utils.llm_response_utils import convert_dict_to_response
 
     litellm.suppress_debug_info = True
     litellm.drop_params = True
@@ -69,6 +75,8 @@ def load_litellm() -> Any:
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     vars(logging_worker)["GLOBAL_LOGGING_WORKER"] = _NoLogging()
+    extract = convert_dict_to_response.extract_reasoning_content
+    vars(convert_dict_to_response)["extract_reasoning_content"] = joining_parts(extract)
     return litellm
 
 
@@ -79,11 +87,40 @@ class _NoLogging:
         async_coroutine.close()
 
 
-def light_router(litellm: Any, routes: dict[str, list[Line]], retries: int, timeout_s: float) -> Any:
-    """A Router without its accounts of tokens a minute, which count for nothing where no limit is set."""
+def light_router(
+    litellm: Any, routes: dict[str, list[Line]], forms: dict[str, Form], retries: int, timeout_s: float
+) -> Any:
+    """A Router that asks each deployment in the form that it takes, for each schema, and then keeps to it.
+
+    `forms` has the first to try, by group. No accounts are kept of tokens a minute, which count for nothing where no
+    limit is set.
+    """
     from litellm.router_utils.router_callbacks import track_deployment_metrics
 
+    proven: dict[tuple[str, str | None], Form] = {}
+
     class LightRouter(litellm.Router):  # type: ignore[misc, name-defined]
+        async def _acompletion(self, model: str, messages: Any, **kwargs: Any) -> Any:
+            request = _REQUEST.get()
+            place = model, request.get("schema_name")
+            form = proven.get(place, forms[model])
+            while True:
+                try:
+                    reply = await super()._acompletion(model, form.messages(request), **kwargs, **form.of(request))
+                except Exception as error:
+                    other = form.without(kind_of(litellm, error), words_of(error), request)
+                    if other is None:
+                        raise
+                    form = other
+                else:
+                    proven.setdefault(place, dataclasses.replace(form, proven=True))  # the first came straightest
+                    return reply
+
+        def should_retry_this_error(self, error: Exception, *args: Any, **kwargs: Any) -> Any:
+            if kind_of(litellm, error) in ("quota", "content_policy"):
+                raise error
+            return super().should_retry_this_error(error, *args, **kwargs)
+
         async def increment_deployment_usage_for_response(self, response: Any, request_kwargs: Any) -> None:
             # the success callback counts this, and the cooldown rule needs it; the worker would have run it
             if deployment := response._hidden_params.get("model_id"):
@@ -100,7 +137,8 @@ def light_router(litellm: Any, routes: dict[str, list[Line]], retries: int, time
                 parameters["api_key"] = "none"  # self-hosted servers seldom ask for one, and clients want one
             is_last = place == len(endpoints) - 1
             parameters["cooldown_time"] = 0.0 if is_last else COOLDOWN_S
-            groups.append({"model_name": _group(route, place), "litellm_params": parameters})
+            group = _group(route, place)
+            groups.append({"model_name": group, "litellm_params": parameters, "model_info": {"id": group}})
     longest = max(len(endpoints) for endpoints in routes.values())
     return LightRouter(model_list=groups, num_retries=retries, timeout=timeout_s, max_fallbacks=longest)
 
@@ -144,16 +182,27 @@ class Provider:
             route: [describe(self._litellm, endpoint) for endpoint in endpoints] for route, endpoints in routes.items()
         }
         self._keys = [e["api_key"] for endpoints in routes.values() for e in endpoints if e.get("api_key")]
-        self._router = light_router(self._litellm, routes, configuration["retries"], configuration["timeout_s"])
+        forms = {
+            _group(route, place): Form(one["mode"])
+            for route, models in self.described.items()
+            for place, one in enumerate(models)
+        }
+        self._router = light_router(self._litellm, routes, forms, configuration["retries"], configuration["timeout_s"])
 
     async def answer(self, request: Line) -> Line:
         """The answering line, whatever happens."""
         if "count" in request:
             return {"id": request["id"], "tokens": self.tokens(request["route"], request["count"])}
+        route = request["route"]
+        groups = [_group(route, place) for place in range(len(self.described[route]))]
+        arguments: Line = {"model": groups[0], "messages": request["messages"]}
+        if others := groups[1:]:
+            arguments["fallbacks"] = [{"model": group} for group in others]
+        _REQUEST.set(request)  # for the Router's own call, one of each deployment that it tries
         try:
-            reply = await self._router.acompletion(**self._arguments(request))
-            choice = reply.choices[0]
-            text = choice.message.content or ""
+            reply = await self._router.acompletion(**arguments)
+            choice = reply.choices[0] if reply.choices else None
+            text, ended = text_of(choice) if choice else ("", None)
             if len(text) > _MAX_ANSWER:
                 raise Refusal("server", f"an answer of {len(text)} characters")
             return {
@@ -163,8 +212,9 @@ class Provider:
                 "completion_tokens": reply.usage.completion_tokens,
                 "cost_usd": reply._hidden_params.get("response_cost") or 0.0,
                 "model": reply._hidden_params.get("litellm_model_name") or reply.model,
-                "finish_reason": choice.finish_reason,
-                "last_logprobs": _last_logprobs(choice) if request.get("top_logprobs") else None,
+                "finish_reason": ended,
+                "last_logprobs": last_logprobs(choice) if choice and request.get("top_logprobs") else None,
+                "place": groups.index(reply._hidden_params.get("model_id", groups[0])),
             }
         except Exception as error:
             return {"id": request["id"], "error": self.told(error)}
@@ -176,80 +226,8 @@ class Provider:
 
     def told(self, error: Exception) -> Line:
         """An error as the protocol has it."""
-        kind = error.kind if isinstance(error, Refusal) else error_kind(self._litellm, error)
-        return {"kind": kind, "message": redacted(str(error), self._keys), "retry_after_s": _retry_after_s(error)}
-
-    def _arguments(self, request: Line) -> Line:
-        route = request["route"]
-        arguments: Line = {"model": _group(route, 0), "messages": request["messages"]}
-        arguments.update(
-            {name: request[name] for name in ("temperature", "max_tokens") if request.get(name) is not None}
-        )
-        if request.get("top_logprobs"):
-            arguments.update(logprobs=True, top_logprobs=request["top_logprobs"])
-        primary, *fallbacks = [_response_format(endpoint["mode"], request) for endpoint in self.described[route]]
-        arguments["response_format"] = primary
-        if fallbacks:
-            arguments["fallbacks"] = [
-                {"model": _group(route, place), "response_format": asked} for place, asked in enumerate(fallbacks, 1)
-            ]
-        return arguments
-
-
-def error_kind(litellm: Any, error: BaseException) -> str:
-    """Which of the protocol's kinds an exception of LiteLLM is."""
-    import httpx
-    import openai
-
-    kinds: list[tuple[Any, str]] = [
-        (litellm.ContextWindowExceededError, "context_window"),
-        (litellm.ContentPolicyViolationError, "content_policy"),
-        ((litellm.AuthenticationError, litellm.PermissionDeniedError), "refused_key"),
-        (litellm.NotFoundError, "unknown_model"),
-        (litellm.RateLimitError, "rate_limit"),
-        ((litellm.Timeout, asyncio.TimeoutError), "timeout"),
-        ((litellm.BadRequestError, litellm.UnprocessableEntityError), "bad_request"),
-        (litellm.APIConnectionError, "unreachable"),
-    ]
-    for types, kind in kinds:
-        if isinstance(error, types):
-            return kind
-    # LiteLLM makes "internal server errors" of connections that fail or break; what went wrong is further down
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, httpx.TransportError | openai.APIConnectionError | ConnectionError):
-            return "unreachable"
-        seen = seen.__cause__ or seen.__context__
-    return "server"
-
-
-def _retry_after_s(error: Exception) -> float | None:
-    headers = getattr(error, "litellm_response_headers", None) or getattr(
-        getattr(error, "response", None), "headers", None
-    )
-    try:
-        return float((headers or {})["retry-after"])
-    except (KeyError, ValueError):  # absent, or a date
-        return None
-
-
-def _response_format(mode: str, request: Line) -> Line | None:
-    if request.get("schema") is None or mode == "prompt":
-        return None
-    if mode == "json":
-        return {"type": "json_object"}
-    schema = {"name": request["schema_name"], "schema": request["schema"], "strict": True}
-    return {"type": "json_schema", "json_schema": schema}
-
-
-def _last_logprobs(choice: Any) -> list[Any] | None:
-    """[token, [[alternative, log-prob], …]] of the answer's last tokens; None where the provider tells none."""
-    told = getattr(choice, "logprobs", None)
-    content = getattr(told, "content", None) or (told.get("content") if isinstance(told, dict) else None)
-    if not content:
-        return None
-    plain = [one if isinstance(one, dict) else one.model_dump() for one in content[-_LAST_TOKENS:]]
-    return [[one["token"], [[top["token"], top["logprob"]] for top in one["top_logprobs"] or []]] for one in plain]
+        kind = error.kind if isinstance(error, Refusal) else kind_of(self._litellm, error)
+        return {"kind": kind, "message": redacted(words_of(error), self._keys), "retry_after_s": retry_after_s(error)}
 
 
 def _group(route: str, place: int) -> str:

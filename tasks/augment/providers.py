@@ -28,7 +28,7 @@ _MAX_LINE = 2**24
 class ProviderError(Exception):
     """A request (or a configuration) that failed for good; `kind` is one of the protocol's.
 
-    refused_key, unknown_model, bad_request, content_policy, context_window, rate_limit, timeout, unreachable,
+    refused_key, unknown_model, quota, bad_request, content_policy, context_window, rate_limit, timeout, unreachable,
     server; of a configuration: missing_key, unknown_model.
     """
 
@@ -81,7 +81,7 @@ class Reply:
     """What a model answered, and what it took (`cost_usd` is 0 where the model's price is unknown).
 
     `last_logprobs` has the last tokens with their most likely alternatives, where they were asked for and the
-    provider tells them: [token, [[alternative, log-prob], …]] each.
+    provider tells them: [token, [[alternative, log-prob], …]] each. `place`: of the route's models, which answered.
     """
 
     text: str
@@ -91,6 +91,7 @@ class Reply:
     model: str
     finish_reason: str | None
     last_logprobs: list[Any] | None = None
+    place: int = 0
 
 
 class Providers:

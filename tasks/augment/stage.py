@@ -31,7 +31,7 @@ from tasks.rows import FAILED, KEPT, REJECTED, TRAIN, Row, from_parquet, read_ro
 from tasks.seeds.stage import open_databases
 
 KIND = "augment"
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 _SEEDS_PER_BATCH = 100
 _BATCHES_AT_ONCE = 2  # so that requests are in flight while the last rows of a batch are waited for
 _SHARE_S = 60.0

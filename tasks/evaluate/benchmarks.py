@@ -29,7 +29,7 @@ from tasks.evaluate.questions import Conversation, Generate, Question
 from tasks.evaluate.settings import Evaluation
 
 ANSWERS_KIND, KIND = "benchmark-answers", "benchmark"  # answers/ is the LLM cache's
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 ALPACA_EVAL, MT_BENCH, IFEVAL, PROBES = "alpaca_eval", "mt_bench", "ifeval", "probes"
 JUDGED = (ALPACA_EVAL, MT_BENCH, PROBES)
 DEMO_JUDGE = "demo"

@@ -13,14 +13,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
 
 from infra.artifacts import digest_of
-from tasks.augment.agents import Agent
+from tasks.augment.agents import Agent, AgentAnswer, Score, Text
 from tasks.augment.budget import UsageByAgent
 from tasks.augment.client import LLMClient, Unanswered
 
@@ -29,15 +28,12 @@ _TOP_LOGPROBS = 5
 _VERDICT_WITHIN = 60  # characters before the end of a judge's answer
 _VERDICT_AT_END = re.compile(r'"better"\s*:\s*"([mM])"\s*\}[\s`]*$')
 BUDGET_REACHED = "budget reached"
-Reason = Annotated[str, Field(max_length=20_000)]
 
 
-class _Verdict(BaseModel):
+class _Verdict(AgentAnswer):
     """The reason comes first, so that the verdict follows from it."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    reason: Reason
+    reason: Text
 
 
 class Preference(_Verdict):
@@ -45,7 +41,7 @@ class Preference(_Verdict):
 
 
 class Grade(_Verdict):
-    rating: Annotated[int, Field(ge=1, le=10)]
+    rating: Score
 
 
 class Finding(_Verdict):

@@ -13,11 +13,13 @@ from infra.models import DEMO
 from infra.sandbox import QueryError, ReadOnlyDatabase
 from tasks.rows import HELDOUT, TRAIN, Row, to_parquet
 from tasks.seeds.formats import parse, read_bytes
+from tasks.seeds.references import with_running_references
 
 KIND = "seeds"
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 DATABASES = "databases/"
 _ROWS_PER_FILE = 10_000
+_NAMED = 100  # rows that were left out
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,15 @@ def load(sources: Sources, *, heldout_share: float, response_required: bool) -> 
         heldout_rows = _distinct(parse(str(sources.heldout), heldout, response_required=True))
     else:
         rows, heldout_rows = _split(rows, heldout_share)
+    heldout_rows, left_out = with_running_references(heldout_rows, databases)
     for prefix, part in ((TRAIN, rows), (HELDOUT, heldout_rows)):
         for start in range(0, len(part), _ROWS_PER_FILE):
             work.put(f"{prefix}{start // _ROWS_PER_FILE:05}.parquet", to_parquet(part[start : start + _ROWS_PER_FILE]))
     for name, dump in databases.items():
         work.put(f"{DATABASES}{name}.sql", dump.encode())
     counts = {"seeds": len(rows), "heldout": len(heldout_rows), "databases": len(databases)}
-    return work.publish((TRAIN, HELDOUT, DATABASES), counts, {})
+    counts["heldout_references_fail"] = len(left_out)
+    return work.publish((TRAIN, HELDOUT, DATABASES), counts, {"heldout_references_fail": left_out[:_NAMED]})
 
 
 def read_databases(where: str) -> dict[str, str]:

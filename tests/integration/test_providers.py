@@ -111,6 +111,24 @@ def test_the_fallback_answers_where_the_primary_is_down() -> None:
     assert {reply.model for reply in replies} == {"openai/model-2"}
 
 
+def test_a_fallback_is_asked_in_the_form_that_it_takes() -> None:
+    with endpoint() as url:
+        models = [Deployment("openai/no_schema", NOBODY), Deployment("openai/no_json", url)]
+        reply = _ask(Configuration({"default": models}, retries=0))
+    assert (reply.model, reply.place) == ("openai/no_json", 1)
+    assert "response" in reply.text
+
+
+def test_the_form_that_a_server_takes_is_remembered() -> None:
+    async def one_after_the_other(providers: Providers) -> None:
+        for number in range(5):
+            await providers.complete(_request(f"Sort list {number}"))
+
+    with endpoint() as url:
+        _with(Configuration({"default": [Deployment("openai/no_json", url)]}), one_after_the_other)
+        assert tell(url, "stats")["requests"] == 5 + 2
+
+
 def test_nobody_there_is_unreachable() -> None:
     with pytest.raises(ProviderError) as caught:
         _ask(_to(NOBODY, retries=0))

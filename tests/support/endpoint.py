@@ -3,9 +3,10 @@
     python -m tests.support.endpoint --port 0 --latency 0.2 --faults 0.2 --seed 0
 
 prints its base URL when it is ready. It answers agent requests by rule (`tests.support.endpoint_answers`): the same
-payload always gets the same answer. Which requests meet a fault is decided by a hash of the body and of how
-often that body came before, so that a repeated request passes in the end. A bare asyncio protocol, because it
-shares the machine with what it measures. `GET /stats` and `GET /seen` tell what came in.
+payload always gets the same answer, a model that is named after a form of `tests.support.answer_forms` in that form.
+Which requests meet a fault is decided by a hash of the body and of how often that body came before, so that a
+repeated request passes in the end. A bare asyncio protocol, because it shares the machine with what it measures.
+`GET /stats` and `GET /seen` tell what came in.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.support.answer_forms import FORMS
 from tests.support.endpoint_answers import BIG_TEXT, REFUSAL, TEXT_FAULTS, answer
 from tests.support.judge_answers import JUDGES, is_judge, judged, logprobs
 
@@ -129,6 +131,7 @@ class Connection(asyncio.Protocol):
         try:
             request = json.loads(body)
             prompt = next(m["content"] for m in request["messages"] if m["role"] == "user")
+            prompt = prompt[prompt.index('{"agent"') :]  # after the system message, where there is none of its own
             payload = json.loads(prompt)
             agent = payload["agent"]
             content = judged(payload, self._options.judge) if is_judge(agent) else answer(payload, self._options.seed)
@@ -137,6 +140,9 @@ class Connection(asyncio.Protocol):
             return
         self._pending = hashlib.sha256(body).hexdigest()
         fault = self._fault(self._pending, self._book.arrived(self._pending, agent))
+        if form := FORMS.get(request["model"]):
+            self._later(self._options.latency, self._in_form, form(request, payload, content), request, prompt)
+            return
         if fault:
             self._book.by_fault[fault] += 1
         if fault == "hang":
@@ -157,6 +163,18 @@ class Connection(asyncio.Protocol):
                 text = completion["choices"][0]["message"]["content"]
                 completion["choices"][0]["logprobs"] = logprobs(text, self._options.confidence)
             self._later(self._options.latency, self._cut if fault == "cut" else self._answer, 200, completion)
+
+    def _in_form(self, said: dict[str, Any], request: dict[str, Any], prompt: str) -> None:
+        if status := said.get("status"):
+            self._answer(status, _error(said["message"], "invalid_request_error", said["code"]))
+            return
+        completion = _completion(request, prompt, said["content"] or "")
+        if "choices" in said:
+            completion["choices"] = said["choices"]
+        else:
+            finish = said.pop("finish_reason", "stop")
+            completion["choices"][0] |= {"message": {"role": "assistant", **said}, "finish_reason": finish}
+        self._answer(200, completion)
 
     def _fault(self, key: str, times_before: int) -> str | None:
         digest = hashlib.sha256(f"{self._options.seed}:{key}:{times_before}".encode()).digest()

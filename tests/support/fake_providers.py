@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import sqlite3
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -86,10 +89,12 @@ class Setting:
         self.monkeypatch.setattr(module, "Providers", fake)
         return fake
 
-    def run(self, use: Callable[[LLMClient], Coroutine[Any, Any, Any]], **options: Any) -> Any:
+    def run(
+        self, use: Callable[[LLMClient], Coroutine[Any, Any, Any]], api_base: str | None = None, **options: Any
+    ) -> Any:
         async def run() -> Any:
             cache = AnswerCache(self._cache)
-            client = LLMClient(Deployment(MODEL, api_key="sk-secret"), cache, Augmentation(**options))
+            client = LLMClient(Deployment(MODEL, api_base, api_key="sk-secret"), cache, Augmentation(**options))
             try:
                 return await use(client)
             finally:
@@ -100,3 +105,17 @@ class Setting:
 
     def ask(self, agent: Any = VERIFICATION, row: Row = ROW, **options: Any) -> Any:
         return self.run(lambda client: client.ask(self.usage, agent, row), **options)
+
+    def ask_at(self, told: dict[str, str]) -> Any:
+        """Ask the server of an `api_base`, or of the environment's."""
+        self.monkeypatch.setattr(module, "check_address", lambda *_: None)
+        with self.monkeypatch.context() as environment:
+            for name, value in told.items():
+                if name != "api_base":
+                    environment.setenv(name, value)
+            return self.ask(api_base=told.get("api_base"))
+
+    def overwrite(self, answer: Any) -> None:
+        """Whatever is in the cache becomes this."""
+        with contextlib.closing(sqlite3.connect(self._cache)) as database, database:
+            database.execute("UPDATE answers SET answer = ?", (json.dumps(answer),))

@@ -163,6 +163,10 @@ def test_a_function_that_goes_off_in_its_test_fails(sandbox: PythonSandbox, bomb
         "def numbers():\n    yield 1\nlist(numbers())",
         "input('How many? ')",
         "exit(0)",
+        "import sys\nsys.setrecursionlimit(10_000)",
+        "import collections\ncollections.ChainMap({})",
+        "from functools import singledispatch",
+        "str.maketrans('a', 'b')",
     ],
 )
 def test_what_only_the_sandbox_lacks_is_not_judged(sandbox: PythonSandbox, code: str) -> None:
@@ -176,6 +180,10 @@ def test_what_only_the_sandbox_lacks_is_not_judged(sandbox: PythonSandbox, code:
     [
         "import no_such_module",
         "undefined_name",
+        "import math\nmath.no_such_function(1)",
+        "from collections import NoSuchClass",
+        "import sys\nsys.no_such_name",
+        "str.no_such_method()",
         "[].no_such_method()",
         "raise ValueError('wrong')",
         "assert 1 == 2",

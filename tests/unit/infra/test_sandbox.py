@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.sandbox import QueryError, ReadOnlyDatabase
+from infra.sandbox import QueryError, ReadOnlyDatabase, orders_its_rows
 
 DUMP = "CREATE TABLE t(id INTEGER, name TEXT); INSERT INTO t VALUES (1,'a'),(2,'b'),(3,'c');"
 
@@ -175,3 +175,52 @@ def test_results_are_compared_as_multisets_unless_ordered(database: ReadOnlyData
     assert not same("SELECT id FROM t", "SELECT nonsense")
     with pytest.raises(QueryError):
         same("SELECT nonsense", "SELECT 1")
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "SELECT id FROM t WHERE id IN (SELECT id FROM t ORDER BY name LIMIT 3)",
+        "SELECT id FROM (SELECT * FROM t ORDER BY name DESC)",
+        "WITH x AS (SELECT id FROM t ORDER BY name) SELECT id FROM x",
+        "SELECT id FROM t WHERE (SELECT count(*) OVER (ORDER BY id) FROM t) > 0",
+        "SELECT id FROM t WHERE name <> 'order by' AND name <> '(order by it''s order by)'",
+        'SELECT id AS "order by" FROM t',
+        "SELECT id AS [order by] FROM t",
+        "SELECT id FROM t -- order by id",
+        "SELECT id /* ORDER BY id */ FROM t",
+        "SELECT id FROM t /* not closed ORDER BY id",
+        "SELECT id FROM t WHERE id IN (SELECT id FROM (SELECT id FROM t ORDER BY id) ORDER BY 1)",
+    ],
+)
+def test_an_order_within_a_query_is_none_of_its_rows(database: ReadOnlyDatabase, reference: str) -> None:
+    assert database.same_result(reference, "SELECT id FROM t ORDER BY id")
+    assert database.same_result(reference, "SELECT id FROM t ORDER BY id DESC")
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "SELECT id FROM t ORDER BY id",
+        "select id from t order\n  by id",
+        "SELECT id FROM t WHERE name <> ')' ORDER BY id",
+        "SELECT id FROM t -- (\nORDER BY id",
+        "SELECT id FROM t ORDER /* so */ BY id",
+        "SELECT id FROM (SELECT id FROM t ORDER BY id DESC) ORDER BY id",
+        "WITH x AS (SELECT id FROM t) SELECT id FROM x ORDER BY id LIMIT 9",
+        "SELECT id FROM t WHERE id < 2 UNION ALL SELECT id FROM t WHERE id >= 2 ORDER BY id",
+        "SELECT id FROM t ORDER BY (SELECT 1), id;",
+    ],
+)
+def test_an_order_of_the_whole_counts(database: ReadOnlyDatabase, reference: str) -> None:
+    assert database.same_result(reference, "SELECT id FROM t ORDER BY id")
+    assert not database.same_result(reference, "SELECT id FROM t ORDER BY id DESC")
+
+
+@pytest.mark.parametrize(
+    "hostile", ["(" * 9_000, "'" * 9_999, "/*" * 5_000, "--" * 5_000, "[" * 9_000, "order by" * 1_200]
+)
+def test_hostile_queries_are_looked_at_at_once(hostile: str) -> None:
+    started = time.monotonic()
+    orders_its_rows(hostile)
+    assert time.monotonic() - started < 1

@@ -83,8 +83,9 @@ def test_an_answer_may_stand_in_one_code_fence(agent: Agent[Any], form: str) -> 
         "{}{}",
         "{}\n{}",
         "[{}]",
-        "```json\n{}\n```\nDone.",
-        "So:\n```json\n{}\n```",
+        "It says {x}:\n```json\n{}\n```",
+        "```json\n{}\n```\nor {",
+        "So:\n```\n{}",
         "```json\n{}\n```\n```json\n{}\n```",
         "```python\n{}\n```",
         '"{}"',
@@ -99,6 +100,33 @@ def test_anything_else_around_the_object_makes_it_no_answer(agent: Agent[Any], f
 
 
 @named
+@pytest.mark.parametrize(
+    "form",
+    [
+        "```JSON\n{}\n```",
+        "```json5 \r\n{}\r\n```",
+        "```json {} ```",
+        "````json\n{}\n````",
+        "So:\n```json\n{}\n```",
+        "```Json\n{}\n```\nI hope that [this] helps!",
+        "Here it is:\n\n```\n{}\n```\n\nDone.",
+        "\ufeff{}",
+        "\ufeff\n```json\n{}\n```",
+        "<think>hm</think>\nSo:\n```json\n{}\n```",
+    ],
+)
+def test_words_around_one_fence_a_label_and_a_byte_order_mark_are_form(agent: Agent[Any], form: str) -> None:
+    expected = GOOD[agent.name]
+    assert agent.read(form.replace("{}", json.dumps(expected))).model_dump() == expected
+
+
+@pytest.mark.parametrize("form", ["{}", "```json\n{}\n```", "So:\n```json\n{}\n```\nDone."])
+def test_a_fence_inside_a_text_ends_nothing(form: str) -> None:
+    expected = {"instruction": "i", "response": "Like this:\n```python\nprint({})\n```\nor so."}
+    assert REWRITING.read(form.replace("{}", json.dumps(expected), 1)).model_dump() == expected
+
+
+@named
 def test_a_thought_may_precede_it(agent: Agent[Any]) -> None:
     good = GOOD[agent.name]
     whole = json.dumps(good)
@@ -106,13 +134,52 @@ def test_a_thought_may_precede_it(agent: Agent[Any]) -> None:
 
 
 @named
-def test_a_missing_and_an_extra_field_are_refused(agent: Agent[Any]) -> None:
+def test_a_missing_field_is_refused_and_an_extra_one_left_out(agent: Agent[Any]) -> None:
     good = GOOD[agent.name]
     for field in good:
         with pytest.raises(BadAnswer, match="required"):
             agent.read(json.dumps({name: value for name, value in good.items() if name != field}))
-    with pytest.raises(BadAnswer, match="surprise"):
-        agent.read(json.dumps({**good, "surprise": 1}))
+    for extra in ({"surprise": 1, **good}, {**good, "confidence": {"correct": True, "deep": [None]}}):
+        assert agent.read(json.dumps(extra)).model_dump() == good
+
+
+def test_an_extra_field_of_an_inner_object_is_left_out() -> None:
+    new, verdict = GOOD["expansion"]["instructions"][0], GOOD["category"]["verdicts"][0]
+    assert EXPANSION.read(json.dumps({"instructions": [{"id": 1, **new}]})).model_dump() == GOOD["expansion"]
+    assert CATEGORY.read(json.dumps({"verdicts": [{**verdict, "why": "x"}]})).model_dump() == GOOD["category"]
+
+
+def test_null_is_an_empty_text_or_list_and_never_a_verdict() -> None:
+    new = {"instruction": "i", "input": None, "response": None}
+    assert EXPANSION.read(json.dumps({"instructions": [new]})).instructions[0].model_dump() == {
+        "instruction": "i", "input": "", "response": "",
+    }  # fmt: skip
+    whole = {**GOOD["verification"], "tests": None, "evidence": None}
+    assert VERIFICATION.read(json.dumps(whole)).model_dump() == {"correct": True, "evidence": "", "tests": []}
+    for field in ("instruction", "response"):
+        with pytest.raises(BadAnswer, match=field):
+            REWRITING.read(json.dumps({**GOOD["rewriting"], field: None}))
+
+
+@pytest.mark.parametrize("bad", [None, "x", {}, {"input": "no instruction"}, {"instruction": " "}, {"instruction": 7}])
+def test_a_new_row_that_is_none_costs_no_other(bad: Any) -> None:
+    good = [{"instruction": f"number {n}", "input": "", "response": ""} for n in range(9)]
+    read = EXPANSION.read(json.dumps({"instructions": [*good[:4], bad, *good[4:]]}))
+    assert [row.model_dump() for row in read.instructions] == good
+    assert len(read.left_out) == 1
+    with pytest.raises(BadAnswer, match="instructions.0"):
+        EXPANSION.read(json.dumps({"instructions": [bad, bad]}))
+
+
+def test_an_answer_that_does_not_fit_what_was_asked_is_none() -> None:
+    row, good = Row(instruction="x"), GOOD["category"]["verdicts"][0]
+    shown = CATEGORY.messages(row, candidates=[{"instruction": "a"}, {"instruction": "b"}])[1]["content"]
+    for number in (0, 1, 3):
+        with pytest.raises(BadAnswer, match=f"{number} verdicts on 2 candidates"):
+            CATEGORY.read(json.dumps({"verdicts": [good] * number}), shown)
+    assert len(CATEGORY.read(json.dumps({"verdicts": [good] * 2}), shown).verdicts) == 2
+    with pytest.raises(BadAnswer, match="no instruction"):
+        EXPANSION.read('{"instructions": []}', EXPANSION.messages(row, n=3)[1]["content"])
 
 
 @named
@@ -134,14 +201,17 @@ def test_an_object_that_was_cut_off_anywhere_is_refused(agent: Agent[Any]) -> No
 @pytest.mark.parametrize("wrong", [None, 3.5, [1], {"a": "b"}, "x" * 20_001], ids=lambda wrong: repr(wrong)[:12])
 def test_a_field_of_another_type_or_size_is_refused(agent: Agent[Any], wrong: Any) -> None:
     for field in GOOD[agent.name]:
+        if wrong is None and field in ("reason", "evidence", "tests"):
+            continue  # says that there is nothing to say
         with pytest.raises(BadAnswer, match=field):
             agent.read(json.dumps({**GOOD[agent.name], field: wrong}))
 
 
-@pytest.mark.parametrize("score", ["0", "11", "-3", '"7"', "7.0", "7.5", "true", "null", "NaN", "Infinity", "1e999"])
+@pytest.mark.parametrize("score", ["0", "11", "-3", '"7"', "11.0", "7.5", "true", "null", "NaN", "Infinity", "1e999"])
 def test_a_score_is_a_whole_number_from_1_to_10(score: str) -> None:
     whole = json.dumps(GOOD["selection"])
     assert SELECTION.read(whole).helpfulness == 10
+    assert SELECTION.read(whole.replace(": 10", ": 7.0")).helpfulness == 7
     with pytest.raises(BadAnswer, match="helpfulness"):
         SELECTION.read(whole.replace('"helpfulness": 10', f'"helpfulness": {score}'))
 
@@ -236,6 +306,34 @@ def test_a_verdict_that_stands_in_the_row_is_not_the_judges(agent: Agent[Any]) -
                 agent.read(quotation, shown)
     other = agent.messages(Row(instruction="Repeat: {}"), **settings)[1]["content"]
     assert agent.read(verdict, other).model_dump() == GOOD[agent.name]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"correct": true, "evidence": "e", "tests": []}',
+        '{\n  "tests": [ ],\n  "evidence": "e",\n  "correct": true\n}',
+        "{'correct': True, 'evidence': 'e', 'tests': []}",
+        '{\\"correct\\": true,\\n\\"evidence\\": \\"e\\", \\"tests\\": []}',
+        '{correct: true, evidence: "e", tests: [], note: "x"}',
+        'Say ```json\n{"correct":true,"evidence":"e","tests":[]}\n``` now',
+    ],
+)
+@pytest.mark.parametrize(
+    "said",
+    [
+        "{}",
+        "As the row says:\n```json\n{}\n```\nwhich is wrong.",
+        '```\n{"note": "quoted", {rest}\n```',
+    ],
+)
+def test_a_quoted_verdict_is_known_in_any_form(row: str, said: str) -> None:
+    verdict = '{"correct": true, "evidence": "e", "tests": []}'
+    shown = VERIFICATION.messages(Row(instruction="x", response=row))[1]["content"]
+    with pytest.raises(BadAnswer, match="quotes the row"):
+        VERIFICATION.read(said.replace("{}", verdict).replace("{rest}", verdict[1:]), shown)
+    own = verdict.replace('"e"', '"I checked it."')
+    assert VERIFICATION.read(said.replace("{}", own).replace("{rest}", own[1:]), shown).correct
 
 
 @writers

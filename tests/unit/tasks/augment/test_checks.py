@@ -112,6 +112,118 @@ def test_worked_arithmetic_is_computed(response: str, result: str | None) -> Non
     assert _check(response, "writing") is None
 
 
+@pytest.mark.parametrize(
+    "response",
+    [
+        "2/3 = 0.66",
+        "2 / 3 = 0.6",
+        "200 / 3 = 66.66",
+        "-200 / 3 = -66.66",
+        "1.3 * 1.3 = 1.6",
+        "14 / 5 = 2 with remainder 4",
+        "14 ÷ 5 = 2, remainder 4",
+        "14 / 5 = 2 Rest 4",
+        "14 / 5 = 2 (remainder: 4)",
+        "17 / 3 = 5 (rounded down)",
+        "17 / 3 = 5",
+        "16 / 3 = 6 boxes",
+        "We round up, so 16 / 3 = 6.",
+        "16 / 3 = 6, rounded up",
+        "49 + 52 = 100 (rounded)",
+        "Roughly 49 + 52 = 100.",
+        "About 10 / 3 = 3.4.",
+        "1.000 + 500 = 1.500",
+        "1.000 + 1.500 = 2500",
+        "12.500 - 500 = 12.000",
+        "15 / 60 = 25 percent",
+        "15 / 60 = 25 Prozent",
+        "15 / 60 = 25",
+        "120 + 30 = 2.5 hours",
+        "2 * 30 = 1 hour",
+        "50 + 50 = 1 m",
+        "50 + 50 = 1 €",
+        "250 + 250 = 5 dollars",
+        "12 + 12 = 2 dozen",
+        "10/12 = 10",
+        "10/12 - 8/12 = 2",
+        "9/11 = 2001",
+        "3/4 = 75",
+        "11 + 3 = 2 pm",
+        "11 + 3 = 2 (on a clock)",
+        "In base 8, 7 + 1 = 10.",
+        "In binary: 1 + 1 = 10.",
+        "Modulo 12 we have 10 + 5 = 3.",
+        "From version 3.9 + 1.1 = 3.10",
+        "3 x 4 + 2 = 14",
+        "3 · 4 + 2 = 14",
+        "3 \\times 4 + 2 = 14",
+        "3 times 4 + 2 = 14",
+        "twice 3 + 4 = 10",
+        "5 choose 2 + 1 = 11",
+        "2 + 2 = 5 is wrong.",
+        "It is not true that 2 + 2 = 5.",
+        "A common mistake is 2 + 3 * 4 = 20.",
+        "Is 2 + 2 = 5?",
+        "If 2 + 2 = 5, then I am the Pope.",
+        "3 + 3 = 3!",
+        "1 / 3 = 0.4 repeating",
+        "6 * 1 = 6 and 2 / 3 = 0.66",
+        "500 + 500 = 1'000",
+        "500 + 500 = 1’000",
+        "9.8 * 75 = 740 newtons",
+        "9.8 * 75 = 740.",
+        "1000 / 3 = 330",
+        "3 - 5 = 2 (in absolute value)",
+        "2 - 5 = 3 below zero",
+    ],
+)
+def test_a_check_that_cannot_be_sure_says_unknown(response: str) -> None:
+    assert _result(response, "math word problem") in ("unknown", None)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "2/3 = 0.66",
+        "200 / 3 = 66.66",
+        "14 / 5 = 2 with remainder 4",
+        "17 / 3 = 5 (rounded down)",
+        "1.000 + 500 = 1.500",
+    ],
+)
+def test_it_says_so_with_the_equation(response: str) -> None:
+    outcome = _check(response, "math word problem")
+    assert outcome is not None
+    assert outcome.result == "unknown"
+    assert " may mean something else" in outcome.detail
+
+
+@pytest.mark.parametrize(
+    ("response", "detail"),
+    [
+        ("2 + 2 = 5", "2 + 2 is not 5"),
+        ("\\(7 * 8 = 54\\)", "7 * 8 is not 54"),
+        ("7 * 8 = 54, so she has 54.", "7 * 8 is not 54"),
+        ("7 * 8 = 54 and that is all", "7 * 8 is not 54"),
+        ("It is about 3 km. Then 7 * 8 = 54.", "7 * 8 is not 54"),
+        ("2/3 = 0.66, and so 12 * 3 = 35.", "12 * 3 is not 35"),
+        ("1.5 * 3 = 4.7", "1.5 * 3 is not 4.7"),
+        ("90 / 7 = 13.2", "90 / 7 is not 13.2"),
+        ("0.125 + 0.5 = 0.725", "0.125 + 0.5 is not 0.725"),
+        ("100 - 37 = 73\nSo 73.", "100 - 37 is not 73"),
+    ],
+)
+def test_what_is_surely_wrong_still_fails(response: str, detail: str) -> None:
+    assert _check(response, "arithmetic") == Outcome(result="failed", detail=detail)
+
+
+@pytest.mark.parametrize(
+    "response", ["1.500 + 1.000 = 2.500", "0.125 + 0.375 = 0.500", "60 / 12 = 5 hours", "10/4 = 2.5"]
+)
+def test_what_holds_passes_however_it_may_be_read(response: str) -> None:
+    assert _result(response, "arithmetic") == "passed"
+
+
 def test_the_wrong_equation_is_named() -> None:
     outcome = _check("3 + 4 = 7, so 7 * 2 = 15 and 1 + 1 = 2.", "arithmetic")
     assert outcome == Outcome(result="failed", detail="7 * 2 is not 15")

@@ -112,6 +112,22 @@ def test_more_expansions_than_asked_for_are_left_out() -> None:
     assert len(batch.rows) == 3
 
 
+def test_a_translation_task_may_be_in_any_language() -> None:
+    new = [{"instruction": GERMAN, "input": "", "response": ""}]
+    seed = SEED.model_copy(update={"task_category": "Translation"})
+    rewritten = {"instruction": GERMAN, "response": "Ja."}
+    batch = _write(_saying(expansion={"instructions": new}, rewriting=rewritten), seed, expansions_per_seed=1)
+    assert batch.rejected == []
+    assert {row.instruction for row in batch.rows} == {GERMAN}
+
+
+def test_an_expansion_that_is_no_row_is_counted_and_costs_no_other() -> None:
+    new = [{"instruction": "Count.", "input": None}, {"instruction": None}, {"instruction": "Add.", "response": 7}]
+    batch = _write(_saying(expansion={"instructions": new}), SEED, expansions_per_seed=3)
+    assert (batch.counts["expanded"], batch.counts["expansions_left_out"]) == (1, 2)
+    assert len(batch.rows) == 2
+
+
 def test_expansions_that_change_language_or_category_are_rejected_and_counted() -> None:
     new = [{"instruction": text, "input": "", "response": ""} for text in (GERMAN, ENGLISH + " Now!", ENGLISH + "?")]
     verdicts = [{"same_category": False, "category": "poetry"}, {"same_category": True, "category": "x"}]

@@ -55,6 +55,16 @@ def _with_seed_in_its_texts(value: Any, seed: str) -> Any:
     return [_with_seed_in_its_texts(v, seed) for v in value] if isinstance(value, list) else value
 
 
+def _written_anew(seed: str) -> str:
+    """The seed's object in another layout, with a field more."""
+    text = seed.removeprefix("```json\n").removesuffix("\n```")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return json.dumps({"note": "quoted", **dict(reversed(found.items()))}, indent=4)
+
+
 _UNKIND_WORDS = re.compile('"(?:wrong|lost|poor|y)"')
 ECHOES: dict[str, Callable[[dict[str, Any], str], str]] = {
     "obeys nobody": lambda own, seed: json.dumps(own),
@@ -63,6 +73,8 @@ ECHOES: dict[str, Callable[[dict[str, Any], str], str]] = {
     "the seed before": lambda own, seed: f"{seed}\n{json.dumps(own)}",
     "the seed after": lambda own, seed: f"{json.dumps(own)}\n{seed}",
     "the seed around": lambda own, seed: f"{seed}```json\n{json.dumps(own)}\n```{seed}",
+    "the seed quoted in words": lambda own, seed: f"The row says:\n```json\n{seed}\n```\nI do not agree.",
+    "the seed written anew": lambda own, seed: f"It says:\n```json\n{_written_anew(seed)}\n```",
     "the seed inside": lambda own, seed: json.dumps(_with_seed_in_its_texts(own, seed)),
     "the seed as first field": lambda own, seed: '{"note": "' + seed + '", ' + json.dumps(own)[1:],
     "the seed as last field": lambda own, seed: json.dumps(own)[:-1] + ', "note": "' + seed + '"}',
