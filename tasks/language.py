@@ -22,6 +22,11 @@ def language_of(text: str, default: str = "en") -> str:
     return code if probability >= _GUESS else default
 
 
+def is_language(code: str) -> bool:
+    """Whether `detect` could have said it."""
+    return _SAME.get(code, code) == code and code in _identifier().nb_classes
+
+
 def _classify(text: str) -> tuple[str, float]:
     code, probability = _identifier().classify(text[:2_000])
     return _SAME.get(code, code), float(probability)

@@ -1,0 +1,148 @@
+"""Parquet by batches, in memory that does not follow from what the file claims.
+
+A file of a megabyte can unpack to gigabytes: one text for every row, a page of zeros. So texts stay in their
+dictionaries until a few rows at a time become Python's, and what no data for training looks like is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from infra.errors import ConfigurationError
+
+MAGIC = b"PAR1"
+MOST_UNPACKED = 200  # times the file's size; text packs to a third or a tenth
+LEAST_REFUSED = 2**30  # bytes: what unpacks to less is read, however often it repeats itself
+LARGEST_ROW = 2**26  # bytes
+_ROWS_AT_ONCE = 200
+_BYTES_AT_ONCE = 2**26
+_VALUE = 8  # bytes of a value that is no text, and what a text costs at least
+
+
+def rows(source: str, stream: BinaryIO, columns: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbered rows with those of the `columns` that the file has.
+
+    Raises ConfigurationError where the file is damaged or no Parquet, unpacks to more than `MOST_UNPACKED` times its
+    size, or holds a value that is no text and no other of Python's.
+    """
+    number = 0
+    try:
+        file = _opened(stream, columns)
+        _check(source, file, size := stream.seek(0, 2))
+        wanted = [name for name in file.schema_arrow.names if name in columns]
+        if not wanted:
+            yield from ((row, {}) for row in range(1, file.metadata.num_rows + 1))
+            return
+        unpacked = 0
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=wanted):
+            sizes = _sizes(pa.StructArray.from_arrays(batch.columns, wanted))
+            unpacked += int(sizes.sum())
+            if unpacked > max(LEAST_REFUSED, MOST_UNPACKED * size):
+                raise _too_large(source, f"its first {number + len(sizes):,} rows")
+            if len(sizes) and sizes.max() > LARGEST_ROW:
+                row = number + 1 + int(sizes.argmax())
+                raise ConfigurationError(f"{source}, row {row}: is larger than {LARGEST_ROW >> 20} MiB")
+            step = max(1, int(_BYTES_AT_ONCE // max(sizes.max(initial=0), 1)))
+            for start in range(0, batch.num_rows, step):
+                for entry in _plain(source, batch.slice(start, step), number):
+                    number += 1
+                    yield number, entry
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(source, error) from error
+
+
+def filled(source: str, stream: BinaryIO, apart_from: Collection[str]) -> dict[str, int]:
+    """Columns other than these, each with the rows that have something there (all rows where the file does not say)."""
+    try:
+        file = pq.ParquetFile(stream)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(source, error) from error
+    told: dict[str, int] = {}
+    for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+        found: dict[str, int] = {}
+        for column in map(group.column, range(group.num_columns)):
+            name = column.path_in_schema.split(".")[0]
+            has_nulls = column.statistics is not None and column.statistics.has_null_count
+            rows = max(group.num_rows - column.statistics.null_count, 0) if has_nulls else group.num_rows
+            found[name] = max(found.get(name, 0), rows)
+        for name, rows in found.items():
+            if name not in apart_from and rows:
+                told[name] = told.get(name, 0) + rows
+    stream.seek(0)
+    return told
+
+
+def _opened(stream: BinaryIO, columns: Collection[str]) -> pq.ParquetFile:
+    """The file with all texts that are read left in dictionaries."""
+    schema = pq.ParquetFile(stream).schema
+    paths = [schema.column(index).path for index in range(len(schema))]
+    stream.seek(0)
+    texts = [path for path in paths if path.split(".")[0] in columns]
+    return pq.ParquetFile(stream, read_dictionary=texts, buffer_size=2**20, pre_buffer=False)
+
+
+def _check(source: str, file: pq.ParquetFile, size: int) -> None:
+    """Refuse what would take memory before a batch of it can be looked at."""
+    for index in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(index)
+        for column in map(group.column, range(group.num_columns)):
+            packed = max(column.total_compressed_size, 1)
+            is_bomb = column.total_uncompressed_size > max(LEAST_REFUSED, MOST_UNPACKED * packed)
+            if is_bomb or _VALUE * column.num_values > max(LEAST_REFUSED, MOST_UNPACKED * size):
+                raise _too_large(source, f"its column {column.path_in_schema!r}")
+
+
+def _damaged(source: str, error: Exception) -> ConfigurationError:
+    told = " ".join(str(error).split())[:200]
+    return ConfigurationError(f"{source} starts like a Parquet file but is not one, or is damaged ({told})")
+
+
+def _too_large(source: str, part: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{source} unpacks to more than {MOST_UNPACKED} times its size and {LEAST_REFUSED >> 30} GiB ({part}): "
+        "it repeats itself too often to be rows to train on"
+    )
+
+
+def _sizes(array: pa.Array) -> np.ndarray:
+    """About what each value takes once it is unpacked, in bytes."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        if not len(array.dictionary):
+            return np.full(len(array), _VALUE)
+        return _sizes(array.dictionary)[array.indices.fill_null(0).to_numpy(zero_copy_only=False)]
+    if pa.types.is_struct(kind):
+        return sum(map(_sizes, array.flatten()), np.full(len(array), _VALUE))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
+        ends = np.concatenate([[0], np.cumsum(_sizes(array.values))])[np.asarray(array.offsets)]
+        return np.diff(ends) + _VALUE
+    if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind):
+        return pc.binary_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64) + _VALUE
+    return np.full(len(array), _VALUE)
+
+
+def _plain(source: str, batch: pa.RecordBatch, number: int) -> list[dict[str, Any]]:
+    """Rows as Python's own values; the first one of them is row `number` + 1."""
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError) as error:  # a UnicodeDecodeError is a ValueError
+        if batch.num_rows > 1:
+            each = ((batch.slice(place, 1), number + place) for place in range(batch.num_rows))
+            return [row for one, before in each for row in _plain(source, one, before)]
+        column = next(name for name in batch.schema.names if not _is_readable(batch[name]))
+        why = "no UTF-8 text" if isinstance(error, UnicodeDecodeError) else f"a value that Python cannot hold ({error})"
+        raise ConfigurationError(f"{source}, row {number + 1}, field {column!r}: holds {why}") from error
+
+
+def _is_readable(column: pa.Array) -> bool:
+    try:
+        column.to_pylist()
+    except (ValueError, OverflowError):
+        return False
+    return True
