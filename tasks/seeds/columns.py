@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -21,7 +20,7 @@ ROLE_NAMES = frozenset(name for role in ROLES for name in role)
 KNOWN = ROLE_NAMES.union(ALONE)
 _MISSED = tuple((name,) for name in ("history", "instances", "database"))  # worth a stop where they look misspelt
 _NO_SLIPS = frozenset({"content", "contents"})  # near to "context"
-_ALIKE = 0.85
+_LONG = 11  # letters, from which two slips are one word still
 
 
 class Entry:
@@ -90,9 +89,22 @@ def check_names(where: str, names: frozenset[str]) -> None:
 def _slip(names: frozenset[str]) -> tuple[str, str] | None:
     missing = [name for role in (*ROLES, *_MISSED) if names.isdisjoint(role) for name in role]
     for name in sorted(names - KNOWN - _NO_SLIPS):
-        if name.endswith("_id"):
-            continue
         plain = name.strip().lower().replace(" ", "_").replace("-", "_")
-        if found := difflib.get_close_matches(plain, missing, n=1, cutoff=_ALIKE):
-            return name, found[0]
+        for right in missing:
+            if abs(len(plain) - len(right)) <= 2 and _slips(plain, right) <= (2 if len(right) >= _LONG else 1):
+                return name, right
     return None
+
+
+def _slips(one: str, other: str) -> int:
+    """Letters left out, added, exchanged, or swapped with their neighbours: optimal string alignment."""
+    before: list[int] = []
+    last = list(range(len(other) + 1))
+    for i, letter in enumerate(one, 1):
+        row = [i]
+        for j, wanted in enumerate(other, 1):
+            row.append(min(last[j] + 1, row[-1] + 1, last[j - 1] + (letter != wanted)))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == wanted:
+                row[-1] = min(row[-1], before[j - 2] + 1)
+        before, last = last, row
+    return last[-1]

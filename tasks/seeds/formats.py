@@ -45,8 +45,12 @@ def read(
     """The rows of a data file that can be used, a few in memory at a time; `account` says what became of the others."""
     others: dict[str, int] = {}
     if stream.read(len(parquet.MAGIC)) == parquet.MAGIC:
-        others = parquet.filled(source, stream, columns.KNOWN)
+        there = parquet.filled(source, stream)
+        others = {name: count for name, count in there.items() if count and name not in columns.KNOWN}
         account.unused.update(others)
+        if there.keys().isdisjoint((*columns.INSTRUCTION, *columns.TURNS)):
+            columns.check_names(source, frozenset(there))
+            raise _unknown(source, there)
     stream.seek(0)
     entries = files.entries(source, stream, columns.KNOWN)
     for number, fields in entries:
@@ -82,13 +86,15 @@ def _rows(where: str, fields: dict[str, Any], unused: Counter[str]) -> list[Row]
     if turns.is_zero(entry.peek("weight")):
         raise LeftOutError(turns.NOT_TRAINED_ON)
     if fields.get("instances") is not None:
-        rows = _from_self_instruct(entry, fields["instances"])
-    elif field := next((name for name in columns.TURNS if fields.get(name) is not None), None):
+        rows = _from_self_instruct(entry, fields["instances"], unused)
+    elif field := entry.first(columns.TURNS):
         rows = [_from_both(entry, fields, field, unused)]
     elif isinstance(entry.peek("prompt"), list) and not entry.first(("instruction",)):
         rows = [_from_turns(entry, "prompt", [*entry.use("prompt"), *(entry.use("completion") or [])], unused)]
-    elif any(name in fields for name in columns.INSTRUCTION):
+    elif not fields.keys().isdisjoint(columns.INSTRUCTION):
         rows = [_from_instruction(entry, unused)]
+    elif not fields.keys().isdisjoint(columns.TURNS):
+        raise LeftOutError(_EMPTY)
     else:
         raise _unknown(where, fields)
     unused.update(entry.unused())
@@ -97,29 +103,35 @@ def _rows(where: str, fields: dict[str, Any], unused: Counter[str]) -> list[Row]
 
 def _unknown(where: str, fields: dict[str, Any]) -> ConfigurationError:
     lists = [name for name, value in fields.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
-    if len(lists) == 1:
-        return ConfigurationError(
-            f"{where}: is one object whose rows lie in its field {lists[0]!r}: save that list alone"
-        )
+    if lists:
+        where_rows = " and ".join(map(repr, lists))
+        return ConfigurationError(f"{where}: is one object with rows in its field {where_rows}: save such a list alone")
     names = ", ".join(sorted(fields)) or "none"
     return ConfigurationError(f"{where}: fields {names} are none of the known formats: {_ACCEPTED}")
 
 
 def _from_instruction(entry: Entry, unused: Counter[str]) -> Row:
-    system = _text(entry.where, "system", entry.use_only(*columns.SYSTEM))
-    history = [Message(role="system", content=system)] if system else []
+    history = _system(entry)
     if earlier := entry.use("history"):
         history += turns.history_of(entry.where, earlier, unused)
-    return _row(
-        entry,
-        entry.use(*columns.INSTRUCTION),
-        entry.use_only(*columns.INPUT),
-        entry.use_only(*columns.OUTPUT),
-        history,
-    )
+    instruction = entry.use(*columns.INSTRUCTION)
+    return _row(entry, entry.where, instruction, _context(entry), _answer(entry), history)
 
 
-def _from_self_instruct(entry: Entry, instances: Any) -> list[Row]:
+def _system(entry: Entry) -> list[Message]:
+    text = _text(entry.where, "system", entry.use_only(*columns.SYSTEM))
+    return [Message(role="system", content=text)] if text else []
+
+
+def _context(entry: Entry) -> Any:
+    return entry.use_only(*columns.INPUT)
+
+
+def _answer(entry: Entry) -> Any:
+    return entry.use_only(*columns.OUTPUT)
+
+
+def _from_self_instruct(entry: Entry, instances: Any, unused: Counter[str]) -> list[Row]:
     if not isinstance(instances, list) or not instances:
         raise ConfigurationError(f"{entry.where}, field 'instances': expected a non-empty list")
     entry.use("instances")
@@ -129,10 +141,11 @@ def _from_self_instruct(entry: Entry, instances: Any) -> list[Row]:
         here = f"{entry.where}, instance {index + 1}"
         if not isinstance(instance, dict):
             raise ConfigurationError(f"{here}: expected an object with 'input' and 'output'")
-        columns.check_names(here, frozenset({*instance, *columns.ROLE_NAMES} - {*columns.INPUT, *columns.OUTPUT}))
+        columns.check_names(here, columns.KNOWN.difference(columns.INPUT, columns.OUTPUT).union(instance))
         part = Entry(here, instance)
         own = part.use("instruction") or instruction
-        rows.append(_row(entry, own, part.use_only(*columns.INPUT), part.use_only(*columns.OUTPUT), [], kind))
+        rows.append(_row(entry, here, own, _context(part), _answer(part), [], kind))
+        unused.update(f"instances.{name}" for name in part.unused())
     return rows
 
 
@@ -157,21 +170,26 @@ def _from_turns(entry: Entry, field: str, given: Any, unused: Counter[str]) -> R
     response = messages.pop().content if messages[-1].role == "assistant" else ""
     if not messages or messages[-1].role != "user":
         raise ConfigurationError(f"{entry.where}, field {field!r}: no user turn before the answer")
-    if messages[0].role != "system" and (system := _text(entry.where, "system", entry.use_only(*columns.SYSTEM))):
-        messages.insert(0, Message(role="system", content=system))
+    if all(message.role != "system" for message in messages):
+        messages = [*_system(entry), *messages]
     instruction, context = messages.pop().content, entry.peek("input")
     if isinstance(context, str) and instruction.endswith(joined := f"\n\n{context}"):
         instruction = instruction.removesuffix(joined)
         entry.use("input")
     else:
         context = None
-    return _row(entry, instruction, context, response, messages)
+    return _row(entry, entry.where, instruction, context, response, messages)
 
 
 def _row(
-    entry: Entry, instruction: Any, context: Any, response: Any, history: list[Message], kind: str | None = None
+    entry: Entry,
+    where: str,
+    instruction: Any,
+    context: Any,
+    response: Any,
+    history: list[Message],
+    kind: str | None = None,
 ) -> Row:
-    where = entry.where
     instruction = _text(where, "instruction", instruction)
     if not instruction:
         raise ConfigurationError(f"{where}, field 'instruction': is empty")

@@ -6,6 +6,7 @@ dictionaries until a few rows at a time become Python's, and what no data for tr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
@@ -19,7 +20,7 @@ from infra.errors import ConfigurationError
 MAGIC = b"PAR1"
 MOST_UNPACKED = 200  # times the file's size; text packs to a third or a tenth
 LEAST_REFUSED = 2**30  # bytes: what unpacks to less is read, however often it repeats itself
-LARGEST_ROW = 2**26  # bytes
+LARGEST_ROW = 2**24  # bytes
 _ROWS_AT_ONCE = 200
 _BYTES_AT_ONCE = 2**26
 _VALUE = 8  # bytes of a value that is no text, and what a text costs at least
@@ -34,13 +35,9 @@ def rows(source: str, stream: BinaryIO, columns: Collection[str]) -> Iterator[tu
     number = 0
     try:
         file = _opened(stream, columns)
-        _check(source, file, size := stream.seek(0, 2))
+        size, unpacked = stream.seek(0, 2), 0
         wanted = [name for name in file.schema_arrow.names if name in columns]
-        if not wanted:
-            yield from ((row, {}) for row in range(1, file.metadata.num_rows + 1))
-            return
-        unpacked = 0
-        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=wanted):
+        for batch in file.iter_batches(_checked(source, file, size, wanted), columns=wanted):
             sizes = _sizes(pa.StructArray.from_arrays(batch.columns, wanted))
             unpacked += int(sizes.sum())
             if unpacked > max(LEAST_REFUSED, MOST_UNPACKED * size):
@@ -57,23 +54,25 @@ def rows(source: str, stream: BinaryIO, columns: Collection[str]) -> Iterator[tu
         raise _damaged(source, error) from error
 
 
-def filled(source: str, stream: BinaryIO, apart_from: Collection[str]) -> dict[str, int]:
-    """Columns other than these, each with the rows that have something there (all rows where the file does not say)."""
+def filled(source: str, stream: BinaryIO) -> dict[str, int]:
+    """The columns, each with how many rows have something there (all rows where the file does not say)."""
     try:
         file = pq.ParquetFile(stream)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(source, error) from error
-    told: dict[str, int] = {}
+    names = file.schema_arrow.names
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConfigurationError(f"{source} has two columns named {twice[0]!r}: rename one")
+    told = dict.fromkeys(names, 0)
     for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
         found: dict[str, int] = {}
         for column in map(group.column, range(group.num_columns)):
-            name = column.path_in_schema.split(".")[0]
-            has_nulls = column.statistics is not None and column.statistics.has_null_count
-            rows = max(group.num_rows - column.statistics.null_count, 0) if has_nulls else group.num_rows
+            name = str(_name(column, names))
+            known = column.path_in_schema == name and column.statistics is not None and column.statistics.has_null_count
+            rows = group.num_rows - column.statistics.null_count if known else group.num_rows
             found[name] = max(found.get(name, 0), rows)
         for name, rows in found.items():
-            if name not in apart_from and rows:
-                told[name] = told.get(name, 0) + rows
+            told[name] += rows
     stream.seek(0)
     return told
 
@@ -87,15 +86,24 @@ def _opened(stream: BinaryIO, columns: Collection[str]) -> pq.ParquetFile:
     return pq.ParquetFile(stream, read_dictionary=texts, buffer_size=2**20, pre_buffer=False)
 
 
-def _check(source: str, file: pq.ParquetFile, size: int) -> None:
-    """Refuse what would take memory before a batch of it can be looked at."""
-    for index in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(index)
-        for column in map(group.column, range(group.num_columns)):
+def _checked(source: str, file: pq.ParquetFile, size: int, wanted: Collection[str]) -> int:
+    """How many rows may be read at once; refuses what would take memory before a batch of it can be looked at."""
+    largest = 1.0
+    for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+        columns = [column for column in map(group.column, range(group.num_columns)) if _name(column, wanted)]
+        largest = max(largest, sum(column.total_uncompressed_size for column in columns) / max(group.num_rows, 1))
+        for column in columns:
             packed = max(column.total_compressed_size, 1)
             is_bomb = column.total_uncompressed_size > max(LEAST_REFUSED, MOST_UNPACKED * packed)
             if is_bomb or _VALUE * column.num_values > max(LEAST_REFUSED, MOST_UNPACKED * size):
-                raise _too_large(source, f"its column {column.path_in_schema!r}")
+                raise _too_large(source, f"its column {_name(column, wanted)!r}")
+    return max(1, min(_ROWS_AT_ONCE, int(_BYTES_AT_ONCE / largest)))
+
+
+def _name(column: Any, names: Collection[str]) -> str | None:
+    """The one of the file's columns that this leaf is a part of."""
+    path = column.path_in_schema
+    return next((name for name in names if path == name or path.startswith(f"{name}.")), None)
 
 
 def _damaged(source: str, error: Exception) -> ConfigurationError:

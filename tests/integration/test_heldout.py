@@ -10,8 +10,6 @@ import pytest
 
 from infra.artifacts import ArtifactRef, facts_of
 from infra.errors import ConfigurationError
-from tasks.augment import stage as augment
-from tasks.augment.settings import Augmentation
 from tasks.overlap import HeldOut
 from tasks.rows import HELDOUT, TRAIN, Row, read_rows
 from tasks.seeds.account import HELD_OUT, sentences
