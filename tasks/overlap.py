@@ -97,7 +97,8 @@ def _turns(row: Row) -> Iterator[_Turn]:
 
 
 def _plain(text: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(_FINAL)
+    whole = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    return "".join(whole.casefold().split()).rstrip(_FINAL)
 
 
 def _hash(text: str) -> int:
