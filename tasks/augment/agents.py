@@ -19,12 +19,12 @@ from jinja2 import Environment, StrictUndefined, Template
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from infra.artifacts import digest_of
+from tasks import categories
 from tasks.answers import answer_of
 from tasks.rows import Row
 
 Answer = TypeVar("Answer", bound=BaseModel)
 _MAX_CHARS = 20_000
-_STEP_BY_STEP = ("reason", "math", "arithmetic", "code", "coding", "python", "logic")
 
 Text = Annotated[str, Field(max_length=_MAX_CHARS)]
 Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=_MAX_CHARS)]
@@ -205,4 +205,4 @@ def agents_digest() -> str:
 
 def wants_chain_of_thought(task_category: str) -> bool:
     """The paper asks for chain of thought on reasoning, mathematics and code, and not elsewhere."""
-    return any(word in task_category.lower() for word in _STEP_BY_STEP)
+    return categories.needs_steps(task_category)
