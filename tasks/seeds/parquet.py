@@ -94,14 +94,15 @@ def _opened(stream: BinaryIO, columns: Collection[str]) -> pq.ParquetFile:
 
 def _checked(source: str, file: pq.ParquetFile, size: int, wanted: Collection[str]) -> int:
     """How many rows may be read at once; refuses what would take memory before a batch of it can be looked at."""
-    largest = 1.0
+    largest, values = 1.0, Counter[str]()
     for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
         columns = [column for column in map(group.column, range(group.num_columns)) if _name(column, wanted)]
         largest = max(largest, sum(column.total_uncompressed_size for column in columns) / max(group.num_rows, 1))
         for column in columns:
             packed = max(column.total_compressed_size, 1)
+            values[column.path_in_schema] += column.num_values
             is_bomb = column.total_uncompressed_size > max(LEAST_REFUSED, MOST_UNPACKED * packed)
-            if is_bomb or _VALUE * column.num_values > max(LEAST_REFUSED, MOST_UNPACKED * size):
+            if is_bomb or _VALUE * values[column.path_in_schema] > max(LEAST_REFUSED, MOST_UNPACKED * size):
                 raise _too_large(source, f"its column {_name(column, wanted)!r}")
     return max(1, min(_ROWS_AT_ONCE, int(_BYTES_AT_ONCE / largest)))
 
