@@ -13,7 +13,7 @@ from rich.table import Table
 from flows.outcome import latest
 from flows.params import preset_for, with_preset
 from infra import storage
-from infra.artifacts import ArtifactRef, artifact_at
+from infra.artifacts import ArtifactRef, artifact_at, facts_of
 from infra.demo import endpoint as demo
 from infra.errors import ConfigurationError
 from infra.services import embedded_storage
@@ -22,6 +22,7 @@ from tasks.augment.estimate import Estimate, estimate
 from tasks.augment.export import export
 from tasks.augment.providers import Deployment
 from tasks.augment.settings import Augmentation, Format, RowTable
+from tasks.seeds.account import sentences
 from tasks.seeds.stage import Sources, load
 
 console = Console(highlight=False)
@@ -45,6 +46,9 @@ def print_estimate(
         storage.ensure_bucket()
         data = load(Sources.of(seeds, heldout, None), heldout_share=heldout_share, response_required=False)
         found = estimate(data, options, endpoint, sample=ask or sample, paid=ask is not None)
+        left_out = sentences(facts_of(data))
+    for sentence in left_out:
+        console.print(sentence, markup=False, soft_wrap=True)
     console.print(_table(found, agent_model))
     console.print(_notes(found, options, agent_model == "demo"), soft_wrap=True)
 

@@ -69,6 +69,11 @@ def _is_long_enough(words: str) -> bool:
     return sum(map(str.isalpha, words)) >= _FEWEST_LETTERS or len(_SIGN.findall(words)) >= _FEWEST_SIGNS
 
 
+def is_language(code: str) -> bool:
+    """Whether `language_of` could have said it."""
+    return _SAME.get(code, code) == code and code in _identifier().nb_classes
+
+
 def _classify(text: str) -> tuple[str, float]:
     code, probability = _identifier().classify(text[:_LONGEST])
     return _SAME.get(code, code), float(probability)

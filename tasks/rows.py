@@ -113,6 +113,15 @@ def read_rows(ref: ArtifactRef, prefix: str) -> Iterator[Row]:
         yield from from_parquet(data)
 
 
+def databases_by_input(rows: Iterable[Row]) -> dict[str, str]:
+    """The database that an input (a schema) belongs to; an input of several databases belongs to none for sure."""
+    found: dict[str, str] = {}
+    for row in rows:
+        if row.database and row.input and found.setdefault(row.input, row.database) != row.database:
+            found[row.input] = ""
+    return found
+
+
 def _entry(row: Row) -> dict[str, Any]:
     return {
         "id": row.id,

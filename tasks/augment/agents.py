@@ -28,11 +28,11 @@ from pydantic import (
 )
 
 from infra.artifacts import digest_of
+from tasks import categories
 from tasks.augment.reading import MAX_CHARS, BadAnswer, object_in, quotes
 from tasks.rows import Row
 
 Answer = TypeVar("Answer", bound="AgentAnswer")
-_STEP_BY_STEP = ("reason", "math", "arithmetic", "code", "coding", "python", "logic")
 
 
 def _or(empty: Any) -> BeforeValidator:
@@ -224,4 +224,4 @@ def agents_digest() -> str:
 
 def wants_chain_of_thought(task_category: str) -> bool:
     """The paper asks for chain of thought on reasoning, mathematics and code, and not elsewhere."""
-    return any(word in task_category.lower() for word in _STEP_BY_STEP)
+    return categories.needs_steps(task_category)

@@ -11,6 +11,7 @@ from fractions import Fraction
 
 from infra.python_sandbox import Outcome, PythonSandbox
 from infra.sandbox import QueryError, ReadOnlyDatabase
+from tasks import categories
 from tasks.answers import answer_of, fences, sql_in, without_fences
 from tasks.rows import Row
 
@@ -76,25 +77,20 @@ async def run_checks(row: Row, databases: Mapping[str, ReadOnlyDatabase], sandbo
         return await asyncio.to_thread(_run_sql, databases[row.database], sql_in(row.response))
     if code := python_of(row):
         return await sandbox.run(code)
-    if is_arithmetic(row.task_category):
+    if categories.is_maths(row.task_category):
         return _check_equations(answer_of(row.response))
     return None
 
 
 def python_of(row: Row) -> str | None:
     """The Python program of a response whose task is to write one."""
-    category = row.task_category.lower()
-    if not any(word in category for word in ("python", "code", "coding", "program")):
+    if not categories.is_code(row.task_category):
         return None
     whole = answer_of(row.response).strip()
     blocks = [code for language, code in fences(whole) if language in _PYTHON]
     if blocks:
         return "\n\n".join(blocks)
-    return whole if "python" in category and "```" not in whole and _DEFINES.match(whole) else None
-
-
-def is_arithmetic(task_category: str) -> bool:
-    return any(word in task_category.lower() for word in ("math", "arithmetic", "calculation", "word problem"))
+    return whole if categories.is_python(row.task_category) and "```" not in whole and _DEFINES.match(whole) else None
 
 
 def equations_of(text: str) -> list[tuple[str, str]]:

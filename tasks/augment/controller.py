@@ -221,7 +221,7 @@ def _expansion(seed: Row, new: NewRow, database_of: Mapping[str, str]) -> Row:
         language=seed.language,
         origin_seed=seed.origin_seed,
         lineage=(*seed.lineage, "expansion"),
-        database=database_of.get(new.input, ""),
+        database=database_of.get(new.input) or (seed.database if new.input and new.input == seed.input else ""),
     )
 
 

@@ -27,7 +27,7 @@ from tasks.augment.controller import verify, write_and_score
 from tasks.augment.providers import Deployment
 from tasks.augment.settings import Augmentation
 from tasks.augment.stage import connected
-from tasks.rows import TRAIN, Row, read_rows
+from tasks.rows import TRAIN, Row, databases_by_input, read_rows
 from tasks.seeds.stage import open_databases
 
 _TYPICAL_RESPONSE = "word " * 200  # where no seed of the sample has a response
@@ -72,7 +72,7 @@ async def _measure(rows: list[Row], seeds: ArtifactRef, options: Augmentation, e
     scale = seeds.counts["seeds"] / len(rows)
     async with connected(endpoint, options) as client:
         ask = functools.partial(client.ask, usage)
-        written = await write_and_score(ask, rows, options, _database_of(rows), lambda: None)
+        written = await write_and_score(ask, rows, options, databases_by_input(rows), lambda: None)
         kept = _reaching_verification(written.rows, options, scale)
         with PythonSandbox() as sandbox:
             checked = await verify(ask, kept, options, open_databases(seeds), sandbox)
@@ -87,7 +87,7 @@ async def _rehearse(rows: list[Row], seeds: ArtifactRef, options: Augmentation, 
     """Play the agents in words of the seeds' length, and count the tokens of what would be asked and answered."""
     scale = seeds.counts["seeds"] / len(rows)
     rehearsal = _Rehearsal(rows, options, endpoint.model)
-    written = await write_and_score(rehearsal.ask, rows, options, _database_of(rows), lambda: None)
+    written = await write_and_score(rehearsal.ask, rows, options, databases_by_input(rows), lambda: None)
     kept = _reaching_verification(written.rows, options, scale)
     if options.verification:
         for row in kept:
@@ -173,7 +173,3 @@ def _scaled(used: Usage, scale: float) -> Usage:
     whole = {name: round(getattr(used, name) * scale) for name in ("prompt_tokens", "completion_tokens")}
     requests = round((used.requests + used.from_cache) * scale)
     return Usage(requests=requests, cost_usd=used.cost_usd * scale, paid_usd=used.paid_usd, **whole)
-
-
-def _database_of(rows: Iterable[Row]) -> dict[str, str]:
-    return {row.input: row.database for row in rows if row.database and row.input}

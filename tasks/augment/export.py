@@ -1,14 +1,15 @@
 """Augmented rows in the formats of other trainers, one row in memory at a time.
 
-`alpaca` and `sharegpt` are those of LLaMA-Factory and axolotl, `messages` that of TRL and of provider
-fine-tuning; `alpaca` and `messages` can be read back as seeds. All load with `datasets.load_dataset("json", …)`.
+`alpaca` and `sharegpt` are those of LLaMA-Factory and axolotl, `messages` that of TRL and of provider fine-tuning.
+All can be read back as seeds, as the same rows, and load with `datasets.load_dataset("json", …)`.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import pyarrow.parquet as pq
 
 from infra.artifacts import ArtifactReader, ArtifactRef
 from tasks.augment.settings import Format, RowTable
-from tasks.rows import FAILED, KEPT, REJECTED, SCHEMA, Row, read_rows
+from tasks.rows import FAILED, KEPT, REJECTED, SCHEMA, Message, Row, read_rows
+from tasks.seeds.turns import history_of, pairs_of
 
 _PREFIX = {"kept": KEPT, "rejected": REJECTED, "failed": FAILED}
 _SPEAKER = {"system": "system", "user": "human", "assistant": "gpt"}
@@ -33,35 +35,38 @@ def export(ref: ArtifactRef, to: Path, form: Format = "alpaca", table: RowTable 
 
 
 def alpaca(row: Row) -> dict[str, Any]:
-    """`instruction`, `input`, `output`; earlier turns as LLaMA-Factory's `system` and `history` of pairs."""
-    pairs: list[list[str]] = []
-    system = ""
-    for message in row.history:
-        if message.role == "system":
-            system = "\n\n".join(filter(None, [system, message.content]))
-        elif message.role == "user":
-            pairs.append([message.content, ""])
-        elif pairs:
-            pairs[-1][1] = message.content
+    """`instruction`, `input`, `output`; earlier turns as LLaMA-Factory's `system` and `history` of pairs.
+
+    Turns that pairs cannot say (a system message between others) are in `messages` too.
+    """
+    system, pairs = pairs_of(row.history)
+    whole = history_of("", pairs, Counter()) if pairs else []
+    if system:
+        whole.insert(0, Message(role="system", content=system))
     return {
         "instruction": row.instruction,
         "input": row.input,
         "output": row.response,
         "system": system,
         "history": pairs,
+        **({} if tuple(whole) == row.history else {"messages": _plain(row.messages)}),
         **_about(row),
     }
 
 
 def sharegpt(row: Row) -> dict[str, Any]:
-    """`conversations` of `from` (system, human, gpt) and `value`."""
+    """`conversations` of `from` (system, human, gpt) and `value`; `input` is the end of the last question."""
     turns = [{"from": _SPEAKER[message.role], "value": message.content} for message in row.messages]
-    return {"conversations": turns, **_about(row)}
+    return {"conversations": turns, "input": row.input, **_about(row)}
 
 
 def messages(row: Row) -> dict[str, Any]:
-    """`messages` of `role` and `content`."""
-    return {"messages": [message.model_dump() for message in row.messages], **_about(row)}
+    """`messages` of `role` and `content`; `input` is the end of the last question."""
+    return {"messages": _plain(row.messages), "input": row.input, **_about(row)}
+
+
+def _plain(turns: Iterable[Message]) -> list[dict[str, str]]:
+    return [message.model_dump() for message in turns]
 
 
 _ENTRIES: dict[Format, Callable[[Row], dict[str, Any]]] = {

@@ -14,7 +14,10 @@ from pathlib import Path
 import numpy as np
 import rensa
 
+from infra.artifacts import digest_of
+from tasks.overlap import HeldOut
 from tasks.rows import Row
+from tasks.seeds.account import HELD_OUT
 
 LOW_SCORE = "score below {:g}"
 DUPLICATE = "near-duplicate of a better row"
@@ -26,8 +29,8 @@ _TABLES = """
 PRAGMA journal_mode=OFF;
 PRAGMA synchronous=OFF;
 CREATE TABLE candidates (
-    batch INTEGER, position INTEGER, category TEXT, score REAL, tie TEXT, instruction BLOB, input BLOB, reason TEXT,
-    PRIMARY KEY (batch, position));
+    batch INTEGER, position INTEGER, category TEXT, score REAL, tie TEXT, context BLOB, instruction BLOB, input BLOB,
+    reason TEXT, PRIMARY KEY (batch, position));
 CREATE TABLE bands (band BLOB, candidate INTEGER);
 CREATE INDEX bands_by_hash ON bands (band);
 """
@@ -56,8 +59,8 @@ class Selection:
     def close(self) -> None:
         self._database.close()
 
-    def add(self, batch: int, rows: Iterable[Row]) -> None:
-        """The rows of a batch, in their order."""
+    def add(self, batch: int, rows: Iterable[Row], heldout: HeldOut | None = None) -> None:
+        """The rows of a batch, in their order; those that ask what a held-out row asks are not kept."""
         entries = [
             (
                 batch,
@@ -65,25 +68,27 @@ class Selection:
                 row.task_category,
                 score_of(row),
                 row.id,
+                context_of(row),
                 signature(row.instruction),
                 signature(row.input),
+                HELD_OUT if heldout and heldout.asked_by(row) else None,
             )
             for position, row in enumerate(rows)
         ]
         self._database.execute("BEGIN")
-        self._database.executemany("INSERT INTO candidates VALUES (?, ?, ?, ?, ?, ?, ?, NULL)", entries)
+        self._database.executemany("INSERT INTO candidates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", entries)
         self._database.execute("COMMIT")
 
     def decide(self, *, min_score: float, near_duplicate: float | None, max_rows: int | None) -> None:
         """Mark what is not kept: low scores, near-duplicates (best row first), then what is over its share.
 
-        `near_duplicate` is the Jaccard similarity from which both instruction and input count as the same;
-        None compares nothing. `max_rows` is filled evenly over task categories; a category with too few rows
-        leaves its places to the others.
+        `near_duplicate` is the Jaccard similarity from which both instruction and input count as the same, where
+        earlier turns, system prompt and database are the same too; None compares nothing. `max_rows` is filled evenly
+        over task categories; a category with too few rows leaves its places to the others.
         """
         self._database.execute("BEGIN")
         low = LOW_SCORE.format(min_score)
-        self._database.execute("UPDATE candidates SET reason = ? WHERE score < ?", (low, min_score))
+        self._database.execute("UPDATE candidates SET reason = ? WHERE score < ? AND reason IS NULL", (low, min_score))
         if near_duplicate is not None:
             self._drop_duplicates(near_duplicate)
         if max_rows is not None:
@@ -97,21 +102,21 @@ class Selection:
 
     def _drop_duplicates(self, threshold: float) -> None:
         kept = self._database.cursor()
-        query = f"SELECT rowid, instruction, input FROM candidates WHERE reason IS NULL ORDER BY {_BEST_FIRST}"
-        for rowid, instruction, context in self._database.execute(query):
-            bands = _bands(instruction, context)
-            if self._like(bands, instruction, context, threshold):
+        query = f"SELECT rowid, context, instruction, input FROM candidates WHERE reason IS NULL ORDER BY {_BEST_FIRST}"
+        for rowid, context, instruction, given in self._database.execute(query):
+            bands = _bands(context, instruction, given)
+            if self._like(bands, instruction, given, threshold):
                 kept.execute("UPDATE candidates SET reason = ? WHERE rowid = ?", (DUPLICATE, rowid))
             else:
                 kept.executemany("INSERT INTO bands VALUES (?, ?)", ((band, rowid) for band in bands))
 
-    def _like(self, bands: list[bytes], instruction: bytes, context: bytes, threshold: float) -> bool:
+    def _like(self, bands: list[bytes], instruction: bytes, given: bytes, threshold: float) -> bool:
         marks = ",".join("?" * len(bands))
         alike = f"SELECT candidate FROM bands WHERE band IN ({marks})"
         query = f"SELECT instruction, input FROM candidates WHERE rowid IN ({alike})"
         return any(
-            similarity(instruction, other) >= threshold and similarity(context, other_context) >= threshold
-            for other, other_context in self._database.execute(query, bands)
+            similarity(instruction, other) >= threshold and similarity(given, other_given) >= threshold
+            for other, other_given in self._database.execute(query, bands)
         )
 
     def _balance(self, max_rows: int) -> None:
@@ -140,9 +145,15 @@ def balanced_quotas(available: Mapping[str, int], total: int) -> dict[str, int]:
     return quotas
 
 
+def context_of(row: Row) -> bytes:
+    """Digest of what gives the same question another meaning: earlier turns, the system prompt and the database."""
+    said = [[message.role, _plain(message.content)] for message in row.history]
+    return bytes.fromhex(digest_of([said, row.database]))[:16]
+
+
 def signature(text: str) -> bytes:
     """MinHash of a text's character shingles, case and spacing apart: `_SIGNATURE` little-endian uint32."""
-    plain = " ".join(text.lower().split())
+    plain = _plain(text)
     shingles = (
         {plain[start : start + _SHINGLE] for start in range(max(len(plain) - _SHINGLE + 1, 1))} if plain else set()
     )
@@ -151,14 +162,19 @@ def signature(text: str) -> bytes:
     return np.array(minhash.digest(), dtype="<u4").tobytes()
 
 
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
 def similarity(one: bytes, other: bytes) -> float:
     """Estimate of the Jaccard similarity of two signed texts."""
     return float(np.mean(np.frombuffer(one, "<u4") == np.frombuffer(other, "<u4")))
 
 
-def _bands(instruction: bytes, context: bytes) -> list[bytes]:
+def _bands(context: bytes, instruction: bytes, given: bytes) -> list[bytes]:
+    """Rows that share one may be alike; no two rows of different contexts share one."""
     size = 4 * _ROWS_PER_BAND
     return [
-        bytes([band]) + instruction[band * size : (band + 1) * size] + context[band * size : (band + 1) * size]
+        bytes([band]) + context + instruction[band * size : (band + 1) * size] + given[band * size : (band + 1) * size]
         for band in range(_BANDS)
     ]

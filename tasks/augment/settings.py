@@ -61,7 +61,8 @@ class Augmentation(LLMCalls):
         0.9,
         gt=0,
         le=1,
-        description="similarity (Jaccard, 5-character shingles) of instruction and input that is too much",
+        description="similarity (Jaccard, 5-character shingles) of instruction and input that is too much, where "
+        "earlier turns, system prompt and database are the same",
     )
     max_rows: int | None = Field(None, ge=1, description="keep at most this many rows, balanced over task categories")
     routes: dict[str, str] = Field(

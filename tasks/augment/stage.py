@@ -27,7 +27,19 @@ from tasks.augment.client import LLMClient
 from tasks.augment.controller import Batch, Dropped, verify, write_and_score
 from tasks.augment.providers import Deployment
 from tasks.augment.settings import Augmentation, LLMCalls
-from tasks.rows import FAILED, KEPT, REJECTED, TRAIN, Row, from_parquet, read_rows, to_parquet
+from tasks.overlap import HeldOut
+from tasks.rows import (
+    FAILED,
+    HELDOUT,
+    KEPT,
+    REJECTED,
+    TRAIN,
+    Row,
+    databases_by_input,
+    from_parquet,
+    read_rows,
+    to_parquet,
+)
 from tasks.seeds.stage import open_databases
 
 KIND = "augment"
@@ -132,7 +144,7 @@ async def _augment(
 ) -> ArtifactRef:
     count = (seeds.counts["seeds"] + _SEEDS_PER_BATCH - 1) // _SEEDS_PER_BATCH
     progress = _progress(seeds.counts["seeds"], tick)
-    database_of = {row.input: row.database for row in read_rows(seeds, TRAIN) if row.database and row.input}
+    database_of = databases_by_input(read_rows(seeds, TRAIN))
     databases = open_databases(seeds)
     with PythonSandbox() as sandbox, Claims(work.uri + "claims/") as claims:
         async with connected(endpoint, options, options.max_rows) as client:
@@ -154,8 +166,9 @@ async def _augment(
 
             await batches.each("written", lambda: _batches(seeds), write)
             with selection.opened(settings.work_dir()) as chosen:
+                heldout = HeldOut.of(read_rows(seeds, HELDOUT))
                 for index in range(count):
-                    chosen.add(index, _written(work, index))
+                    chosen.add(index, _written(work, index), heldout)
                 chosen.decide(
                     min_score=options.min_score if options.selection else 0.0,
                     near_duplicate=options.near_duplicate if options.selection else None,

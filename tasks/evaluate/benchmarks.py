@@ -22,7 +22,7 @@ from infra.models import ModelSource
 from tasks.augment.budget import UsageByAgent
 from tasks.augment.providers import Deployment
 from tasks.augment.stage import connected, run_async
-from tasks.evaluate import alpaca_eval, ifeval, judges, mt_bench, probes, questions
+from tasks.evaluate import alpaca_eval, benchmark_files, ifeval, judges, mt_bench, probes, questions
 from tasks.evaluate.benchmark_settings import Benchmarks, Judging
 from tasks.evaluate.judges import Case, Judgment
 from tasks.evaluate.questions import Conversation, Generate, Question
@@ -62,7 +62,7 @@ def preflight(options: Benchmarks, judge_model: str) -> None:
         raise ConfigurationError(
             "AlpacaEval, MT-Bench and probes need a judge: set judge_model to a LiteLLM model name"
         )
-    others = options.mt_bench or options.probes or options.alpaca_eval not in (None, questions.DEMO_DATA)
+    others = options.mt_bench or options.probes or options.alpaca_eval not in (None, benchmark_files.DEMO_DATA)
     if judge_model == DEMO_JUDGE and others:
         raise ConfigurationError(
             "judge_model=demo is a rule that only compares SQL of the demo (benchmarks.alpaca_eval=demo): "
@@ -106,8 +106,8 @@ def answers_workspace(benchmark: str, model: ModelSource, options: Benchmarks, e
     spec = {
         "benchmark": benchmark,
         "model": model.identity(),
-        "questions": questions.digest(getattr(options, benchmark)),
-        "references": questions.digest(options.mt_bench_references) if benchmark == MT_BENCH else None,
+        "questions": benchmark_files.digest(getattr(options, benchmark)),
+        "references": benchmark_files.digest(options.mt_bench_references) if benchmark == MT_BENCH else None,
         "engine": evaluation.engine,
         "seed": evaluation.seed if benchmark == MT_BENCH else None,  # the others are greedy
         **options.identity(benchmark),
@@ -143,7 +143,7 @@ def workspace(
         agents = _agents(benchmark, options)
         spec |= {"judge": judge_model, "judging": judging.identity(), "prompts": judges.judges_digest(*agents)}
     if benchmark == ALPACA_EVAL:
-        spec["gamed"] = questions.digest(options.alpaca_eval_gamed)
+        spec["gamed"] = benchmark_files.digest(options.alpaca_eval_gamed)
     if benchmark == PROBES:
         spec["max_questions"] = options.max_questions
     return Workspace(KIND, STAGE_VERSION, spec, {"answers": answers})

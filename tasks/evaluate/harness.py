@@ -13,7 +13,7 @@ from infra.errors import ConfigurationError
 from infra.models import ModelSource
 from infra.processes import Event, run_supervised
 from infra.vllm_environment import vllm_environment
-from tasks.evaluate import questions
+from tasks.evaluate import benchmark_files
 from tasks.evaluate.benchmark_settings import Benchmarks
 from tasks.logits.settings import Scoring
 
@@ -93,4 +93,4 @@ def _task_files(options: Benchmarks) -> dict[str, Any]:
         return {}
     folder = Path(options.harness_task_folder)
     files = (path for path in sorted(folder.rglob("*")) if path.suffix in {".yaml", ".py", ".json", ".jsonl"})
-    return {path.relative_to(folder).as_posix(): questions.digest(str(path)) for path in files}
+    return {path.relative_to(folder).as_posix(): benchmark_files.digest(str(path)) for path in files}

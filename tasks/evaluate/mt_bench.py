@@ -37,7 +37,8 @@ def _case(conversation: Conversation, turn: int) -> Case:
 
 def _has_reference(conversation: Conversation, turn: int) -> bool:
     question = conversation.question
-    return question.category in NEEDS_REFERENCE and len(question.references) > turn
+    known = question.references[turn : turn + 1]
+    return question.category in NEEDS_REFERENCE and bool(known and known[0].strip())
 
 
 def scores(conversations: Sequence[Conversation], judgments: Sequence[Judgment]) -> dict[str, float]:

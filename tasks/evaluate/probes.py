@@ -46,7 +46,13 @@ def load(folder: str) -> list[Agent[Finding]]:
         raise ConfigurationError(f"benchmarks.probes: {folder} holds no prompt: expected files NAME.jinja")
     probes = []
     for file in files:
-        name, text = file.name.removesuffix(".jinja"), file.read_text()
+        name = file.name.removesuffix(".jinja")
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(
+                f"benchmarks.probes: {folder}/{file.name} is no UTF-8 text: {error.reason}"
+            ) from error
         if not _NAME.fullmatch(name):
             raise ConfigurationError(f"benchmarks.probes: {folder}/{file.name}: a probe's name is of a-z, 0-9, _ and -")
         if '"present"' not in text:

@@ -7,22 +7,17 @@ which takes whole conversations, so that this module knows no engine.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from infra import storage
-from infra.errors import ConfigurationError, TransientError
-from infra.models import DEMO
+from infra.errors import ConfigurationError
+from tasks.evaluate.benchmark_files import entries, is_missing, listed, needed, text_of, texts_of, whole_text
 from tasks.rows import Message
 
-HUB = "hub:"
-DEMO_DATA = "demo"
 # FastChat's: creative categories are sampled, the ones with one right answer are greedy.
 MT_BENCH_TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 
@@ -94,18 +89,21 @@ def alpaca_eval(source: str) -> list[Question]:
     An entry may have an `input` too, as rows in Alpaca's format do, which follows the instruction as it does in
     training: so one's own held-out rows are a benchmark. `demo` are those of the demo.
     """
-    questions = []
-    for place, entry in enumerate(_entries(source)):
-        _need(entry, ("instruction", "output"), source, place)
-        questions.append(
+    asked: list[Question] = []
+    for where, entry in entries(source):
+        instruction, output = text_of(where, entry, "instruction"), text_of(where, entry, "output", or_empty=True)
+        if earlier := next((name for name in ("system", "history") if entry.get(name)), None):
+            raise ConfigurationError(f"{where}: has a `{earlier}`, which AlpacaEval cannot ask: leave the entry out")
+        given = text_of(where, entry, "input", or_empty=True) if not is_missing(entry.get("input")) else ""
+        asked.append(
             Question(
-                id=str(place),
-                turns=(f"{entry['instruction']}\n\n{entry['input']}" if entry.get("input") else entry["instruction"],),
+                id=str(len(asked)),
+                turns=(f"{instruction}\n\n{given}" if given else instruction,),
                 category=str(entry.get("dataset") or ""),
-                references=(entry["output"],),
+                references=(output,),
             )
         )
-    return questions
+    return asked
 
 
 def mt_bench(source: str, references: str | None = None) -> list[Question]:
@@ -113,40 +111,41 @@ def mt_bench(source: str, references: str | None = None) -> list[Question]:
 
     `references` is FastChat's file of reference answers: `question_id` and `choices[0].turns`.
     """
-    known: dict[str, Sequence[str]] = {}
-    for place, entry in enumerate(_entries(references) if references else ()):
-        _need(entry, ("question_id", "choices"), str(references), place)
-        known[str(entry["question_id"])] = entry["choices"][0]["turns"]
-    questions = []
-    for place, entry in enumerate(_entries(source)):
-        _need(entry, ("question_id", "category", "turns"), source, place)
-        name = str(entry["question_id"])
-        questions.append(
+    known: dict[str, tuple[str, ...]] = {}
+    for where, entry in entries(references) if references else ():
+        choices = needed(where, entry, "choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            raise ConfigurationError(f"{where}: `choices` should be a list of objects with `turns`")
+        known[str(needed(where, entry, "question_id"))] = texts_of(f"{where}, `choices`", choices[0], "turns")
+    asked: list[Question] = []
+    for where, entry in entries(source):
+        name, category = str(needed(where, entry, "question_id")), str(needed(where, entry, "category"))
+        own = () if is_missing(entry.get("reference")) else texts_of(where, entry, "reference", or_empty=True)
+        asked.append(
             Question(
                 id=name,
-                turns=tuple(entry["turns"]),
-                category=entry["category"],
-                references=tuple(known.get(name) or entry.get("reference") or ()),
-                temperature=MT_BENCH_TEMPERATURES.get(entry["category"], 0.0),
+                turns=texts_of(where, entry, "turns"),
+                category=category,
+                references=known.get(name) or own,
+                temperature=MT_BENCH_TEMPERATURES.get(category, 0.0),
             )
         )
-    return questions
+    return asked
 
 
 def ifeval(source: str) -> list[Question]:
     """IFEval's prompts: `key`, `prompt`, `instruction_id_list` and `kwargs` of equal length."""
-    questions = []
-    for place, entry in enumerate(_entries(source)):
-        _need(entry, ("key", "prompt", "instruction_id_list", "kwargs"), source, place)
-        names, arguments = entry["instruction_id_list"], entry["kwargs"]
+    asked: list[Question] = []
+    for where, entry in entries(source):
+        name, prompt = str(needed(where, entry, "key")), text_of(where, entry, "prompt")
+        names, arguments = texts_of(where, entry, "instruction_id_list"), listed(needed(where, entry, "kwargs"))
+        if not isinstance(arguments, list) or not all(one is None or isinstance(one, dict) for one in arguments):
+            raise ConfigurationError(f"{where}: `kwargs` should be a list of objects")
         if len(names) != len(arguments):
-            raise ConfigurationError(
-                f"{source}, entry {place + 1}: {len(names)} instructions and {len(arguments)} `kwargs`"
-            )
-        known = [{name: value for name, value in one.items() if value is not None} for one in arguments]
-        instructions = tuple(zip(names, known, strict=True))
-        questions.append(Question(id=str(entry["key"]), turns=(entry["prompt"],), instructions=instructions))
-    return questions
+            raise ConfigurationError(f"{where}: {len(names)} instructions and {len(arguments)} `kwargs`")
+        known = [{key: value for key, value in (one or {}).items() if value is not None} for one in arguments]
+        asked.append(Question(id=name, turns=(prompt,), instructions=tuple(zip(names, known, strict=True))))
+    return asked
 
 
 def gamed_baselines(source: str) -> list[dict[str, float]]:
@@ -155,70 +154,25 @@ def gamed_baselines(source: str) -> list[dict[str, float]]:
     Columns: `index`, `preference` in 0 … 1, `std_delta_len`, `instruction_difficulty`.
     """
     columns = ("index", "preference", "std_delta_len", "instruction_difficulty")
-    rows = list(csv.DictReader(io.StringIO(_text(source))))
-    for place, row in enumerate(rows):
-        _need(row, columns, source, place)
-    return [{name: float(row[name]) for name in columns} for row in rows if row["preference"] != ""]
-
-
-def digest(source: str | None) -> str | None:
-    """sha256 of a source's bytes: what goes into a fingerprint."""
-    return hashlib.sha256(_bytes(source)).hexdigest() if source else None
-
-
-def _entries(source: str) -> list[dict[str, Any]]:
-    text = _text(source)
+    found = []
     try:
-        found = json.loads(text) if text.lstrip().startswith("[") else _json_lines(text)
-    except ValueError as error:
-        raise ConfigurationError(f"{source} is neither a JSON list nor JSON lines: {error}") from error
-    if not found or not all(isinstance(entry, dict) for entry in found):
-        raise ConfigurationError(f"{source} holds no questions: expected JSON objects")
+        rows = list(csv.DictReader(io.StringIO(whole_text(source))))
+    except csv.Error as error:
+        raise ConfigurationError(f"{source} is no CSV: {error}") from error
+    for place, row in enumerate(rows, 1):
+        where = f"{source}, row {place}"
+        numbers = {name: _number(where, name, needed(where, row, name)) for name in columns}
+        if math.isnan(numbers["preference"]):
+            continue
+        if not all(map(math.isfinite, numbers.values())) or not 0 <= numbers["preference"] <= 1:
+            raise ConfigurationError(f"{where}: expected finite numbers and a `preference` in 0 … 1, found {numbers}")
+        found.append(numbers)
     return found
 
 
-def _json_lines(text: str) -> list[Any]:
-    return [json.loads(line) for line in text.split("\n") if line.strip()]  # splitlines() splits inside strings
-
-
-def _need(entry: Mapping[str, Any], fields: Sequence[str], source: str, place: int) -> None:
-    if missing := [name for name in fields if entry.get(name) is None]:
-        raise ConfigurationError(f"{source}, entry {place + 1}: no `{missing[0]}`, which this benchmark needs")
-
-
-def _text(source: str) -> str:
+def _number(where: str, name: str, text: str) -> float:
+    """A number; NaN where nobody gave one."""
     try:
-        return _bytes(source).decode()
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{source} is no UTF-8 text: {error}") from error
-
-
-def _bytes(source: str) -> bytes:
-    if source.startswith("s3://"):
-        data = storage.get(source)
-        if data is None:
-            raise ConfigurationError(f"{source} does not exist")
-        return data
-    if source == DEMO_DATA:
-        return (DEMO / "heldout.jsonl").read_bytes()
-    path = _from_hub(source) if source.startswith(HUB) else Path(source)
-    if not path.is_file():
-        raise ConfigurationError(f"{source} does not exist: name a file, s3://… or hub:OWNER/DATASET/FILE")
-    return path.read_bytes()
-
-
-def _from_hub(source: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    parts = source.removeprefix(HUB).split("/", 2)
-    if len(parts) != 3:
-        raise ConfigurationError(f"{source!r} names no file of the hub: expected hub:OWNER/DATASET/FILE")
-    try:
-        return Path(hf_hub_download(f"{parts[0]}/{parts[1]}", parts[2], repo_type="dataset"))
-    except (LocalEntryNotFoundError, OSError) as error:
-        if isinstance(error, RepositoryNotFoundError | EntryNotFoundError) and not isinstance(
-            error, LocalEntryNotFoundError
-        ):
-            raise ConfigurationError(f"{source} does not exist on the hub (or needs HF_TOKEN)") from error
-        raise TransientError(f"the hub cannot be reached for {source}: download it and name the file") from error
+        return float(text) if text.strip() else math.nan
+    except ValueError as error:
+        raise ConfigurationError(f"{where}: `{name}` should be a number, not {text[:50]!r}") from error

@@ -168,6 +168,7 @@ class ReportData(_Frozen):
     k: int
     seed: int
     demo: bool = Field(False, description="demo models and a rule-based LLM: the page says what that means")
+    left_out: list[str] = Field([], description="rows and columns of the user's files that were not used, in sentences")
     variants: Annotated[dict[str, Variant], AfterValidator(_ordered)]
     stages: list[Stage] = []
     curves: dict[str, list[tuple[int, float]]] = Field({}, description="training → (step, loss in nats per token)")

@@ -79,6 +79,8 @@ def render_markdown(data: ReportData) -> str:
     lines = [f"**{markdown_text(verdict(data))}**", ""]
     if data.demo:
         lines += [f"*{DEMO_NOTE}*", ""]
+    if data.left_out:
+        lines += [*(f"- {markdown_text(sentence)}" for sentence in data.left_out), ""]
     if rows := comparison_rows(data):
         lines += [*table(list(rows[0]), [list(row.values()) for row in rows]), ""]
     if data.benchmarks:

@@ -14,6 +14,7 @@ from tasks.report.data import AgentUse, Coverage, DataFlow, Example, Output, Rep
 from tasks.report.entry import Entry
 from tasks.report.leaderboard import over_seeds, rows, verdict
 from tasks.report.page import render_markdown, render_page
+from tasks.seeds.account import sentences
 
 KIND = "report"
 STAGE_VERSION = 5
@@ -106,6 +107,7 @@ def gather(
     coverage = records["logits"].facts["coverage"]
     return ReportData(
         **about,
+        left_out=sentences(records["seeds"].facts),
         variants=variants,
         stages=shown,
         curves={name: records[name].facts["curve"] for name in ("sft", "sft_control", "kd")},

@@ -1,173 +1,224 @@
-"""Seed files in the formats that people have, recognised by content and not by name.
+"""Rows of data files in the formats that people have, recognised by content and not by name.
 
-Alpaca (`instruction`, `input`, `output`) and Self-Instruct (`instruction`, `instances`) as JSON or JSONL,
-chat messages (`messages`) as JSONL, and Parquet with either set of columns. Anything else, and any row that
-does not fit, raises one ConfigurationError that names file, row and field.
+Alpaca and Dolly (an instruction, its input, the answer), Self-Instruct (`instances`), TRL's `prompt` and `completion`,
+and conversations (`messages`, or ShareGPT's `conversations`), as JSON, JSONL or Parquet. A row that fits none raises
+one ConfigurationError that names file, row and field; one that is whole but cannot be used is left out and counted.
 """
 
 from __future__ import annotations
 
-import json
+import io
+from collections import Counter, deque
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from infra import storage
 from infra.errors import ConfigurationError
-from tasks.language import language_of
+from tasks.language import is_language, language_of
 from tasks.rows import Message, Row
+from tasks.seeds import columns, files, parquet, turns
+from tasks.seeds.account import Account, LeftOutError
+from tasks.seeds.columns import Entry
 
 _ACCEPTED = (
-    "Alpaca ('instruction', 'input', 'output'), Self-Instruct ('instruction', 'instances') or chat rows ('messages')"
+    "Alpaca ('instruction', 'input', 'output'), Dolly ('instruction', 'context', 'response'), Self-Instruct "
+    "('instruction', 'instances'), 'prompt' and 'completion', or chat rows ('messages' or 'conversations')"
 )
+_EMPTY = "has nothing in it"
+_NO_RESPONSE = "has no response, and augmentation is off: add the response or switch augmentation on"
+_NO_REFERENCE = "is held out for evaluation and has no response to compare answers with: add the response"
 
 
 def read_bytes(source: str) -> bytes:
-    """A local file or an s3:// object."""
-    if source.startswith("s3://"):
-        data = storage.get(source)
-        if data is None:
-            raise ConfigurationError(f"seeds: {source} does not exist")
-        return data
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise ConfigurationError(f"seeds: there is no file {source!r}")
-    return path.read_bytes()
+    """A local file or an s3:// object, all of it."""
+    with files.local(source, "seeds") as path:
+        return path.read_bytes()
 
 
 def parse(source: str, data: bytes, *, response_required: bool) -> list[Row]:
-    """All rows of a seed file. `source` is what errors call it."""
-    rows: list[Row] = []
-    for number, entry in _entries(source, data):
-        rows.extend(_rows(f"{source}, row {number}", entry, response_required))
-    if not rows:
+    """All rows of a small file that can be used. `source` is what errors call it."""
+    return list(read(source, io.BytesIO(data), Account(), response_required=response_required))
+
+
+def read(
+    source: str, stream: BinaryIO, account: Account, *, response_required: bool, heldout: bool = False
+) -> Iterator[Row]:
+    """The rows of a data file that can be used, a few in memory at a time; `account` says what became of the others."""
+    others: dict[str, int] = {}
+    if stream.read(len(parquet.MAGIC)) == parquet.MAGIC:
+        there = parquet.filled(source, stream)
+        others = {name: count for name, count in there.items() if count and name not in columns.KNOWN}
+        account.unused.update(others)
+        if there.keys().isdisjoint((*columns.INSTRUCTION, *columns.TURNS)):
+            columns.check_names(source, frozenset(there))
+            raise _unknown(source, there)
+    stream.seek(0)
+    entries = files.entries(source, stream, columns.KNOWN)
+    for number, fields in entries:
+        where = f"{source}, row {number}"
+        if not isinstance(fields, dict):
+            deque(entries, maxlen=0)  # what holds no objects may be no JSON at all, which is said first
+            raise ConfigurationError(f"{where}: expected an object with fields, found {type(fields).__name__}")
+        columns.check_names(where, frozenset([*fields, *others]))
+        unused = Counter[str]()
+        try:
+            rows = _rows(where, fields, unused)
+        except LeftOutError as why:
+            account.read += 1
+            account.left_out[str(why)] += 1
+            continue
+        account.unused.update(unused)
+        for row in rows:
+            if not row.response and (response_required or heldout):
+                missing = _NO_REFERENCE if heldout else _NO_RESPONSE
+                raise ConfigurationError(f"{where}, field 'output': {missing}")
+            account.read += 1
+            yield row
+    if account.read == 0:
         raise ConfigurationError(f"{source} holds no rows")
+
+
+def _rows(where: str, fields: dict[str, Any], unused: Counter[str]) -> list[Row]:
+    entry = Entry(where, fields)
+    if not entry:
+        raise LeftOutError(_EMPTY)
+    if entry.first(("tools", "functions")):
+        raise LeftOutError(turns.TOOLS)
+    if turns.is_zero(entry.peek("weight")):
+        raise LeftOutError(turns.NOT_TRAINED_ON)
+    if fields.get("instances") is not None:
+        rows = _from_self_instruct(entry, fields["instances"], unused)
+    elif field := entry.first(columns.TURNS):
+        rows = [_from_both(entry, fields, field, unused)]
+    elif isinstance(entry.peek("prompt"), list) and not entry.first(("instruction",)):
+        rows = [_from_turns(entry, "prompt", [*entry.use("prompt"), *(entry.use("completion") or [])], unused)]
+    elif not fields.keys().isdisjoint(columns.INSTRUCTION):
+        rows = [_from_instruction(entry, unused)]
+    elif not fields.keys().isdisjoint(columns.TURNS):
+        raise LeftOutError(_EMPTY)
+    else:
+        raise _unknown(where, fields)
+    unused.update(entry.unused())
     return rows
 
 
-def _entries(source: str, data: bytes) -> Iterator[tuple[int, Any]]:
-    if data[:4] == b"PAR1":
-        try:
-            table = pq.read_table(pa.BufferReader(data))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ConfigurationError(f"{source} starts like a Parquet file but is not one ({error})") from error
-        yield from enumerate(table.to_pylist(), 1)
-        return
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(
-            f"{source} is neither Parquet nor UTF-8 text (byte {error.start}): save it as JSONL in UTF-8"
-        ) from error
-    if text.lstrip().startswith("["):
-        try:
-            yield from enumerate(json.loads(text), 1)
-        except json.JSONDecodeError as error:
-            raise ConfigurationError(f"{source}, line {error.lineno}: not valid JSON ({error.msg})") from error
-        return
-    number = 0
-    for line_number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        number += 1
-        try:
-            yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigurationError(
-                f"{source}, row {number} (line {line_number}): not valid JSON ({error.msg} at column {error.colno})"
-            ) from error
+def _unknown(where: str, fields: dict[str, Any]) -> ConfigurationError:
+    lists = [name for name, value in fields.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if lists:
+        where_rows = " and ".join(map(repr, lists))
+        return ConfigurationError(f"{where}: is one object with rows in its field {where_rows}: save such a list alone")
+    names = ", ".join(sorted(fields)) or "none"
+    return ConfigurationError(f"{where}: fields {names} are none of the known formats: {_ACCEPTED}")
 
 
-def _rows(where: str, entry: Any, response_required: bool) -> Iterator[Row]:
-    if not isinstance(entry, dict):
-        raise ConfigurationError(f"{where}: expected an object with fields, found {type(entry).__name__}")
-    if entry.get("messages") is not None:
-        yield _checked(where, "messages", _from_messages(where, entry), response_required)
-    elif entry.get("instances") is not None:
-        yield from _from_self_instruct(where, entry, response_required)
-    elif "instruction" in entry:
-        row = _row(where, entry, entry, entry.get("input"), entry.get("output"))
-        yield _checked(where, "output", row, response_required)
-    else:
-        fields = ", ".join(sorted(map(str, entry))) or "none"
-        raise ConfigurationError(f"{where}: fields {fields} are none of the known formats: {_ACCEPTED}")
+def _from_instruction(entry: Entry, unused: Counter[str]) -> Row:
+    history = _system(entry)
+    if earlier := entry.use("history"):
+        history += turns.history_of(entry.where, earlier, unused)
+    instruction = entry.use(*columns.INSTRUCTION)
+    return _row(entry, entry.where, instruction, _context(entry), _answer(entry), history)
 
 
-def _from_self_instruct(where: str, entry: dict[str, Any], response_required: bool) -> Iterator[Row]:
-    instances = entry["instances"]
+def _system(entry: Entry) -> list[Message]:
+    text = _text(entry.where, "system", entry.use_only(*columns.SYSTEM))
+    return [Message(role="system", content=text)] if text else []
+
+
+def _context(entry: Entry) -> Any:
+    return entry.use_only(*columns.INPUT)
+
+
+def _answer(entry: Entry) -> Any:
+    return entry.use_only(*columns.OUTPUT)
+
+
+def _from_self_instruct(entry: Entry, instances: Any, unused: Counter[str]) -> list[Row]:
     if not isinstance(instances, list) or not instances:
-        raise ConfigurationError(f"{where}, field 'instances': expected a non-empty list")
-    if "category" not in entry and entry.get("is_classification") is True:
-        entry = {**entry, "category": "classification"}
+        raise ConfigurationError(f"{entry.where}, field 'instances': expected a non-empty list")
+    entry.use("instances")
+    instruction, rows = entry.use(*columns.INSTRUCTION), []
+    kind = "classification" if entry.use("is_classification") is True else None
     for index, instance in enumerate(instances):
-        here = f"{where}, instance {index + 1}"
+        here = f"{entry.where}, instance {index + 1}"
         if not isinstance(instance, dict):
             raise ConfigurationError(f"{here}: expected an object with 'input' and 'output'")
-        row = _row(here, entry, instance, instance.get("input"), instance.get("output"))
-        yield _checked(here, "output", row, response_required)
+        columns.check_names(here, columns.KNOWN.difference(columns.INPUT, columns.OUTPUT).union(instance))
+        part = Entry(here, instance)
+        own = part.use("instruction") or instruction
+        rows.append(_row(entry, here, own, _context(part), _answer(part), [], kind))
+        unused.update(f"instances.{name}" for name in part.unused())
+    return rows
 
 
-def _from_messages(where: str, entry: dict[str, Any]) -> Row:
-    turns = entry["messages"]
-    if not isinstance(turns, list) or not turns:
-        raise ConfigurationError(f"{where}, field 'messages': expected a non-empty list of turns")
-    messages = []
-    for index, turn in enumerate(turns):
-        known = isinstance(turn, dict) and turn.get("role") in ("system", "user", "assistant")
-        if not known or not isinstance(turn.get("content"), str):
-            raise ConfigurationError(
-                f"{where}, field 'messages', turn {index + 1}: "
-                "expected 'role' (system, user or assistant) and 'content' (text)"
-            )
-        content = _whole_text(f"{where}, field 'messages', turn {index + 1}", turn["content"])
-        messages.append(Message(role=turn["role"], content=content))
+def _from_both(entry: Entry, fields: dict[str, Any], field: str, unused: Counter[str]) -> Row:
+    """The row of a conversation; where the instruction's own fields say the same, as our Parquet does, then theirs."""
+    row = _from_turns(entry, field, fields[field], unused)
+    if entry.first(("instruction",)):
+        apart = Entry(entry.where, {name: value for name, value in fields.items() if name != field})
+        try:
+            other = _from_instruction(apart, Counter())
+        except LeftOutError:
+            return row
+        if other.messages == row.messages:
+            entry.use_all(apart)
+            return other
+    return row
+
+
+def _from_turns(entry: Entry, field: str, given: Any, unused: Counter[str]) -> Row:
+    entry.use(field)
+    messages = turns.messages_of(entry.where, field, given, unused)
     response = messages.pop().content if messages[-1].role == "assistant" else ""
     if not messages or messages[-1].role != "user":
-        raise ConfigurationError(f"{where}, field 'messages': no user turn before the answer")
-    row = _row(where, entry, {"instruction": messages[-1].content}, None, response)
-    return row.model_copy(update={"history": tuple(messages[:-1])})
+        raise ConfigurationError(f"{entry.where}, field {field!r}: no user turn before the answer")
+    if all(message.role != "system" for message in messages):
+        messages = [*_system(entry), *messages]
+    instruction, context = messages.pop().content, entry.peek("input")
+    if isinstance(context, str) and instruction.endswith(joined := f"\n\n{context}"):
+        instruction = instruction.removesuffix(joined)
+        entry.use("input")
+    else:
+        context = None
+    return _row(entry, entry.where, instruction, context, response, messages)
 
 
-def _row(where: str, entry: dict[str, Any], part: dict[str, Any], context: Any, response: Any) -> Row:
-    instruction = _text(where, "instruction", part.get("instruction", entry.get("instruction")))
+def _row(
+    entry: Entry,
+    where: str,
+    instruction: Any,
+    context: Any,
+    response: Any,
+    history: list[Message],
+    kind: str | None = None,
+) -> Row:
+    instruction = _text(where, "instruction", instruction)
     if not instruction:
         raise ConfigurationError(f"{where}, field 'instruction': is empty")
+    language = entry.peek("language")
+    if isinstance(language, str) and is_language(language):
+        entry.use("language")
+    else:
+        language = language_of(instruction)
     row = Row(
         instruction=instruction,
         input=_text(where, "input", context),
         response=_text(where, "output", response),
-        task_category=_text(where, "category", entry.get("category")) or "general",
-        language=language_of(instruction),
-        database=_text(where, "database", entry.get("database")),
+        history=tuple(history),
+        task_category=_name(where, "category", entry.use_only(*columns.CATEGORY)) or kind or "general",
+        language=language,
+        database=_name(where, "database", entry.use("database")),
     )
     return row.model_copy(update={"origin_seed": row.id})
 
 
 def _text(where: str, field: str, value: Any) -> str:
-    if value is None:
+    """A text as it stands, for indentation means something in code; a blank one is none."""
+    if columns.is_empty(value):
         return ""
     if not isinstance(value, str):
         raise ConfigurationError(f"{where}, field {field!r}: expected text, found {type(value).__name__}")
-    return _whole_text(f"{where}, field {field!r}", value).strip()
+    return turns.whole_text(f"{where}, field {field!r}", value)
 
 
-def _whole_text(where: str, value: str) -> str:
-    """The text, refused where JSON's escapes left half a character in it, which no file can hold."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(value[error.start]):04x}"
-        raise ConfigurationError(f"{where}: {half} at {error.start} is half of a character: write it whole") from error
-    return value
-
-
-def _checked(where: str, field: str, row: Row, response_required: bool) -> Row:
-    if response_required and not row.response:
-        raise ConfigurationError(
-            f"{where}, field {field!r}: has no response, and augmentation is off: "
-            "add the response or switch augmentation on"
-        )
-    return row
+def _name(where: str, field: str, value: Any) -> str:
+    """A text or number that names something."""
+    return _text(where, field, str(value) if isinstance(value, int) else value).strip()

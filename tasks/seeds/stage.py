@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from infra import storage
+from infra import settings, storage
 from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.errors import ConfigurationError
 from infra.models import DEMO
 from infra.sandbox import QueryError, ReadOnlyDatabase
 from tasks.rows import HELDOUT, TRAIN, Row, to_parquet
-from tasks.seeds.formats import parse, read_bytes
-from tasks.seeds.references import with_running_references
+from tasks.seeds import files, formats, references, split
+from tasks.seeds.account import Account, sentences
 
 KIND = "seeds"
 STAGE_VERSION = 3
 DATABASES = "databases/"
-_ROWS_PER_FILE = 10_000
-_NAMED = 100  # rows that were left out
+_ROWS_PER_FILE, _CHARACTERS_PER_FILE = 10_000, 2**25
 
 
 @dataclass(frozen=True)
@@ -42,52 +44,124 @@ class Sources:
 def load(sources: Sources, *, heldout_share: float, response_required: bool) -> ArtifactRef:
     """The seeds artifact for the sources' content (where it lies does not matter).
 
-    Without `heldout`, a share of the seeds chosen by their hash is held out of everything before evaluation.
+    Without `heldout`, a share of the seeds' questions, chosen by their hash, is held out of everything before
+    evaluation. No training row asks what a held-out row asks; the record's facts account for every row of the files.
     """
-    seeds = read_bytes(sources.seeds)
-    heldout = read_bytes(sources.heldout) if sources.heldout else None
-    databases = read_databases(sources.databases) if sources.databases else {}
-    spec = {
-        "seeds": hashlib.sha256(seeds).hexdigest(),
-        "heldout": hashlib.sha256(heldout).hexdigest() if heldout is not None else heldout_share,
-        "databases": {name: hashlib.sha256(dump.encode()).hexdigest() for name, dump in databases.items()},
-        "response_required": response_required,
+    with contextlib.ExitStack() as stack:
+        names = {"seeds": sources.seeds} | ({"heldout": sources.heldout} if sources.heldout else {})
+        paths = {what: stack.enter_context(files.local(source, what)) for what, source in names.items()}
+        databases = read_databases(sources.databases) if sources.databases else {}
+        spec = {
+            "seeds": storage.file_digest(paths["seeds"]),
+            "heldout": storage.file_digest(paths["heldout"]) if "heldout" in paths else heldout_share,
+            "databases": {name: hashlib.sha256(dump.encode()).hexdigest() for name, dump in databases.items()},
+            "response_required": response_required,
+        }
+        work = Workspace(KIND, STAGE_VERSION, spec, {})
+        if found := work.find():
+            return found
+        rows = stack.enter_context(split.opened(settings.work_dir()))
+        accounts = {what: Account() for what in paths}
+        for what, path in paths.items():
+            stream, heldout = stack.enter_context(path.open("rb")), what == "heldout"
+            read = formats.read(
+                names[what], stream, accounts[what], response_required=response_required, heldout=heldout
+            )
+            rows.add(HELDOUT if heldout else TRAIN, read, accounts[what])
+        if "heldout" not in paths:
+            rows.hold_out(heldout_share)
+        failing: list[dict[str, str]] = []
+        of_heldout = accounts.get("heldout", accounts["seeds"])
+        checked = references.running(rows.heldout(), databases, of_heldout, failing)
+        counts = {
+            "seeds": _put(work, TRAIN, rows.training(accounts["seeds"])),
+            "heldout": _put(work, HELDOUT, checked),
+            "databases": len(databases),
+            "left_out": sum(account.left_out.total() for account in accounts.values()),
+        }
+    facts = {
+        "files": {what: account.plain() for what, account in accounts.items()},
+        "references_fail": failing,
     }
-    work = Workspace(KIND, STAGE_VERSION, spec, {})
-    if found := work.find():
-        return found
-    rows = _distinct(parse(sources.seeds, seeds, response_required=response_required))
-    if heldout is not None:
-        heldout_rows = _distinct(parse(str(sources.heldout), heldout, response_required=True))
-    else:
-        rows, heldout_rows = _split(rows, heldout_share)
-    heldout_rows, left_out = with_running_references(heldout_rows, databases)
-    for prefix, part in ((TRAIN, rows), (HELDOUT, heldout_rows)):
-        for start in range(0, len(part), _ROWS_PER_FILE):
-            work.put(f"{prefix}{start // _ROWS_PER_FILE:05}.parquet", to_parquet(part[start : start + _ROWS_PER_FILE]))
+    _check(counts, names, facts)
     for name, dump in databases.items():
         work.put(f"{DATABASES}{name}.sql", dump.encode())
-    counts = {"seeds": len(rows), "heldout": len(heldout_rows), "databases": len(databases)}
-    counts["heldout_references_fail"] = len(left_out)
-    return work.publish((TRAIN, HELDOUT, DATABASES), counts, {"heldout_references_fail": left_out[:_NAMED]})
+    return work.publish((TRAIN, HELDOUT, DATABASES), counts, facts)
+
+
+def _put(work: Workspace, prefix: str, rows: Iterator[Row]) -> int:
+    """Write rows in files of bounded size; the number of rows."""
+    count = 0
+    for index, part in enumerate(_parts(rows)):
+        work.put(f"{prefix}{index:05}.parquet", to_parquet(part))
+        count += len(part)
+    return count
+
+
+def _parts(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    part: list[Row] = []
+    size = 0
+    for row in rows:
+        part.append(row)
+        size += sum(len(message.content) for message in row.messages)
+        if len(part) == _ROWS_PER_FILE or size >= _CHARACTERS_PER_FILE:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _check(counts: dict[str, int], names: dict[str, str], facts: dict[str, Any]) -> None:
+    """Raise ConfigurationError where nothing is left on a side, AssertionError where a row was lost."""
+    read = sum(file["read"] for file in facts["files"].values())
+    if read != counts["seeds"] + counts["heldout"] + counts["left_out"]:
+        raise AssertionError(f"rows were lost or doubled: {counts} of {facts}")
+    if counts["seeds"] and counts["heldout"]:
+        return
+    why = "; ".join(sentences(facts)) or f"{read} rows were read"
+    if "heldout" not in names:
+        raise ConfigurationError(
+            f"the rows of {names['seeds']} are too few to hold some out for evaluation: "
+            f"add seeds with responses, or give `heldout` ({why})"
+        )
+    empty = "heldout" if counts["seeds"] else "seeds"
+    raise ConfigurationError(f"{empty}: no row of {names[empty]} can be used ({why})")
 
 
 def read_databases(where: str) -> dict[str, str]:
     """SQL dumps by name from a folder or s3:// prefix of `*.sql` files; each is loaded once to see that it can be."""
-    if where.startswith("s3://"):
-        prefix = where.rstrip("/") + "/"
-        names = [name for name in storage.keys(prefix) if name.endswith(".sql")]
-        dumps = {Path(name).stem: (storage.get(prefix + name) or b"").decode() for name in names}
-    else:
-        dumps = {path.stem: path.read_text() for path in sorted(Path(where).expanduser().glob("*.sql"))}
+    dumps: dict[str, str] = {}
+    for place, data in _dumps(where):
+        name = Path(place).stem
+        if name in dumps:
+            raise ConfigurationError(f"databases: {where} holds two dumps named {name}.sql: rename one")
+        try:
+            dumps[name] = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(
+                f"databases: {place} in {where} is no UTF-8 text (byte {error.start}): save it in UTF-8"
+            ) from error
+        try:
+            ReadOnlyDatabase(dumps[name]).check()
+        except QueryError as error:
+            raise ConfigurationError(f"databases: {place} in {where} does not load ({error})") from error
     if not dumps:
         raise ConfigurationError(f"databases: {where} holds no *.sql dumps")
-    for name, dump in dumps.items():
-        try:
-            ReadOnlyDatabase(dump).check()
-        except QueryError as error:
-            raise ConfigurationError(f"databases: {name}.sql in {where} does not load ({error})") from error
     return dumps
+
+
+def _dumps(where: str) -> Iterator[tuple[str, bytes]]:
+    """Dumps by their place below a folder or s3:// prefix, in order."""
+    if where.startswith("s3://"):
+        prefix = where.rstrip("/") + "/"
+        for place in storage.keys(prefix):
+            if place.endswith(".sql"):
+                yield place, storage.get(prefix + place) or b""
+        return
+    folder = Path(where).expanduser()
+    for path in sorted(folder.rglob("*.sql")):
+        if path.is_file():
+            yield str(path.relative_to(folder)), path.read_bytes()
 
 
 def open_databases(seeds: ArtifactRef) -> dict[str, ReadOnlyDatabase]:
@@ -97,21 +171,3 @@ def open_databases(seeds: ArtifactRef) -> dict[str, ReadOnlyDatabase]:
         name.removeprefix(DATABASES).removesuffix(".sql"): ReadOnlyDatabase(data.decode())
         for name, data in reader.stream(DATABASES)
     }
-
-
-def _distinct(rows: list[Row]) -> list[Row]:
-    return list({row.id: row for row in rows}.values())
-
-
-def _split(rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
-    threshold = int(share * 2**32)
-    heldout = [row for row in rows if int(row.id[:8], 16) < threshold and row.response]
-    if not heldout:
-        heldout = sorted((row for row in rows if row.response), key=lambda row: row.id)[:1]
-    chosen = {row.id for row in heldout}
-    train = [row for row in rows if row.id not in chosen]
-    if not heldout or not train:
-        raise ConfigurationError(
-            f"{len(rows)} seeds are too few to hold some out for evaluation: add seeds, or give `heldout`"
-        )
-    return train, heldout

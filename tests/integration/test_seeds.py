@@ -2,16 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from infra import storage
-from infra.artifacts import facts_of
+from infra.artifacts import ArtifactReader, facts_of
 from infra.errors import ConfigurationError
 from infra.sandbox import ReadOnlyDatabase
 from tasks.evaluate.execution import mark
 from tasks.rows import HELDOUT, TRAIN, read_rows
-from tasks.seeds.stage import Sources, load, open_databases
+from tasks.seeds import stage
+from tasks.seeds.account import DUPLICATE, sentences
+from tasks.seeds.references import FAILS
+from tasks.seeds.stage import Sources, load, open_databases, read_databases
+from tasks.seeds.turns import NOT_TRAINED_ON
 
 DUMP = "CREATE TABLE t(id INTEGER); INSERT INTO t VALUES (1), (2);"
 
@@ -72,16 +77,17 @@ def test_a_heldout_row_whose_reference_fails_is_left_out_counted_and_named(bucke
     ref = load(_heldout(tmp_path, list(REFERENCES)), heldout_share=0.1, response_required=True)
     kept = {row.instruction for row in read_rows(ref, HELDOUT)}
     assert kept == {name for name, (_sql, runs) in REFERENCES.items() if runs}
-    left_out = facts_of(ref)["heldout_references_fail"]
+    left_out = facts_of(ref)["references_fail"]
     assert {one["instruction"] for one in left_out} == set(REFERENCES) - kept
     assert next(one["why"] for one in left_out if one["instruction"] == "missing table") == "no such table: nowhere"
-    assert ref.counts["heldout"] + ref.counts["heldout_references_fail"] == len(REFERENCES)
+    assert facts_of(ref)["files"]["heldout"]["left_out"] == {FAILS: len(REFERENCES) - ref.counts["heldout"]}
+    assert any(FAILS in sentence for sentence in sentences(facts_of(ref)))
     databases = open_databases(ref)
     assert all(mark(row, row.response, databases).correct in (True, None) for row in read_rows(ref, HELDOUT))
 
 
 def test_heldout_rows_of_which_every_reference_fails_are_refused(bucket: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"every held-out row fails .*'syntax' on 'd': near .* the databases"):
+    with pytest.raises(ConfigurationError, match=f"no row of .*heldout.jsonl can be used .*2: {FAILS}"):
         load(_heldout(tmp_path, ["syntax", "missing table"]), heldout_share=0.1, response_required=True)
 
 
@@ -96,6 +102,63 @@ def test_databases_that_are_missing_or_do_not_load_are_named(
     with pytest.raises(ConfigurationError) as caught:
         load(sources, heldout_share=0.5, response_required=True)
     assert words in str(caught.value)
+
+
+def test_dumps_are_found_in_nested_folders_and_two_of_one_name_are_refused(bucket: str, tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_bytes(_jsonl(20))
+    (tmp_path / "dumps" / "d").mkdir(parents=True)
+    (tmp_path / "dumps" / "d" / "d.sql").write_bytes(b"\xef\xbb\xbf" + DUMP.encode())
+    sources = Sources.of(str(tmp_path / "s.jsonl"), None, str(tmp_path / "dumps"))
+    assert set(open_databases(load(sources, heldout_share=0.2, response_required=True))) == {"d"}
+    (tmp_path / "dumps" / "d.sql").write_text(DUMP)
+    with pytest.raises(ConfigurationError, match=r"holds two dumps named d.sql"):
+        load(sources, heldout_share=0.2, response_required=True)
+    for folder in ("dumps/d.sql", "dumps/d/d.sql"):
+        storage.put(f"s3://{bucket}/{folder}", DUMP.encode())
+    with pytest.raises(ConfigurationError, match=r"holds two dumps named d.sql"):
+        read_databases(f"s3://{bucket}/dumps")
+
+
+def test_a_dump_in_latin_1_is_named(tmp_path: Path) -> None:
+    (tmp_path / "d.sql").write_bytes("INSERT INTO t VALUES ('café');".encode("latin-1"))
+    with pytest.raises(ConfigurationError, match=r"d.sql in .* is no UTF-8 text .byte 26.: save it in UTF-8"):
+        read_databases(str(tmp_path))
+
+
+@pytest.mark.parametrize("what", ["seeds", "heldout"])
+def test_a_folder_is_called_one_and_its_files_are_named(tmp_path: Path, what: str) -> None:
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "s.jsonl").write_bytes(_jsonl(20))
+    given = {"seeds": str(tmp_path / "s.jsonl"), "heldout": str(tmp_path / "s.jsonl"), what: str(tmp_path / "data")}
+    with pytest.raises(ConfigurationError, match=f"{what}: .* is a folder .it is empty.: name one file"):
+        load(Sources(given["seeds"], given["heldout"], None), heldout_share=0.1, response_required=True)
+    for name in "abcd":
+        (tmp_path / "data" / "train" / f"{name}.jsonl").write_bytes(_jsonl(1))
+    with pytest.raises(ConfigurationError, match=r"it holds train/a.jsonl, train/b.jsonl, train/c.jsonl …"):
+        load(Sources(given["seeds"], given["heldout"], None), heldout_share=0.1, response_required=True)
+
+
+def test_columns_and_rows_that_are_not_used_are_in_the_record(bucket: str, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"instruction": f"count {n}", "output": str(n), "topic": "x"} for n in range(20)]
+    rows += [rows[0], {"instruction": "never", "output": "x", "weight": 0}]
+    (tmp_path / "s.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ref = load(Sources(str(tmp_path / "s.jsonl"), None, None), heldout_share=0.2, response_required=True)
+    [file] = facts_of(ref)["files"].values()
+    assert (file["read"], file["used"], file["unused"]) == (22, 20, {"topic": 21})
+    assert file["left_out"] == {DUPLICATE: 1, NOT_TRAINED_ON: 1}
+    assert sentences(facts_of(ref)) == [
+        f"seeds: 2 of 22 rows are left out (1: {NOT_TRAINED_ON}; 1: {DUPLICATE})",
+        "seeds: columns that are not used: topic (21 rows)",
+    ]
+    assert ref.counts["seeds"] + ref.counts["heldout"] + ref.counts["left_out"] == 22
+
+
+def test_large_rows_go_in_several_files(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "_CHARACTERS_PER_FILE", 100)
+    (tmp_path / "s.jsonl").write_bytes(_jsonl(40))
+    ref = load(Sources(str(tmp_path / "s.jsonl"), None, None), heldout_share=0.1, response_required=True)
+    assert len(ArtifactReader(ref).names(TRAIN)) > 2
+    assert len(list(read_rows(ref, TRAIN))) == ref.counts["seeds"]
 
 
 def test_too_few_seeds_to_hold_some_out_are_refused(bucket: str, tmp_path: Path) -> None:

@@ -345,7 +345,7 @@ def test_a_writer_may_say_what_the_row_says(agent: Agent[Any]) -> None:
 def test_chain_of_thought_is_for_reasoning_mathematics_and_code() -> None:
     for category in ("math", "Logical reasoning", "code-generation", "Python", "arithmetic word problems"):
         assert wants_chain_of_thought(category), category
-    for category in ("creative writing", "sql-join", "translation", "", "general"):
+    for category in ("creative writing", "sql-join", "translation", "", "general", "barcode lookup", "biological"):
         assert not wants_chain_of_thought(category), category
 
 

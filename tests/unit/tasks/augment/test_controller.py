@@ -16,7 +16,7 @@ from infra.sandbox import ReadOnlyDatabase
 from tasks.augment.client import Unanswered
 from tasks.augment.controller import Batch, verify, write_and_score
 from tasks.augment.settings import Augmentation
-from tasks.rows import Row
+from tasks.rows import Row, databases_by_input
 from tests.support.fake_agents import FakeAgents, honest, unkind
 
 ENGLISH = "Explain in a few sentences how a bicycle stays upright while somebody rides it."
@@ -158,6 +158,19 @@ def test_an_expansion_on_a_known_schema_belongs_to_its_database() -> None:
     new = {"instructions": [{"instruction": "Count.", "input": x, "response": ""} for x in ("schema", "another")]}
     batch = _write(_saying(expansion=new), SEED, expansions_per_seed=2, database_of={"schema": "shop"})
     assert {row.input: row.database for row in batch.rows} == {"": "", "schema": "shop", "another": ""}
+
+
+def test_an_expansion_on_its_seeds_own_schema_runs_on_its_seeds_own_database() -> None:
+    """Two databases may have one schema, which then says nothing of the database."""
+    seeds = [Row(instruction=f"count {name}", input="schema", response="1", database=name) for name in ("a", "b")]
+    assert databases_by_input([*seeds, Row(instruction="x", input="other", database="c")]) == {
+        "schema": "",
+        "other": "c",
+    }
+    new = {"instructions": [{"instruction": "count all of them", "input": "schema", "response": "1"}]}
+    batch = _write(_saying(expansion=new), *seeds, expansions_per_seed=1, database_of=databases_by_input(seeds))
+    written = [row for row in batch.rows if "expansion" in row.lineage]
+    assert sorted(row.database for row in written) == ["a", "b"]
 
 
 @pytest.mark.parametrize(("instruction", "answer"), [("changed", "same"), ("same", "changed"), ("changed", "changed")])

@@ -19,7 +19,9 @@ from tasks.augment.selection import (
     signature,
     similarity,
 )
-from tasks.rows import Row
+from tasks.overlap import HeldOut
+from tasks.rows import Message, Row
+from tasks.seeds.account import HELD_OUT
 
 HAN = "春眠不觉晓处处闻啼鸟夜来风雨声花落知多少床前明月光疑是地上霜举头望明月低头思故乡白日依山尽黄河入海流"
 
@@ -109,6 +111,36 @@ def test_the_same_question_on_another_text_is_no_duplicate(tmp_path: Path) -> No
     again = [*rows, _row("Summarize the text in one sentence.", 1.0, input=texts[0])]
     assert _decided(tmp_path, [(0, again)], near_duplicate=0.9) == {(0, 2): DUPLICATE}
     assert _decided(tmp_path, [(0, again)], near_duplicate=None) == {}
+
+
+@pytest.mark.parametrize(
+    "contexts",
+    [
+        [{"history": (Message(role="user", content=f"Topic {n}"),)} for n in range(36)],
+        [{"history": (Message(role="system", content=f"You are agent {n} of a large company."),)} for n in range(3)],
+        [{"database": name} for name in ("store", "school", "clinic")],
+        [{"history": (Message(role=role, content="Hi"),)} for role in ("system", "user", "assistant")],
+    ],
+)
+def test_the_same_question_in_another_context_is_no_duplicate(tmp_path: Path, contexts: list[dict[str, Any]]) -> None:
+    rows = [_row("And how many of them are there in all?", **context) for context in contexts]
+    assert _decided(tmp_path, [(0, rows)], near_duplicate=0.9) == {}
+    again = [*rows, _row("and how many  of them are there in all?", 1.0, **contexts[-1])]
+    assert _decided(tmp_path, [(0, again)], near_duplicate=0.9) == {(0, len(rows)): DUPLICATE}
+
+
+def test_what_a_held_out_row_asks_is_not_kept_whoever_wrote_it_and_takes_no_place(tmp_path: Path) -> None:
+    heldout = HeldOut.of([Row(instruction="Which river is the longest?", response="The Nile.")])
+    rows = [
+        _row("which river is the  longest", 1.0),
+        _row("Which river is the longest?", 9.0),
+        _row("one"),
+        _row("two"),
+    ]
+    with opened(tmp_path) as selection:
+        selection.add(0, rows, heldout)
+        selection.decide(min_score=4.0, near_duplicate=0.9, max_rows=2)
+        assert selection.reasons(0) == {0: HELD_OUT, 1: HELD_OUT}
 
 
 def _pairs() -> list[tuple[str, str]]:

@@ -1,0 +1,51 @@
+"""What became of the rows of a data file: every one is used, or left out for a reason that is counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+DUPLICATE = "the same as another row"
+OTHER_DATABASE = "the same as another row, for another database"
+HELD_OUT = "asks what a held-out row asks"
+
+
+class LeftOutError(Exception):
+    """A row that is whole but cannot be used; says why."""
+
+
+@dataclass
+class Account:
+    """`read` rows = used ones + `left_out` ones, by reason; `unused` columns, and how many rows have them."""
+
+    read: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def used(self) -> int:
+        return self.read - self.left_out.total()
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON, in an order that does not depend on which row came first."""
+        return {
+            "read": self.read,
+            "used": self.used,
+            "left_out": dict(sorted(self.left_out.items())),
+            "unused": dict(sorted(self.unused.items())),
+        }
+
+
+def sentences(facts: Mapping[str, Any]) -> list[str]:
+    """What people should know of the files of a seeds artifact (its record's facts): nothing where all was used."""
+    told = []
+    for name, file in facts.get("files", {}).items():
+        if file["left_out"]:
+            reasons = "; ".join(f"{count:,}: {reason}" for reason, count in file["left_out"].items())
+            told.append(f"{name}: {sum(file['left_out'].values()):,} of {file['read']:,} rows are left out ({reasons})")
+        if file["unused"]:
+            columns = ", ".join(f"{column} ({count:,} rows)" for column, count in file["unused"].items())
+            told.append(f"{name}: columns that are not used: {columns}")
+    return told

@@ -1,0 +1,104 @@
+"""Which rows are trained on and which are held out: each row once, and no question on both sides.
+
+What is known of the rows lies in a SQLite file, so memory stays flat however many rows there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tasks.overlap import HeldOut, conversations
+from tasks.rows import HELDOUT, TRAIN, Row
+from tasks.seeds.account import DUPLICATE, HELD_OUT, OTHER_DATABASE, Account
+
+_TABLES = """
+PRAGMA journal_mode=OFF;
+PRAGMA synchronous=OFF;
+PRAGMA cache_size=-65536;
+CREATE TABLE rows (
+    place INTEGER PRIMARY KEY, part TEXT, id TEXT, database TEXT, conversation INTEGER, asked TEXT,
+    answered INTEGER, row TEXT);
+CREATE UNIQUE INDEX rows_by_id ON rows (part, id);
+"""
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[Split]:
+    """A split whose file lies in `folder` for the length of the `with`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="split-", dir=folder) as place:
+        split = Split(Path(place) / "rows.sqlite")
+        try:
+            yield split
+        finally:
+            split.close()
+
+
+class Split:
+    """Add the rows of both parts, or those of `TRAIN` alone and then `hold_out` a share; then read the parts."""
+
+    def __init__(self, path: Path):
+        self._database = sqlite3.connect(path, isolation_level=None)
+        self._database.executescript(_TABLES)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def add(self, part: str, rows: Iterable[Row], account: Account) -> None:
+        """Rows of a file, each text once; which of them were left out as duplicates goes into `account`."""
+        self._database.execute("BEGIN")
+        for row in rows:
+            asked = conversations(row)
+            about = (part, row.id, row.database, asked[-1], json.dumps(asked), bool(row.response))
+            insert = "INSERT OR IGNORE INTO rows VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)"
+            if self._database.execute(insert, (*about, row.model_dump_json())).rowcount == 0:
+                known = "SELECT database FROM rows WHERE part = ? AND id = ?"
+                same = self._database.execute(known, (part, row.id)).fetchone()[0] == row.database
+                account.left_out[DUPLICATE if same else OTHER_DATABASE] += 1
+        self._database.execute("COMMIT")
+
+    def hold_out(self, share: float) -> None:
+        """Move a share of the questions, chosen by their hash, with all rows that answer them, to the held-out part.
+
+        A conversation that goes on where another row ends is held out with that row. A question with more rows than
+        the share is trained on.
+        """
+        self._database.create_function("question", 2, self._question, deterministic=True)
+        self._database.execute("CREATE INDEX rows_by_conversation ON rows (conversation)")
+        self._database.execute("UPDATE rows SET conversation = question(conversation, asked) WHERE asked LIKE '%,%'")
+        total = self._database.execute("SELECT count(*) FROM rows").fetchone()[0]
+        grouped = "SELECT conversation FROM rows {} GROUP BY conversation HAVING sum(answered) {}"
+        chosen = grouped.format("WHERE (conversation & 4294967295) < ?", "AND count(*) <= ?")
+        first = grouped.format("", "ORDER BY count(*) > ?, conversation & 4294967295 LIMIT 1")
+        most = max(1, int(share * total))
+        for questions, values in ((chosen, (int(share * 2**32), most)), (first, (most,))):
+            move = f"UPDATE rows SET part = ? WHERE answered AND conversation IN ({questions})"
+            if self._database.execute(move, (HELDOUT, *values)).rowcount:
+                return
+
+    def heldout(self) -> Iterator[Row]:
+        return self._rows(HELDOUT)
+
+    def training(self, account: Account) -> Iterator[Row]:
+        """The rows that ask nothing that a held-out row asks; how many did goes into `account`."""
+        questions = HeldOut.of(self.heldout())
+        for row in self._rows(TRAIN):
+            if questions.asked_by(row):
+                account.left_out[HELD_OUT] += 1
+            else:
+                yield row
+
+    def _question(self, conversation: int, asked: str) -> int:
+        """The shortest beginning of a conversation that is a row of its own."""
+        whole = "SELECT 1 FROM rows WHERE conversation = ?"
+        beginnings = (one for one in json.loads(asked) if self._database.execute(whole, (one,)).fetchone())
+        return next(beginnings, conversation)
+
+    def _rows(self, part: str) -> Iterator[Row]:
+        for (row,) in self._database.execute("SELECT row FROM rows WHERE part = ? ORDER BY place", (part,)):
+            yield Row.model_validate_json(row)
