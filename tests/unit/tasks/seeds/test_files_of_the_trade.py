@@ -15,7 +15,7 @@ import pytest
 
 from infra.errors import ConfigurationError
 from tasks.rows import Message, Row
-from tasks.seeds.account import Account
+from tasks.seeds.account import Account, sentences
 from tasks.seeds.formats import read
 
 Turns = list[tuple[str, str]]
@@ -217,6 +217,18 @@ def test_an_honest_column_of_another_name_does_not(name: str) -> None:
     rows, account = _read(_lines({"instruction": "q", "output": "r", name: "x"}, {"instruction": "p", "output": "r"}))
     assert len(rows) == 2
     assert account.unused == {name: 1}
+
+
+def test_columns_that_are_new_in_every_row_take_no_memory_and_no_page() -> None:
+    data = _lines(*({"instruction": f"q{n}", f"column\n{n}" * 9: "x", "topic": "y"} for n in range(1_000)))
+    account = _read(data)[1]
+    assert len(account.unused) <= 201
+    assert account.unused.total() == 2_000
+    assert account.unused["topic"] == 1_000
+    [sentence] = sentences({"files": {"seeds": account.plain()}})
+    assert sentence.startswith("seeds: columns that are not used: topic (1,000 rows), (others)")
+    assert len(sentence) < 1_000
+    assert "\n" not in sentence
 
 
 def test_two_columns_that_mean_the_same_and_differ_are_not_guessed_about() -> None:
