@@ -12,6 +12,11 @@ OTHER_DATABASE = "the same as another row, for another database"
 HELD_OUT = "asks what a held-out row asks"
 
 
+_NAMED = 200
+_TOLD, _TOLD_CHARS = 12, 40
+_OTHERS = "(others)"
+
+
 class LeftOutError(Exception):
     """A row that is whole but cannot be used; says why."""
 
@@ -23,6 +28,12 @@ class Account:
     read: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     unused: Counter[str] = field(default_factory=Counter)
+
+    def note_unused(self, columns: Mapping[str, int]) -> None:
+        """Columns and in how many more rows they are; of columns that are new in every row, only so many are named."""
+        for name, rows in columns.items():
+            is_named = name in self.unused or len(self.unused) < _NAMED
+            self.unused[name if is_named else _OTHERS] += rows
 
     @property
     def used(self) -> int:
@@ -46,6 +57,10 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
             reasons = "; ".join(f"{count:,}: {reason}" for reason, count in file["left_out"].items())
             told.append(f"{name}: {sum(file['left_out'].values()):,} of {file['read']:,} rows are left out ({reasons})")
         if file["unused"]:
-            columns = ", ".join(f"{column} ({count:,} rows)" for column, count in file["unused"].items())
-            told.append(f"{name}: columns that are not used: {columns}")
+            most = sorted(file["unused"].items(), key=lambda item: -item[1])
+            columns = ", ".join(
+                f"{' '.join(column.split())[:_TOLD_CHARS]} ({rows:,} rows)" for column, rows in most[:_TOLD]
+            )
+            others = f" and {len(most) - _TOLD} others" if len(most) > _TOLD else ""
+            told.append(f"{name}: columns that are not used: {columns}{others}")
     return told

@@ -47,7 +47,7 @@ def read(
     if stream.read(len(parquet.MAGIC)) == parquet.MAGIC:
         there = parquet.filled(source, stream)
         others = {name: count for name, count in there.items() if count and name not in columns.KNOWN}
-        account.unused.update(others)
+        account.note_unused(others)
         if there.keys().isdisjoint((*columns.INSTRUCTION, *columns.TURNS)):
             columns.check_names(source, frozenset(there))
             raise _unknown(source, there)
@@ -66,7 +66,7 @@ def read(
             account.read += 1
             account.left_out[str(why)] += 1
             continue
-        account.unused.update(unused)
+        account.note_unused(unused)
         for row in rows:
             if not row.response and (response_required or heldout):
                 missing = _NO_REFERENCE if heldout else _NO_RESPONSE

@@ -174,6 +174,15 @@ def test_verdict_comes_first_and_the_demo_is_labelled() -> None:
     assert DEMO_NOTE in render_markdown(sample_report())
 
 
+def test_what_was_left_out_of_the_data_is_in_the_first_lines_as_text() -> None:
+    sentence = "seeds: 20 of 220 rows are left out (20: asks what a held-out row asks); <b>column</b>"
+    report = sample_report(left_out=[sentence])
+    header = render_page(report).split("<main>")[0]
+    assert sentence.replace("<", "&lt;").replace(">", "&gt;") in header
+    first_lines = render_markdown(report).split("\n")[:6]
+    assert any("20 of 220 rows are left out (20: asks what a held-out row asks)" in line for line in first_lines)
+
+
 def test_every_plot_has_axes_units_and_a_caption() -> None:
     html = sample_page()
     figures = re.findall(r'<figure id="figure-(\w+)">(.*?)</figure>', html, flags=re.DOTALL)

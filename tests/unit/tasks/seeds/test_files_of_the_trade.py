@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from datetime import date
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from infra.errors import ConfigurationError
 from tasks.rows import Message, Row
-from tasks.seeds.account import Account
+from tasks.seeds.account import Account, sentences
 from tasks.seeds.formats import read
 
 Turns = list[tuple[str, str]]
@@ -218,6 +219,18 @@ def test_an_honest_column_of_another_name_does_not(name: str) -> None:
     assert account.unused == {name: 1}
 
 
+def test_columns_that_are_new_in_every_row_take_no_memory_and_no_page() -> None:
+    data = _lines(*({"instruction": f"q{n}", f"column\n{n}" * 9: "x", "topic": "y"} for n in range(1_000)))
+    account = _read(data)[1]
+    assert len(account.unused) <= 201
+    assert account.unused.total() == 2_000
+    assert account.unused["topic"] == 1_000
+    [sentence] = sentences({"files": {"seeds": account.plain()}})
+    assert sentence.startswith("seeds: columns that are not used: topic (1,000 rows), (others)")
+    assert len(sentence) < 1_000
+    assert "\n" not in sentence
+
+
 def test_two_columns_that_mean_the_same_and_differ_are_not_guessed_about() -> None:
     assert len(_read(_lines({**ONE, "response": "3"}))[0]) == 1
     with pytest.raises(ConfigurationError, match="row 1: the fields 'output' and 'response' differ"):
@@ -315,3 +328,47 @@ def test_errors_are_the_same_wherever_the_chunks_end(name: str) -> None:
     data, words = REFUSED[name]
     with pytest.raises(ConfigurationError, match=words):
         list(read("f", _Slowly(data), Account(), response_required=False))
+
+
+def _bomb(kind: str) -> bytes:
+    """A few kilobytes that unpack to gigabytes."""
+    text, sink = "x" * 1_000_000, io.BytesIO()
+    if kind == "one text for every row":
+        output = pa.DictionaryArray.from_arrays(pa.array([0] * 4_500, pa.int32()), [text])
+        pq.write_table(pa.table({"instruction": list(map(str, range(4_500))), "output": output}), sink)
+    elif kind == "one text for every turn":
+        schema = pa.schema([("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])))])
+        with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+            for _ in range(30):
+                writer.write_table(pa.table({"messages": [_said("q", text)["messages"]] * 10}, schema=schema))
+    elif kind == "a page of one letter":
+        table = pa.table({"instruction": ["q"] * 28, "output": [text * 10] * 28})
+        pq.write_table(table, sink, compression="zstd", use_dictionary=False, data_page_size=2**31 - 1)
+    else:
+        same = pa.DictionaryArray.from_arrays(pa.array(np.zeros(6_000_000, "i1")), ["equal"])
+        pq.write_table(pa.table({"instruction": same}), sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    "kind", ["one text for every row", "one text for every turn", "a page of one letter", "rows that are all equal"]
+)
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused_in_bounded_memory(kind: str) -> None:
+    data, before, taken = _bomb(kind), pa.total_allocated_bytes(), [0]
+    rows = read("f", io.BytesIO(data), Account(), response_required=False)
+    with pytest.raises(ConfigurationError, match="f unpacks to more than 200 times its size and 256 MiB"):
+        taken.extend(pa.total_allocated_bytes() - before for _ in rows)
+    assert len(data) < 2**20
+    assert max(taken) < 2**26
+
+
+def test_rows_of_many_row_groups_and_long_texts_are_all_read() -> None:
+    sink = io.BytesIO()
+    schema = pa.table({"messages": [_said("q", "r")["messages"]]}).schema
+    with pq.ParquetWriter(sink, schema) as writer:
+        for group in range(7):
+            talks = [_said(f"q{group}-{row}", f"{row}" * 30_000)["messages"] for row in range(70)]
+            writer.write_table(pa.table({"messages": talks}, schema=schema))
+    rows, account = _read(sink.getvalue())
+    assert [row.instruction for row in rows] == [f"q{group}-{row}" for group in range(7) for row in range(70)]
+    assert account.read == 490
