@@ -7,6 +7,7 @@ import re
 import socket
 from urllib.parse import urlsplit
 
+from infra.demo import endpoint as demo
 from infra.errors import TransientError
 
 _ADDRESS_OF = r"(?:{})_(?:\w+_)?(?:API_BASE|BASE_URL|API_URL|ENDPOINT)"  # a provider's, in the environment
@@ -16,8 +17,11 @@ _DEFAULT_PORT = {"http": ":80", "https": ":443"}
 def server_of(model: str, api_base: str | None) -> str:
     """The server that answers for a model: by `api_base`, else as the environment tells LiteLLM, else empty.
 
-    One server has one name, however its address is written; a password is no part of it.
+    One server has one name, however its address is written; a password is no part of it. The demo's is the same program
+    wherever it runs, on another port each time.
     """
+    if model == demo.MODEL:
+        return "demo"
     if api_base:
         address = urlsplit(api_base)
         host = address.netloc.rpartition("@")[2].lower().removesuffix(_DEFAULT_PORT.get(address.scheme, ":"))

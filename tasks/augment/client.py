@@ -171,7 +171,7 @@ class LLMClient:
                 request = dataclasses.replace(request, messages=[*messages, *again])
             said = redacted(answer["text"][:2_000], [self.endpoint.api_key or ""])[:_WORDS]
             if answer["finish_reason"] == DECLINED or ("{" not in said and is_refusal(said)):
-                raise Unanswered(agent.name, "declined by the model", said)
+                why = "the model declines"
             raise Unanswered(agent.name, "no valid answer", f"{why}: {said!r}" if said else why)
 
     async def _patiently(self, agent: Agent[Any], request: Request) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 
 from infra import settings, storage
 from infra.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
+from infra.errors import ConfigurationError
 from tasks.augment import card, stage
 from tasks.rows import FAILED, KEPT, REJECTED
 from tests.support import augmentation
@@ -79,6 +80,18 @@ def test_every_row_is_accounted_for_and_a_rerun_asks_for_what_has_no_answer(monk
     assert sum(one["from_cache"] for one in used.values()) > 10 * len(failed), "answers of use were asked for again"
     # an endpoint that still fails: the row's agent is asked again, and the agents that come after it
     assert 0 < anew <= 12 * (len(failed) + counts["failed_expansions"] * OPTIONS["expansions_per_seed"])
+
+
+@pytest.mark.parametrize("kind", ["wrong_schema", "refusal"])
+def test_a_model_of_no_use_is_paid_for_four_dozen_requests_and_not_for_all(kind: str) -> None:
+    """Two agents are tried at once, Expansion and Rewriting, on a dozen rows each, twice a row."""
+    with endpoint(faults=1.0, kinds=[kind]) as url:
+        with pytest.raises(ConfigurationError) as ended:
+            augmentation.augment(url, 60, OPTIONS)
+        assert tell(url, "stats")["requests"] <= 48
+    assert "agent gets no usable answers from the LLM 'openai/test' at http://127.0.0.1" in str(ended.value)
+    words = {"wrong_schema": '{"unexpected": [1, 2, 3]}', "refusal": "I'm sorry, but I can't help with that."}
+    assert words[kind] in str(ended.value)
 
 
 def test_failed_rows_of_a_killed_try_do_not_stay_beside_the_rows_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:

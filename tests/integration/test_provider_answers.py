@@ -49,7 +49,7 @@ USABLE = (
 USELESS = {
     "empty": ("no valid answer", "an empty answer"),
     "no_choice": ("no valid answer", "an empty answer"),
-    "refusal": ("declined by the model", "That I will not do."),
+    "refusal": ("no valid answer", "the model declines: 'That I will not do.'"),
     "filtered": ("declined by the provider", "its content filter"),
     "moderated": ("declined by the provider", "flagged by our moderation"),
     "cut_off": ("no valid answer", "cut off at max_output_tokens"),

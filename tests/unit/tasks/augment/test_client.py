@@ -317,7 +317,7 @@ def test_a_model_that_is_of_no_use_is_found_out_for_two_dozen_requests(
         ("no JSON", ["no valid answer: 12", "I would rather talk about the weather.", "agent_model"]),
         ("another object", ["Field required", '{"unexpected": 1}']),
         ("empty", ["an empty answer"]),
-        ("declined", ["declined by the model: 12", "I'm sorry, but I can't help with that."]),
+        ("declined", ["no valid answer: 12", "the model declines", "I'm sorry, but I can't help with that."]),
         ("cut off", ["cut off at max_output_tokens", "raise `augmentation.max_output_tokens`"]),
         ("filtered", ["declined by the provider: 12", "its content filter"]),
         ("content policy", ["declined by the provider: 12", "against our policy"]),
