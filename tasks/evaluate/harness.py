@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,26 +57,38 @@ def workspace(model: ModelSource, options: Benchmarks, scoring: Scoring) -> Work
 
 
 def run(
-    work: Workspace, model: ModelSource, options: Benchmarks, scoring: Scoring, on_event: Callable[[Event], None]
-) -> ArtifactRef:
-    """Run lm-eval and publish its results; `scoring` says which engine, and how vLLM uses the hardware.
+    works: Mapping[str, Workspace],
+    models: Mapping[str, ModelSource],
+    options: Benchmarks,
+    scoring: Scoring,
+    on_event: Callable[[Event], None],
+) -> dict[str, ArtifactRef]:
+    """Run lm-eval on the variants ("kd/harness") in one supervised process; each is published when it is done.
 
-    Raises ConfigurationError for a task that lm-eval does not know or whose data cannot be had.
+    `scoring` says which engine, and how vLLM uses the hardware. Raises ConfigurationError for a task that lm-eval does
+    not know or whose data cannot be had.
     """
     _check_installed(options)
-    results = run_supervised(
+    told = run_supervised(
         KIND,
         [sys.executable, "-m", "tasks.evaluate.harness_program"],
         {
-            "model": model.model_dump(),
             "options": options.model_dump(mode="json"),
             "scoring": scoring.model_dump(mode="json"),
-            "workspace": work.description(),
+            "variants": [
+                {"key": key, "model": models[key.split("/")[0]].model_dump(), "workspace": work.description()}
+                for key, work in works.items()
+            ],
         },
         on_event=on_event,
         env=vllm_environment() | ({"HF_ALLOW_CODE_EVAL": "1"} if options.harness_runs_code else {}),
         stall_timeout_s=_STALL_TIMEOUT_S,
     )
+    return {key: ArtifactRef.model_validate(ref) for key, ref in told["refs"].items()}
+
+
+def publish(work: Workspace, results: dict[str, Any]) -> ArtifactRef:
+    """Results by task, beside the samples that are there already."""
     work.put_json(RESULTS, results)
     documents = sum(task["documents"] for task in results["tasks"].values())
     return work.publish((RESULTS, SAMPLES), {"documents": documents}, results)
@@ -84,7 +96,7 @@ def run(
 
 def describe(event: Event) -> str:
     """A progress event as a short note."""
-    return str(event.get("tasks", ""))
+    return str(event["variant"])
 
 
 def _task_files(options: Benchmarks) -> dict[str, Any]:
