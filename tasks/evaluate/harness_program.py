@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -17,19 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from infra import child
 from infra.artifacts import Workspace
 from infra.errors import ConfigurationError
 from infra.models import ModelSource
+from infra.program import lean_imports
 from tasks.answers import THOUGHT_ENDS
 from tasks.chat import added_tokens
 from tasks.evaluate.benchmark_settings import Benchmarks
 from tasks.evaluate.engines import end_vllm
-from tasks.evaluate.harness import SAMPLES, check_tasks, publish
+from tasks.evaluate.harness import SAMPLES, publish, task_manager
 from tasks.logits.engines import vllm_options
 from tasks.logits.settings import Scoring
+
+_ENGINES = {"vllm": "vllm_causallms", "transformers": "huggingface"}
 
 
 def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
@@ -37,10 +40,10 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     options = Benchmarks.model_validate(spec["options"])
     scoring = Scoring.model_validate(spec["scoring"])
     _name_the_cpu_build_vllm()
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager(include_path=options.harness_task_folder)
-    check_tasks(manager, options)
+    manager = task_manager(options)
+    with lean_imports():
+        importlib.import_module("lm_eval.evaluator")
+        importlib.import_module(f"lm_eval.models.{_ENGINES[scoring.engine]}")
     refs: dict[str, Any] = {}
     for told in spec["variants"]:
         reporter.progress(len(refs), len(spec["variants"]), variant=told["key"])
@@ -85,6 +88,8 @@ def _evaluated(model: ModelSource, options: Benchmarks, scoring: Scoring, manage
 @contextlib.contextmanager
 def _engine(model: ModelSource, options: Benchmarks, scoring: Scoring) -> Iterator[Any]:
     """What lm-eval asks, for the length of the `with`: a thought is no part of an answer there either."""
+    import torch
+
     folder, longest_answer = str(model.fetch()), options.harness_max_gen_tokens
     longest = options.harness_max_length and min(options.harness_max_length, model.context())
     ends = [token for token in added_tokens(model).values() if token in THOUGHT_ENDS]

@@ -119,6 +119,11 @@ def test_a_task_that_lm_eval_does_not_know_is_the_users_mistake(options: Benchma
         _run(wrong, Scoring())  # where another lm-eval runs it
 
 
+@installed
+def test_tasks_of_ones_own_are_found_without_reading_all_of_lm_evals(options: Benchmarks) -> None:
+    assert harness.task_manager(options).all_tasks == ["own_choice"]
+
+
 def test_lm_eval_that_is_not_installed_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "find_spec", lambda name: None)
     with pytest.raises(
