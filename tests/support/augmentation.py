@@ -8,7 +8,6 @@ prints one line of JSON: the artifact's reference, the batches that this process
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,9 +21,9 @@ from tasks.augment import stage
 from tasks.augment.providers import Deployment
 from tasks.augment.settings import Augmentation
 from tasks.seeds.stage import Sources, load
+from tests.support import program
 from tests.support.endpoint_answers import answer
 
-ROOT = Path(__file__).parents[2]
 MODEL = "openai/test"
 _CATEGORIES = ("Reasoning", "Writing", "Translation", "Knowledge", "Summarization")
 
@@ -56,21 +55,8 @@ def augment(url: str, seeds: int, options: dict[str, Any], key: str = "key", as_
 
 def start(url: str, seeds: int, options: dict[str, Any], batch: int = 100, **environment: str) -> subprocess.Popen[str]:
     """The stage in a process of its own, with batches of so many seeds."""
-    told = json.dumps({"url": url, "seeds": seeds, "options": options, "batch": batch})
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.augmentation", told],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
-
-
-def told(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """What a process that ended well has printed."""
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
-    return json.loads(out.splitlines()[-1])
+    given = {"url": url, "seeds": seeds, "options": options, "batch": batch}
+    return program.start("tests.support.augmentation", given, **environment)
 
 
 def memory_mib(pid: int | str = "self") -> float:
