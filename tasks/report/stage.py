@@ -16,7 +16,7 @@ from tasks.report.leaderboard import over_seeds, rows, verdict
 from tasks.report.page import render_markdown, render_page
 
 KIND = "report"
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 LABELS = {
     "base": "Base student",
     "sft": "SFT",
