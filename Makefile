@@ -6,15 +6,15 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 EXTRA ?= cpu
 NAME ?= quality
 # JOBS=…  how many test files run side by side
-JOBS ?= 2
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-# a file's tests stay together, for what they share; files begin in the order of tests/conftest.py, the longest first
-SIDE_BY_SIDE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# a file's tests stay together, for what they share; files begin in the order of tests/conftest.py, the longest first;
+# three on two cores where servers and schedules are waited for
+SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart run test test-unit chaos check bench up down bootstrap images clean lock demo
@@ -39,10 +39,10 @@ quickstart: setup ## Distil the demo student: every real part, a few minutes on 
 	@$(BIN)/distilflow run
 
 test: setup ## Run all tests, with real servers and engines
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	@$(BIN)/python -m pytest -n $(or $(JOBS),3) $(SIDE_BY_SIDE)
 
 test-unit: setup ## Run the tests that start no server and no engine
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/unit
+	@$(BIN)/python -m pytest -n $(or $(JOBS),2) $(SIDE_BY_SIDE) tests/unit
 
 chaos: setup ## Kill and cancel every part of a run in turn, and compare (about ten minutes)
 	@$(BIN)/python -m pytest tests/flows/test_production.py -m chaos -rP

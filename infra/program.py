@@ -2,7 +2,8 @@
 
 `python -m infra.program MODULE FOLDER` runs MODULE as `python -m MODULE FOLDER` would. An engine imports a hundred
 thousand objects, over which Python's garbage collector passes again and again, and transformers imports scikit-learn
-where it is installed, for a way to generate that nobody here uses. Standard library only.
+and SciPy where they are installed, for a way to generate and a loss of object detectors that nobody here uses.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def imported() -> None:
 
 @contextlib.contextmanager
 def lean_imports() -> Iterator[None]:
-    """The same for the length of a `with`, in a program that begins otherwise."""
+    """The same for the length of a `with`, in a program that begins otherwise, and may use SciPy itself."""
     modules: dict[str, Any] = sys.modules
     hidden = "sklearn" not in modules  # an engine's process hides it for good
     modules.setdefault("sklearn", None)
@@ -41,10 +42,15 @@ def lean_imports() -> Iterator[None]:
             del modules["sklearn"]
 
 
+def hide_unused() -> None:
+    """Go on as if they were not installed."""
+    modules: dict[str, Any] = sys.modules
+    modules.update({"sklearn": None, "scipy": None})
+
+
 def main() -> None:
     gc.disable()
-    modules: dict[str, Any] = sys.modules
-    modules["sklearn"] = None  # as if it were not installed
+    hide_unused()
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 

@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 
 from infra.services import Services, embedded_services
+from tests.support.prefect_database import give, migrated_database
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("untimed")
@@ -53,8 +54,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def services(home: Path) -> Iterator[Services]:
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated Prefect database, the same for all that run side by side."""
+    own = tmp_path_factory.getbasetemp()
+    return migrated_database(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
+
+
+@pytest.fixture(scope="session")
+def services(home: Path, database: Path) -> Iterator[Services]:
     """A real SeaweedFS and a real Prefect server, with the variables that point at them."""
+    give(home, database)
     with embedded_services() as running:
         yield running
 

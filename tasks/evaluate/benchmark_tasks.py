@@ -80,12 +80,8 @@ def lm_eval(models: dict[str, ModelSource], options: Benchmarks, scoring: Scorin
     with stage_view("lm_eval", ", ".join(options.harness)) as view:
 
         def make(missing: dict[str, Workspace]) -> dict[str, ArtifactRef]:
-            refs = {}
-            for place, (key, work) in enumerate(missing.items()):
-                view.tick(place, len(missing), key)
-                with held(GPU, scoring.tensor_parallel, view.note):
-                    refs[key] = harness.run(work, models[key.split("/")[0]], options, scoring, lambda event: None)
-            return refs
+            with held(GPU, scoring.tensor_parallel, view.note):
+                return harness.run(missing, models, options, scoring, view.follow(harness.describe))
 
         refs = made_once(works, make, view.note)
         return _done(view, refs, f"{len(options.harness)} tasks by {len(models)} variants")

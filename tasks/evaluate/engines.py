@@ -133,12 +133,16 @@ class VLLMGenerator:
         )
 
     def close(self) -> None:
-        """End the engine and wait until its processes, and what they held of the GPU, are gone."""
-        self._llm.llm_engine.engine_core.shutdown(timeout=_SHUTDOWN_S)
-        _gone, alive = psutil.wait_procs(self._processes, timeout=_SHUTDOWN_S)
-        for process in alive:
-            process.kill()
-        psutil.wait_procs(alive, timeout=_SHUTDOWN_S)
+        end_vllm(self._llm, self._processes)
+
+
+def end_vllm(llm: Any, processes: list[psutil.Process]) -> None:
+    """End the engine and wait until its processes, and what they held of the GPU, are gone."""
+    llm.llm_engine.engine_core.shutdown(timeout=_SHUTDOWN_S)
+    _gone, alive = psutil.wait_procs(processes, timeout=_SHUTDOWN_S)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=_SHUTDOWN_S)
 
 
 class TransformersGenerator:

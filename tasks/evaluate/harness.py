@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from infra.artifacts import ArtifactRef, Workspace
 from infra.errors import ConfigurationError
 from infra.models import ModelSource
 from infra.processes import Event, run_supervised
+from infra.program import lean_imports
 from infra.vllm_environment import vllm_environment
 from tasks.evaluate import benchmark_files
 from tasks.evaluate.benchmark_settings import Benchmarks
@@ -26,16 +27,27 @@ _STALL_TIMEOUT_S = 7200.0  # lm-eval reports nothing while it works
 def preflight(options: Benchmarks) -> None:
     """Raise ConfigurationError where lm-eval cannot run or knows no such task, before any model is loaded."""
     _check_installed(options)
-    from lm_eval.tasks import TaskManager
-
-    check_tasks(TaskManager(include_path=options.harness_task_folder), options)
+    task_manager(options)
 
 
-def check_tasks(manager: Any, options: Benchmarks) -> None:
-    """Raise ConfigurationError for a name that lm-eval's task manager does not know."""
+def task_manager(options: Benchmarks) -> Any:
+    """lm-eval's index of tasks; raises ConfigurationError for a name that is not in it.
+
+    Its own fourteen thousand are left out where the user's folder has all that are asked for: ten seconds less.
+    """
+    with lean_imports():
+        from lm_eval.tasks import TaskManager
+
+    folder = options.harness_task_folder
+    if folder is not None:
+        own = TaskManager(include_path=folder, include_defaults=False)
+        if set(options.harness) <= set(own.all_subtasks):  # a group may name lm-eval's
+            return own
+    manager = TaskManager(include_path=folder)
     if unknown := [name for name in options.harness if not manager.match_tasks([name])]:
         count = len(manager.all_tasks)
         raise ConfigurationError(f"lm-eval knows no task {unknown[0]!r}: `lm_eval ls tasks` lists its {count:,}")
+    return manager
 
 
 def _check_installed(options: Benchmarks) -> None:
@@ -57,26 +69,38 @@ def workspace(model: ModelSource, options: Benchmarks, scoring: Scoring) -> Work
 
 
 def run(
-    work: Workspace, model: ModelSource, options: Benchmarks, scoring: Scoring, on_event: Callable[[Event], None]
-) -> ArtifactRef:
-    """Run lm-eval and publish its results; `scoring` says which engine, and how vLLM uses the hardware.
+    works: Mapping[str, Workspace],
+    models: Mapping[str, ModelSource],
+    options: Benchmarks,
+    scoring: Scoring,
+    on_event: Callable[[Event], None],
+) -> dict[str, ArtifactRef]:
+    """Run lm-eval on the variants ("kd/harness") in one supervised process; each is published when it is done.
 
-    Raises ConfigurationError for a task that lm-eval does not know or whose data cannot be had.
+    `scoring` says which engine, and how vLLM uses the hardware. Raises ConfigurationError for a task that lm-eval does
+    not know or whose data cannot be had.
     """
     _check_installed(options)
-    results = run_supervised(
+    told = run_supervised(
         KIND,
         [sys.executable, "-m", "tasks.evaluate.harness_program"],
         {
-            "model": model.model_dump(),
             "options": options.model_dump(mode="json"),
             "scoring": scoring.model_dump(mode="json"),
-            "workspace": work.description(),
+            "variants": [
+                {"key": key, "model": models[key.split("/")[0]].model_dump(), "workspace": work.description()}
+                for key, work in works.items()
+            ],
         },
         on_event=on_event,
         env=vllm_environment() | ({"HF_ALLOW_CODE_EVAL": "1"} if options.harness_runs_code else {}),
         stall_timeout_s=_STALL_TIMEOUT_S,
     )
+    return {key: ArtifactRef.model_validate(ref) for key, ref in told["refs"].items()}
+
+
+def publish(work: Workspace, results: dict[str, Any]) -> ArtifactRef:
+    """Results by task, beside the samples that are there already."""
     work.put_json(RESULTS, results)
     documents = sum(task["documents"] for task in results["tasks"].values())
     return work.publish((RESULTS, SAMPLES), {"documents": documents}, results)
@@ -84,7 +108,7 @@ def run(
 
 def describe(event: Event) -> str:
     """A progress event as a short note."""
-    return str(event.get("tasks", ""))
+    return str(event["variant"])
 
 
 def _task_files(options: Benchmarks) -> dict[str, Any]:

@@ -1,55 +1,83 @@
 """The lm-eval program: tasks by name on vLLM (or transformers, the slow reference), each document's outcome kept.
 
 python -m tasks.evaluate.harness_program FOLDER
+
+One variant after the other; its results are published when it is done, so a kill costs the variant under way.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib
 import json
 import sys
+import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
+import psutil
 
 from infra import child
 from infra.artifacts import Workspace
 from infra.errors import ConfigurationError
 from infra.models import ModelSource, load_tokenizer
+from infra.program import lean_imports
 from tasks.answers import THOUGHT_ENDS
 from tasks.chat import added_tokens, stop_at
 from tasks.evaluate.benchmark_settings import Benchmarks
-from tasks.evaluate.engines import Ends
-from tasks.evaluate.harness import SAMPLES, check_tasks
+from tasks.evaluate.engines import Ends, end_vllm
+from tasks.evaluate.harness import SAMPLES, publish, task_manager
 from tasks.logits.engines import vllm_options
 from tasks.logits.settings import Scoring
 
+_ENGINES = {"vllm": "vllm_causallms", "transformers": "huggingface"}
+
 
 def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
-    """Results by task: each metric with its standard error and the number of documents."""
+    """The references of all results, by variant ("kd/harness")."""
     options = Benchmarks.model_validate(spec["options"])
     scoring = Scoring.model_validate(spec["scoring"])
-    model = ModelSource.model_validate(spec["model"])
-    work = Workspace.from_description(spec["workspace"])
     _name_the_cpu_build_vllm()
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
+    manager = task_manager(options)
+    with lean_imports():
+        importlib.import_module("lm_eval.evaluator")
+        importlib.import_module(f"lm_eval.models.{_ENGINES[scoring.engine]}")
+    refs: dict[str, Any] = {}
+    for told in spec["variants"]:
+        reporter.progress(len(refs), len(spec["variants"]), variant=told["key"])
+        work = Workspace.from_description(told["workspace"])
+        found = _evaluated(ModelSource.model_validate(told["model"]), options, scoring, manager, reporter.folder)
+        gc.collect()  # what is left of the engine, before the next one needs its memory
+        for name, samples in found["samples"].items():
+            lines = "".join(json.dumps(sample, default=str) + "\n" for sample in samples)
+            work.put(f"{SAMPLES}{name}.jsonl", lines.encode())
+        ref = publish(work, {"tasks": _by_task(found), "lm_eval": metadata.version("lm_eval")})
+        refs[told["key"]] = ref.model_dump()
+    return {"refs": refs}
 
-    manager = TaskManager(include_path=options.harness_task_folder)
-    check_tasks(manager, options)
-    reporter.progress(0, len(options.harness), tasks=", ".join(options.harness))
+
+def _evaluated(model: ModelSource, options: Benchmarks, scoring: Scoring, manager: Any, folder: Path) -> Any:
+    """What lm-eval returns; its engine is gone by then."""
+    from lm_eval import simple_evaluate
+
     try:
-        found = simple_evaluate(
-            **_engine(model, options, scoring, reporter.folder),
-            tasks=list(options.harness),
-            limit=options.harness_limit,
-            apply_chat_template=options.harness_chat_template,
-            task_manager=manager,
-            log_samples=True,
-            bootstrap_iters=1_000,
-            confirm_run_unsafe_code=options.harness_runs_code,
-        )
+        with (
+            _engine(model, options, scoring, folder) as engine,
+            child.abort_if_a_child_dies(folder, "lm-eval's engine"),
+        ):
+            found = simple_evaluate(
+                engine,
+                tasks=list(options.harness),
+                limit=options.harness_limit,
+                apply_chat_template=options.harness_chat_template,
+                task_manager=manager,
+                log_samples=True,
+                bootstrap_iters=1_000,
+                confirm_run_unsafe_code=options.harness_runs_code,
+            )
     except ValueError as error:
         if "unsafe" in str(error).lower():
             raise ConfigurationError(
@@ -58,11 +86,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
             ) from error
         raise
     assert found is not None  # only ranks other than the first get None
-    for name, samples in found["samples"].items():
-        lines = "".join(json.dumps(sample, default=str) + "\n" for sample in samples)
-        work.put(f"{SAMPLES}{name}.jsonl", lines.encode())
-    reporter.progress(len(options.harness), len(options.harness), tasks="done")
-    return {"tasks": _by_task(found), "lm_eval": metadata.version("lm_eval")}
+    return found
 
 
 def ending(model: ModelSource, folder: Path) -> Path:
@@ -78,9 +102,13 @@ def ending(model: ModelSource, folder: Path) -> Path:
     return folder
 
 
-def _engine(model: ModelSource, options: Benchmarks, scoring: Scoring, scratch: Path) -> dict[str, Any]:
-    """What lm-eval is told of the model: a thought is no part of an answer there either."""
-    folder, longest_answer = str(ending(model, scratch / "model")), options.harness_max_gen_tokens
+@contextlib.contextmanager
+def _engine(model: ModelSource, options: Benchmarks, scoring: Scoring, scratch: Path) -> Iterator[Any]:
+    """What lm-eval asks, for the length of the `with`: a thought is no part of an answer there either."""
+    import torch
+
+    place = Path(tempfile.mkdtemp(prefix="model-", dir=scratch))
+    folder, longest_answer = str(ending(model, place / "model")), options.harness_max_gen_tokens
     longest = options.harness_max_length and min(options.harness_max_length, model.context())
     ends = [token for token in added_tokens(model).values() if token in THOUGHT_ENDS]
     thinking = {"think_end_token": ends[0]} if ends else {}
@@ -91,12 +119,17 @@ def _engine(model: ModelSource, options: Benchmarks, scoring: Scoring, scratch: 
             max_gen_toks = longest_answer
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return {"model": Reference(pretrained=folder, max_length=longest, batch_size=8, device=device, **thinking)}
+        yield Reference(pretrained=folder, max_length=longest, batch_size=8, device=device, **thinking)
+        return
+    from lm_eval.models.vllm_causallms import VLLM
+
+    before = set(psutil.Process().children(recursive=True))
     arguments = vllm_options(
         torch.cuda.is_available(), scoring.tensor_parallel, scoring.gpu_memory, scoring.max_batched_tokens
     )
-    arguments |= {"pretrained": folder, "max_model_len": longest, "max_gen_toks": longest_answer, **thinking}
-    return {"model": "vllm", "model_args": arguments}
+    engine = VLLM(folder, max_model_len=longest, max_gen_toks=longest_answer, **arguments, **thinking)
+    yield engine
+    end_vllm(engine.model, [p for p in psutil.Process().children(recursive=True) if p not in before])
 
 
 def _by_task(found: Any) -> dict[str, Any]:

@@ -84,10 +84,14 @@ KEPT_PAGES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 
 def environment(on_node: int) -> dict[str, str]:
-    """Variables of a rank that shares its machine with so many."""
+    """Variables of a rank that shares its machine with so many; what the user sets stays.
+
+    Nothing is compiled: as it starts, DeepSpeed would prepare to compile an optimizer that nobody asked for.
+    """
+    threads = max(1, (os.cpu_count() or 1) // on_node)
+    chosen = {**KEPT_PAGES, "OMP_NUM_THREADS": str(threads), "TORCHDYNAMO_DISABLE": "1"}
     return {
-        **{name: os.environ.get(name, value) for name, value in KEPT_PAGES.items()},
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // on_node)),
+        **{name: os.environ.get(name) or value for name, value in chosen.items()},
         "TOKENIZERS_PARALLELISM": "false",
         "TORCH_EXTENSIONS_DIR": settings.torch_extensions_dir(),
     }

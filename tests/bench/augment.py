@@ -35,7 +35,7 @@ from tasks.augment.controller import verify, write_and_score
 from tasks.augment.settings import Augmentation
 from tasks.rows import TRAIN, Row, read_rows
 from tests.bench.requests import raw_litellm
-from tests.support import augmentation
+from tests.support import augmentation, program
 from tests.support.endpoint import endpoint, tell
 from tests.support.endpoint_answers import answer
 
@@ -93,7 +93,7 @@ def _stage(rows: int, options: argparse.Namespace) -> dict[str, Any]:
         while process.poll() is None:
             providers = max([providers, *_provider_memory(process.pid)])
             time.sleep(0.2)
-        done = augmentation.told(process)
+        done = program.told(process)
         stats = tell(url, "stats")
     return {
         "rows": done["ref"]["counts"]["seeds"] + done["ref"]["counts"]["expanded"],

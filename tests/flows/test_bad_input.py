@@ -1,11 +1,15 @@
 """A user's mistake: one clear sentence, an exit code, nothing spent."""
 
 import json
+import os
 import socket
+import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from flows.cli import main
 from tests.support import cli
 
 pytestmark = pytest.mark.usefixtures("services")
@@ -74,18 +78,33 @@ def test_a_full_disk() -> None:
     assert "is full" in _sentence("run", DISTILFLOW_MIN_FREE_MIB="99999999999")
 
 
+@pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
         ("--k=0", "k"),
         ("--k=ten", "ten"),
         ("--kd.tail=tale", "tale"),
-        ("--colour=red", "--colour"),
         ("--seed=-1", "seed"),
     ],
 )
-def test_a_wrong_flag(flag: str, words: str) -> None:
-    assert words in _sentence("run", flag)
+def test_a_wrong_flag(
+    flag: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `distilflow` calls, called here: four processes would say no more."""
+    monkeypatch.setattr(sys, "argv", ["distilflow", "run", flag])
+    with patch.dict(os.environ), pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert said.err.startswith("distilflow: ")
+    assert said.err.count("\n") == 1
+    assert words in said.err
+    assert said.out == ""
+
+
+def test_a_wrong_flag_of_a_process() -> None:
+    assert "--colour" in _sentence("run", "--colour=red")
 
 
 def test_settings_that_contradict_each_other() -> None:

@@ -39,8 +39,8 @@ _SECRET = "T0PSECRET"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnServer]:
-    with own_server(tmp_path_factory.mktemp("bootstrap")) as running:
+def server(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[OwnServer]:
+    with own_server(tmp_path_factory.mktemp("bootstrap"), database) as running:
         yield running
 
 

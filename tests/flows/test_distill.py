@@ -117,26 +117,24 @@ def test_changing_k_redoes_logits_and_kd_and_nothing_before(home: Path, bucket_e
     assert _cached(home) == {"seeds", "augment", "sft", "sft_control"}
 
 
+# what makes a stage the first that the first run has not done
+CHANGED = {
+    "augment": "--augmentation.temperature=0.5",
+    "sft": "--sft.learning-rate=1e-3",
+    "logits": "--k=9",
+    "sft_control": "--kd.learning-rate=1e-3",
+    "kd": "--kd.temperature=1.5",
+    "evaluate": "--evaluation.max-new-tokens=32",
+}
+
+
 @pytest.mark.usefixtures("first_run")
-def test_changing_a_kd_hyperparameter_does_not_rescore_the_teacher(home: Path, bucket_env: dict[str, str]) -> None:
-    done = cli.run("run", *cli.SMALL, "--kd.temperature=1.5", **bucket_env)
-    assert done.returncode == 0, done.stderr
-    assert _cached(home) == {"seeds", "augment", "sft", "sft_control", "logits"}
-
-
-# another temperature of the agents, so that no answer is found in the request cache
-INTERRUPTED = ["run", *cli.SMALL, "--augmentation.temperature=0.5"]
-INTERRUPTED_ENV = {"DISTILFLOW_BUCKET": "interrupted"}
-
-
-@pytest.mark.usefixtures("services")
-@pytest.mark.parametrize("stage", ["augment", "sft", "logits", "sft_control", "kd", "evaluate"])
-def test_ctrl_c_in_a_stage_leaves_no_process(home: Path, stage: str) -> None:
-    """Each goes on where the one before was stopped."""
+@pytest.mark.parametrize("stage", CHANGED)
+def test_ctrl_c_in_a_stage_leaves_no_process(home: Path, bucket_env: dict[str, str], stage: str) -> None:
     where = home / "logs" / "demo-llm.log" if stage == "augment" else home / "work"
     if stage == "augment":
         where.unlink(missing_ok=True)
-    process = cli.start(*INTERRUPTED, **INTERRUPTED_ENV)
+    process = cli.start("run", *cli.SMALL, CHANGED[stage], **bucket_env)
     wait_for(lambda: where.exists() if stage == "augment" else any(where.glob(f"{stage}-*")), 180, alive=[process])
     message = cli.interrupt(process)
     assert process.returncode == 130, message
@@ -145,14 +143,20 @@ def test_ctrl_c_in_a_stage_leaves_no_process(home: Path, stage: str) -> None:
 
 
 @pytest.mark.usefixtures("services")
-def test_sigkill_leaves_no_process_and_the_next_run_continues(home: Path) -> None:
-    process = cli.start(*INTERRUPTED, **INTERRUPTED_ENV)
+def test_sigkill_leaves_no_process_and_the_next_run_continues_without_rescoring_for_another_temperature(
+    first_run: str, home: Path, bucket_env: dict[str, str]
+) -> None:
+    """The command that Ctrl-C has stopped in KD. What it made itself is found, as is what the first run has made."""
+    words = ["run", *cli.SMALL, CHANGED["kd"]]
+    process = cli.start(*words, **bucket_env)
     wait_for(lambda: any((home / "work").glob("evaluate-*")), 300, alive=[process])
     process.kill()
     process.communicate(timeout=30)
     wait_for(lambda: cli.engines() == [])
 
-    done = cli.run(*INTERRUPTED, **INTERRUPTED_ENV)
+    done = cli.run(*words, **bucket_env)
     assert done.returncode == 0, done.stderr
-    assert {"seeds", "augment", "sft", "logits", "sft_control", "kd"} <= _cached(home)
+    assert _cached(home) == {"seeds", "augment", "sft", "logits", "sft_control", "kd"}
+    for name, stage in cli.results(home)["stages"].items():
+        assert (stage["uri"] in first_run) == (name not in ("kd", "evaluate", "report")), name
     assert list((home / "work").iterdir()) == []

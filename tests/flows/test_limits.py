@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -30,8 +31,8 @@ with held(name, slots, lambda text: print(text, flush=True)):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnServer]:
-    with own_server(tmp_path_factory.mktemp("limits")) as running:
+def server(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[OwnServer]:
+    with own_server(tmp_path_factory.mktemp("limits"), database) as running:
         yield running
 
 

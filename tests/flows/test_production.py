@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,8 +39,8 @@ TINY: dict[str, Any] = {  # for what is about the way through the pools, not abo
 
 
 @pytest.fixture(scope="module")
-def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("production")) as running:
+def production(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("production"), database) as running:
         yield running
 
 

@@ -32,10 +32,10 @@ deployments:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnServer]:
+def server(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[OwnServer]:
     root = tmp_path_factory.mktemp("root")
     (root / "prefect.yaml").write_text(_PREFECT_YAML)
-    with own_server(tmp_path_factory.mktemp("worker")) as running:
+    with own_server(tmp_path_factory.mktemp("worker"), database) as running:
         code = "from pathlib import Path; from infra.bootstrap import bootstrap; "
         code += f"bootstrap(None, {{}}, False, False, root=Path({str(root)!r}))"
         subprocess.run([sys.executable, "-c", code], check=True, env=_env(running), stdout=subprocess.DEVNULL)

@@ -14,6 +14,7 @@ from tasks.augment import stage
 from tasks.rows import FAILED, KEPT, REJECTED, read_rows
 from tests.support import augmentation
 from tests.support.endpoint import endpoint, tell
+from tests.support.program import told
 from tests.support.wait import wait_for
 
 PRICE = (1000.0, 3000.0)  # $ for a million tokens of prompt and of answer
@@ -105,7 +106,7 @@ def _two_owners(url: str, tmp_path: Path) -> None:
         assert tell(url, "stats")["requests"] == before
     finally:
         second.send_signal(signal.SIGCONT)
-    assert augmentation.told(second)["ref"]
+    assert told(second)["ref"]
 
 
 def test_a_budget_without_a_known_price_is_refused_before_anything_is_asked(url: str) -> None:

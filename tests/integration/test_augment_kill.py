@@ -11,8 +11,9 @@ import pytest
 
 from infra import storage
 from infra.artifacts import ArtifactRef
-from tests.support.augmentation import start, told
+from tests.support.augmentation import start
 from tests.support.endpoint import endpoint, tell
+from tests.support.program import told
 from tests.support.wait import wait_for
 
 CONCURRENCY = 12

@@ -12,8 +12,9 @@ from infra.artifacts import ArtifactRef
 from tasks.augment import stage
 from tasks.augment.settings import Augmentation
 from tests.support import augmentation
-from tests.support.augmentation import MODEL, load_seeds, start, told
+from tests.support.augmentation import MODEL, load_seeds, start
 from tests.support.endpoint import endpoint, tell
+from tests.support.program import told
 from tests.support.wait import wait_for
 
 CONCURRENCY = 12

@@ -2,21 +2,25 @@
 
 import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
-from infra.artifacts import ArtifactReader
-from infra.errors import ConfigurationError
+from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
+from infra.claims import made_once
+from infra.errors import ConfigurationError, TransientError
 from infra.models import DEMO, ModelSource, load_tokenizer
+from infra.processes import Event
 from tasks.evaluate import harness
 from tasks.evaluate.benchmark_settings import Benchmarks
 from tasks.logits.settings import Scoring
 from tests.support.eval_data import QUESTIONS, own_task
+from tests.support.processes import named, of_home
 
-MODEL = ModelSource(name="teacher", path=str(DEMO / "teacher"))
+MODELS = {name: ModelSource(name=name, path=str(DEMO / name)) for name in ("student", "teacher")}
 installed = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="the extra `eval` is not installed")
 
 
@@ -32,40 +36,71 @@ def options(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Ben
     )
 
 
-def _run(options: Benchmarks, scoring: Scoring) -> Any:
-    work = harness.workspace(MODEL, options, scoring)
-    return harness.run(work, MODEL, options, scoring, lambda event: None)
+def _works(options: Benchmarks, scoring: Scoring) -> dict[str, Workspace]:
+    return {f"{name}/harness": harness.workspace(model, options, scoring) for name, model in MODELS.items()}
 
 
-@installed
-@pytest.mark.parametrize("engine", ["vllm", "transformers"])
-def test_a_task_of_ones_own_scores_as_the_models_own_log_probs_say(
-    options: Benchmarks, engine: Literal["vllm", "transformers"]
-) -> None:
-    scoring = Scoring(engine=engine, max_batched_tokens=512)
-    ref = _run(options, scoring)
+def _run(options: Benchmarks, scoring: Scoring, on_event: Any = lambda event: None) -> dict[str, ArtifactRef]:
+    """As the task does it."""
+
+    def make(missing: dict[str, Workspace]) -> dict[str, ArtifactRef]:
+        return harness.run(missing, MODELS, options, scoring, on_event)
+
+    return made_once(_works(options, scoring), make, pytest.fail)
+
+
+def _assert_as_the_log_probs_say(ref: ArtifactRef, model: ModelSource) -> None:
     found = ArtifactReader(ref).read_json(harness.RESULTS)["tasks"]["own_choice"]
-    chosen = [_most_likely(question) for question in QUESTIONS]
-    accuracy = sum(best == question["answer"] for best, question in zip(chosen, QUESTIONS, strict=True)) / len(
-        QUESTIONS
-    )
+    chosen = [_most_likely(model, question) for question in QUESTIONS]
+    right = sum(best == question["answer"] for best, question in zip(chosen, QUESTIONS, strict=True))
     assert found["documents"] == ref.counts["documents"] == len(QUESTIONS)
-    assert found["metrics"]["acc"]["value"] == pytest.approx(accuracy)
+    assert found["metrics"]["acc"]["value"] == pytest.approx(right / len(QUESTIONS))
     lines = ArtifactReader(ref).read("samples/own_choice.jsonl").decode().splitlines()
     told = [json.loads(line) for line in lines]
     best = [max(range(3), key=lambda c: float(one["filtered_resps"][c][0])) for one in told]
     assert best == [chosen[one["doc_id"]] for one in told]
-    assert harness.workspace(MODEL, options, scoring).find() is not None
 
 
-def _most_likely(question: dict[str, Any]) -> int:
+@installed
+def test_a_task_of_ones_own_scores_as_every_models_own_log_probs_say(options: Benchmarks) -> None:
+    """On vLLM, one model after the other in one process."""
+    refs = _run(options, Scoring(engine="vllm", max_batched_tokens=512))
+    for name, model in MODELS.items():
+        _assert_as_the_log_probs_say(refs[f"{name}/harness"], model)
+
+
+@installed
+def test_a_kill_costs_the_variant_under_way(options: Benchmarks) -> None:
+    """On the reference engine: the first variant is published by then, and its tasks are not run again."""
+    scoring = Scoring(engine="transformers")
+
+    def kill(event: Event) -> None:
+        if event["variant"] == "teacher/harness":
+            (program,) = named(of_home(os.environ["DISTILFLOW_HOME"]), "-m tasks.evaluate.harness_program")[-1:]
+            program.kill()
+
+    with pytest.raises(TransientError, match="harness ended with exit code 137"):
+        _run(options, scoring, kill)
+    works, asked = _works(options, scoring), list[str]()
+    first = works["student/harness"].find()
+    assert first is not None
+    assert works["teacher/harness"].find() is None
+
+    refs = _run(options, scoring, lambda event: asked.append(event["variant"]))
+    assert set(asked) == {"teacher/harness"}
+    assert refs["student/harness"] == first
+    for name, model in MODELS.items():
+        _assert_as_the_log_probs_say(refs[f"{name}/harness"], model)
+
+
+def _most_likely(source: ModelSource, question: dict[str, Any]) -> int:
     """The choice with the most log-probability after the question, by transformers."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert MODEL.path is not None
-    tokenizer = AutoTokenizer.from_pretrained(MODEL.path)
-    model: Any = AutoModelForCausalLM.from_pretrained(MODEL.path)
+    assert source.path is not None
+    tokenizer = AutoTokenizer.from_pretrained(source.path)
+    model: Any = AutoModelForCausalLM.from_pretrained(source.path)
     sums = []
     for choice in question["choices"]:
         prompt = tokenizer(question["question"], add_special_tokens=False).input_ids
@@ -84,11 +119,11 @@ def test_lm_eval_ends_an_answer_where_the_template_closes_a_turn(tmp_path: Path)
     from tasks.evaluate.harness_program import ending
 
     base = tmp_path / "base"
-    shutil.copytree(str(MODEL.path), base)
+    shutil.copytree(str(DEMO / "teacher"), base)
     (base / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, "top_p": 0.8}))
     folder = ending(ModelSource(name="base", path=str(base)), tmp_path / "ending")
     told = GenerationConfig.from_pretrained(folder)
-    tokenizer = load_tokenizer(MODEL)
+    tokenizer = load_tokenizer(MODELS["teacher"])
     assert set(told.eos_token_id) >= {0, tokenizer.convert_tokens_to_ids("<|im_end|>")}
     assert told.top_p == 0.8
     assert json.loads((base / "generation_config.json").read_text())["eos_token_id"] == 0
@@ -104,6 +139,11 @@ def test_a_task_that_lm_eval_does_not_know_is_the_users_mistake(options: Benchma
         _run(wrong, Scoring())  # where another lm-eval runs it
 
 
+@installed
+def test_tasks_of_ones_own_are_found_without_reading_all_of_lm_evals(options: Benchmarks) -> None:
+    assert harness.task_manager(options).all_tasks == ["own_choice"]
+
+
 def test_lm_eval_that_is_not_installed_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "find_spec", lambda name: None)
     with pytest.raises(
@@ -113,7 +153,7 @@ def test_lm_eval_that_is_not_installed_is_said_in_one_sentence(monkeypatch: pyte
 
 
 def test_a_changed_task_file_is_another_result(options: Benchmarks) -> None:
-    before = harness.workspace(MODEL, options, Scoring()).fingerprint
+    before = harness.workspace(MODELS["teacher"], options, Scoring()).fingerprint
     file = Path(str(options.harness_task_folder)) / "own_choice.yaml"
     file.write_text(file.read_text() + "\n# changed\n")
-    assert harness.workspace(MODEL, options, Scoring()).fingerprint != before
+    assert harness.workspace(MODELS["teacher"], options, Scoring()).fingerprint != before

@@ -12,9 +12,9 @@ from infra.artifacts import ArtifactReader, ArtifactRef, facts_of
 from infra.errors import ConfigurationError
 from tasks.augment.budget import Usage
 from tasks.evaluate import benchmarks
-from tests.support.augmentation import told
 from tests.support.endpoint import endpoint, tell
 from tests.support.judging import ANOTHER, alpaca_eval, score, some_pairs, start
+from tests.support.program import told
 from tests.support.wait import wait_for
 
 PRICE = (1000.0, 3000.0)  # $ for a million tokens of prompt and of answer

@@ -17,8 +17,8 @@ import pytest
 from infra import settings, storage
 from infra.errors import ConfigurationError
 from tests.support import augmentation
-from tests.support.augmentation import ROOT
 from tests.support.endpoint import endpoint, tell
+from tests.support.program import ROOT
 
 SHAPELESS = "of0no0known0shape"  # keys that look like keys are hidden by their looks too
 PROGRAM = """

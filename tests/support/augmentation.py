@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,9 +23,9 @@ from tasks.augment import stage
 from tasks.augment.providers import Deployment
 from tasks.augment.settings import Augmentation
 from tasks.seeds.stage import Sources, load
+from tests.support import program
 from tests.support.endpoint_answers import answer
 
-ROOT = Path(__file__).parents[2]
 MODEL = "openai/test"
 _CATEGORIES = ("Reasoning", "Writing", "Translation", "Knowledge", "Summarization")
 
@@ -60,21 +59,8 @@ def start(
     url: str, seeds: int, options: dict[str, Any], batch: int = 100, lease_s: float = 45.0, /, **environment: str
 ) -> subprocess.Popen[str]:
     """The stage in a process of its own, with batches of so many seeds and claims that go stale after `lease_s`."""
-    told = json.dumps({"url": url, "seeds": seeds, "options": options, "batch": batch, "lease_s": lease_s})
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.augmentation", told],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
-
-
-def told(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """What a process that ended well has printed."""
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
-    return json.loads(out.splitlines()[-1])
+    given = {"url": url, "seeds": seeds, "options": options, "batch": batch, "lease_s": lease_s}
+    return program.start("tests.support.augmentation", given, **environment)
 
 
 def memory_mib(pid: int | str = "self") -> float:

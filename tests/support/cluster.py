@@ -22,6 +22,7 @@ from infra import services
 from infra.local_server import free_ports, wait_until_gone
 from infra.local_services import kept
 from infra.prefect_client import talking_to
+from tests.support.prefect_database import give
 from tests.support.processes import named, of_home
 from tests.support.wait import wait_for
 
@@ -129,13 +130,15 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(home: Path) -> Iterator[Cluster]:
-    """Servers, pools, deployments and both workers, for the length of the `with`."""
+def cluster(home: Path, database: Path | None = None) -> Iterator[Cluster]:
+    """Servers (Prefect on the database), pools, deployments and both workers, for the length of the `with`."""
     before = dict(os.environ)
     os.environ["DISTILFLOW_HOME"] = str(home)
     for name in ("AWS_ENDPOINT_URL_S3", "PREFECT_API_URL"):
         os.environ.pop(name, None)
     running = Cluster(home)
+    if database is not None:
+        give(home, database)
     try:
         running.start_servers()
         with services.lasting_services(), talking_to():

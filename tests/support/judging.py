@@ -8,7 +8,6 @@ prints one line of JSON: the reference of the published verdicts.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,8 +22,8 @@ from tasks.evaluate import benchmarks
 from tasks.evaluate.benchmark_settings import Benchmarks, Judging
 from tasks.evaluate.questions import Prompt
 from tasks.evaluate.settings import Evaluation
+from tests.support import program
 
-ROOT = Path(__file__).parents[2]
 JUDGE = "openai/judge"
 VARIANT = ModelSource(name="student", path=str(DEMO / "student"))
 ANOTHER = ModelSource(name="teacher", path=str(DEMO / "teacher"))
@@ -66,14 +65,7 @@ def some_pairs(count: int) -> list[tuple[str, str]]:
 
 def start(url: str, count: int, judging: dict[str, Any], **environment: str) -> subprocess.Popen[str]:
     """AlpacaEval over `some_pairs` in a process of its own."""
-    told = json.dumps({"url": url, "questions": count, "judging": judging})
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.judging", told],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
+    return program.start("tests.support.judging", {"url": url, "questions": count, "judging": judging}, **environment)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import psutil
 from infra import prefect_server
 from infra.local_server import Server, free_ports, wait_until_gone, wait_until_ready
 from infra.processes import guarded
+from tests.support.prefect_database import give
 
 
 class OwnServer:
@@ -51,10 +52,11 @@ class OwnServer:
 
 
 @contextlib.contextmanager
-def own_server(home: Path) -> Iterator[OwnServer]:
-    """A started server; its variables are in the environment for the length of the `with`."""
+def own_server(home: Path, database: Path) -> Iterator[OwnServer]:
+    """A server that begins with the database; its variables are in the environment for the length of the `with`."""
     from infra.prefect_client import talking_to
 
+    give(home, database)
     server = OwnServer(home)
     server.start()
     try:

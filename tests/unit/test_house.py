@@ -9,6 +9,12 @@ ENGINES = ("torch", "vllm", "deepspeed", "transformers", "litellm", "scipy")
 
 
 FLOWS = ("flows.cli", "flows.gc", "flows.distill")
+PROGRAMS = (  # of engines, which start again and again: what they import, every run waits for
+    "tasks.logits.program",
+    "tasks.evaluate.program",
+    "tasks.evaluate.benchmark_program",
+    "tasks.train.program",
+)
 WITHOUT_PREFECT = (
     "infra.artifacts",
     "infra.devices",
@@ -24,15 +30,16 @@ WITHOUT_PREFECT = (
 )
 
 
-def _brings(modules: tuple[str, ...], unwanted: tuple[str, ...]) -> dict[str, str]:
+def _brings(modules: tuple[str, ...], unwanted: tuple[str, ...], before: str = "") -> dict[str, str]:
     """Each unwanted module that is there after importing these, with the first of them that brought it."""
     code = f"""
 import importlib, json, sys
+{before}
 first = {{}}
 for module in {modules!r}:
     importlib.import_module(module)
     for name in {unwanted!r}:
-        if name in sys.modules:
+        if sys.modules.get(name):
             first.setdefault(name, module)
 print(json.dumps(first))
 """
@@ -43,6 +50,17 @@ print(json.dumps(first))
 
 def test_importing_a_flow_imports_no_engine() -> None:
     assert _brings(FLOWS, ENGINES) == {}
+
+
+def test_an_engines_program_imports_no_other_engine_and_nothing_unused() -> None:
+    unused = ("scipy", "sklearn", "pandas", "matplotlib", "torch._inductor.compile_fx", "datasets")
+    others = ("vllm", "lm_eval", "prefect", "litellm")  # vLLM is imported where it is what was chosen
+    assert _brings(PROGRAMS, (*unused, *others), before="from infra import program; program.hide_unused()") == {}
+
+
+def test_the_demos_llm_is_up_at_once() -> None:
+    heavy = (*ENGINES, "prefect", "numpy", "boto3", "pyarrow", "openai")
+    assert _brings(("infra.guardian", "infra.demo.llm_server"), heavy) == {}
 
 
 def test_a_stages_own_modules_do_not_know_prefect() -> None:

@@ -9,7 +9,7 @@ from infra import program
 
 _MODULE = """
 import gc, sys
-print(__name__, sys.argv[1:], gc.isenabled(), "sklearn" in sys.modules and sys.modules["sklearn"] is None)
+print(__name__, sys.argv[1:], gc.isenabled(), [name for name, module in sys.modules.items() if module is None])
 from infra.program import imported
 imported()
 print(gc.isenabled(), gc.get_freeze_count() > 1000)
@@ -21,7 +21,7 @@ def test_a_program_is_main_and_collects_once_it_is_imported(tmp_path: Path) -> N
     command = [*program.command("engine"), "FOLDER"]
     env = {"PYTHONPATH": f"{tmp_path}:{Path(program.__file__).parents[1]}"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
-    assert done.stdout == "__main__ ['FOLDER'] False True\nTrue True\n"
+    assert done.stdout == "__main__ ['FOLDER'] False ['sklearn', 'scipy']\nTrue True\n"
     assert command[:2] == [sys.executable, "-m"]
 
 

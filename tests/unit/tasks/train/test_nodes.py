@@ -204,7 +204,16 @@ def test_a_node_takes_part_in_a_launch_once_and_only_while_the_first_node_waits(
     assert nodes.next_launch(work, 1) == again
 
 
-def test_a_rank_keeps_its_pages_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_keeps_its_pages_shares_the_cores_and_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(nodes.os, "cpu_count", lambda: 8)
     assert nodes.environment(2).items() >= nodes.KEPT_PAGES.items()
-    monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
-    assert nodes.environment(2)["MALLOC_MMAP_MAX_"] == "65536"
+    assert nodes.environment(2)["OMP_NUM_THREADS"] == "4"
+    assert nodes.environment(2)["TORCHDYNAMO_DISABLE"] == "1"
+
+
+@pytest.mark.parametrize("name", ["MALLOC_MMAP_MAX_", "OMP_NUM_THREADS", "TORCHDYNAMO_DISABLE"])
+def test_a_rank_takes_what_the_user_has_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More threads than there are cores free wait for each other in a loop: twice the time, or ten times."""
+    monkeypatch.setenv(name, "65536")
+    assert nodes.environment(2)[name] == "65536"
