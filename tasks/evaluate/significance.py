@@ -105,10 +105,10 @@ def verdict(comparison: Comparison) -> str:
     c = comparison
     if c.p is None or c.p_adjusted is None:
         return f"{c.ours} and {c.theirs} cannot be compared in {c.name}: a value is not a number."
-    corrected = f", {_p(c.p_adjusted)} corrected over {c.family} comparisons" if c.family > 1 else ""
+    corrected = f", {p_words(c.p_adjusted)} corrected over {c.family} comparisons" if c.family > 1 else ""
     figures = (
         f"{_signed(c.difference.estimate, c.unit)} {c.unit}, 95 % interval {_signed(c.difference.low, c.unit)} to "
-        f"{_signed(c.difference.high, c.unit)}; {c.test}, {_p(c.p)}{corrected}, n = {c.n:,}"
+        f"{_signed(c.difference.high, c.unit)}; {c.test}, {p_words(c.p)}{corrected}, n = {c.n:,}"
     )
     if not c.is_significant:
         return f"No significant difference between {c.ours} and {c.theirs} in {c.name} ({figures})."
@@ -119,7 +119,8 @@ def verdict(comparison: Comparison) -> str:
     return f"{c.ours} is {quality} than {c.theirs} in {c.name} ({figures})."
 
 
-def _p(value: float) -> str:
+def p_words(value: float) -> str:
+    """A p value as texts give it."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 

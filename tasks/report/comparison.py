@@ -1,7 +1,8 @@
 """The comparison that decides: every variant against SFT continued for as long as KD (`sft_control`).
 
-The words are as careful as the numbers: a difference counts only when its 95 % interval excludes zero, and
-without execution accuracy the verdict speaks of the distance to the teacher and says that it does.
+One comparison was declared before any result was seen: SFT + KD against its control, in execution accuracy where
+answers are run, else in KL to the teacher. The first sentence is about that one, by its own test, uncorrected. Whatever
+else is called better, nearer or worse is so by the analysis's tests, which are corrected for how many are made.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tasks.evaluate.significance import ALPHA, Comparison, p_words
 from tasks.evaluate.statistics import Difference, Interval, paired_difference, unpaired_difference, wilson
 from tasks.report.data import ReportData, Variant
 
 CONTROL = "sft_control"
-SAME = 0.01  # relative change below which cross-entropy or KL is called the same; they carry no interval here
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def verdict(data: ReportData) -> str:
         return f"Distillation failed: the training of {kd.label} diverged, its cross-entropy is not a number."
     difference = _difference(kd, control)
     if difference is None:
-        return _verdict_on_distance(kd, control)
-    return _verdict_on_accuracy(kd, control, difference.interval)
+        return _verdict_on_distance(data, kd, control)
+    return _verdict_on_accuracy(data, kd, control, difference.interval)
 
 
 def comparison_rows(data: ReportData) -> list[dict[str, str]]:
@@ -126,7 +127,7 @@ def _difference(ours: Variant, theirs: Variant) -> Difference | None:
     return unpaired_difference(our_accuracy, their_accuracy)
 
 
-def _verdict_on_accuracy(kd: Variant, control: Variant, difference: Interval) -> str:
+def _verdict_on_accuracy(data: ReportData, kd: Variant, control: Variant, difference: Interval) -> str:
     assert kd.exec_accuracy is not None
     assert control.exec_accuracy is not None
     if not difference.excludes_zero:
@@ -134,7 +135,7 @@ def _verdict_on_accuracy(kd: Variant, control: Variant, difference: Interval) ->
             f"No significant difference between {kd.label} and the {control.label}: "
             f"{percent(kd.exec_accuracy)} against {percent(control.exec_accuracy)} of {kd.n:,} held-out requests "
             f"answered correctly, a difference of {points(difference.estimate)} points, "
-            f"95 % interval {points_range(difference)}{_nevertheless_nearer(kd, control)}."
+            f"95 % interval {points_range(difference)}{_nevertheless_nearer(data, kd, control)}."
         )
     helps = difference.estimate > 0
     return (
@@ -145,44 +146,42 @@ def _verdict_on_accuracy(kd: Variant, control: Variant, difference: Interval) ->
     )
 
 
-def _nevertheless_nearer(kd: Variant, control: Variant) -> str:
-    change = _change(kd.kl_to_teacher, control.kl_to_teacher)
-    if change != "below":
+def _nevertheless_nearer(data: ReportData, kd: Variant, control: Variant) -> str:
+    found = _tested(data, "kl_to_teacher")
+    if found is None or found.p_adjusted is None or not found.is_significant or found.difference.estimate > 0:
         return ""
     return (
-        f"; {kd.label} is nearer to the teacher all the same "
-        f"(KL {nats(kd.kl_to_teacher)} against {nats(control.kl_to_teacher)} nats a token)"
+        f"; {kd.label} is nearer to the teacher all the same (KL {nats(kd.kl_to_teacher)} against "
+        f"{nats(control.kl_to_teacher)} nats a token, {p_words(found.p_adjusted)})"
     )
 
 
-def _verdict_on_distance(kd: Variant, control: Variant) -> str:
-    kl, cross_entropy = (
-        _change(kd.kl_to_teacher, control.kl_to_teacher),
-        _change(kd.cross_entropy, control.cross_entropy),
-    )
-    distance = {
-        "below": f"{kd.label} is nearer to the teacher than",
-        "same": f"{kd.label} is no nearer to the teacher than",
-        "above": f"{kd.label} is further from the teacher than",
-    }[kl]
-    conjunction = "and" if (kl, cross_entropy) in {("below", "below"), ("above", "above"), ("same", "same")} else "but"
-    prediction = {
-        "below": "predicts held-out responses better",
-        "same": "predicts held-out responses equally well",
-        "above": "predicts held-out responses worse",
-    }[cross_entropy]
+def _verdict_on_distance(data: ReportData, kd: Variant, control: Variant) -> str:
+    kl = f"KL {nats(kd.kl_to_teacher)} against {nats(control.kl_to_teacher)} nats a token"
+    entropy = f"cross-entropy {nats(kd.cross_entropy)} against {nats(control.cross_entropy)}"
+    unchecked = "No answer was checked, so this does not say whether more answers are right."
+    primary, second = _tested(data, "kl_to_teacher"), _tested(data, "cross_entropy")
+    if primary is None or primary.p is None:
+        return f"No verdict: {kd.label} was not tested against the {control.label} ({kl}; {entropy}). {unchecked}"
+    how = f"{kl}, {p_words(primary.p)}"
+    if primary.p >= ALPHA:
+        sentence = f"No significant difference in distance to the teacher between {kd.label} and the same training "
+        sentence += f"without its logits ({control.label}): {how}"
+    else:
+        side = "nearer to" if primary.difference.estimate < 0 else "further from"
+        sentence = (
+            f"{kd.label} is {side} the teacher than the same training without its logits ({control.label}): {how}"
+        )
+    if second is None or not second.is_significant or second.p_adjusted is None:
+        return f"{sentence}; no significant difference in {entropy}. {unchecked}"
+    quality = "better" if second.difference.estimate < 0 else "worse"
     return (
-        f"{distance} the same training without its logits ({control.label}): KL {nats(kd.kl_to_teacher)} against "
-        f"{nats(control.kl_to_teacher)} nats a token, {conjunction} {prediction} (cross-entropy "
-        f"{nats(kd.cross_entropy)} against {nats(control.cross_entropy)}). "
-        "No answer was checked, so this does not say whether more answers are right."
+        f"{sentence}; it predicts held-out responses {quality} ({entropy}, {p_words(second.p_adjusted)}). {unchecked}"
     )
 
 
-def _change(ours: float, theirs: float) -> str:
-    """'below', 'same' or 'above'. A control that diverged is beaten by any number."""
-    if not math.isfinite(theirs):
-        return "below"
-    if abs(ours - theirs) <= SAME * abs(theirs):
-        return "same"
-    return "below" if ours < theirs else "above"
+def _tested(data: ReportData, metric: str) -> Comparison | None:
+    """The analysis's test of SFT + KD against its control in one metric, where there is one."""
+    kd, control = data.variants["kd"].label, data.variants[CONTROL].label
+    found = data.analysis.comparisons if data.analysis else []
+    return next((one for one in found if (one.metric, one.ours, one.theirs) == (metric, kd, control)), None)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from tasks.evaluate.significance import ALPHA, holm, mcnemar
 from tasks.evaluate.statistics import paired_difference
 from tasks.report import repeats
 from tasks.report.comparison import compare, nats, percent, percent_range, points, points_range
 from tasks.report.entry import Entry
 from tasks.report.plots import duration
+
+_NAMED = 3
 
 
 def ranked(entries: list[Entry]) -> list[Entry]:
@@ -28,7 +31,7 @@ def ranked(entries: list[Entry]) -> list[Entry]:
 
 
 def verdict(entries: list[Entry]) -> str:
-    """The sentence that comes first: the best, and the cheapest that cannot be told from it."""
+    """The sentence that comes first: the best where tests bear it out, and the cheapest that is as good."""
     finished = [entry for entry in ranked(entries) if entry.data]
     failed = len(entries) - len(finished)
     note = f" {failed} of {len(entries)} combinations failed." if failed else ""
@@ -36,21 +39,30 @@ def verdict(entries: list[Entry]) -> str:
         return f"No combination finished.{note}"
     if over_seeds := repeats.combinations(finished):
         return repeats.verdict(over_seeds) + note
-    best = finished[0]
+    best, *others = finished
     kd = _kd(best)
     if kd.exec_accuracy is None:
-        shown = f"its cross-entropy is {nats(kd.cross_entropy)} nats a token; no answer was checked"
-        return f"{best.name} predicts held-out responses best: {shown}.{note}"
-    shown = f"{percent(kd.exec_accuracy)} of {kd.n:,} held-out requests answered correctly"
-    as_good = [entry for entry in finished[1:] if _cannot_be_told(best, entry)]
+        shown = f"{nats(kd.cross_entropy)} nats a token; no answer was checked, and no difference is tested"
+        return f"{best.name} has the lowest cross-entropy, {shown}.{note}"
+    shown = f"{percent(kd.exec_accuracy)} of {kd.n:,} held-out requests"
+    if not others:
+        return f"{best.name} answers {shown} correctly.{note}"
+    if not (as_good := _as_good(best, others)):
+        return (
+            f"{best.name} is best: it answers {shown} correctly, significantly more than each of the others "
+            f"(McNemar’s exact test, corrected over {len(others)}).{note}"
+        )
     cheapest = min([best, *as_good], key=lambda entry: entry.device_seconds)
+    among = ", ".join(entry.name for entry in as_good[:_NAMED])
+    among += f" and {len(as_good) - _NAMED} more" if len(as_good) > _NAMED else ""
+    sentence = f"No combination is significantly the best: {best.name} answers most ({shown} correctly), and {among} "
+    sentence += "cannot be told from it"
     if cheapest is best:
-        tail = "; none of the others is as good for less" if len(finished) > 1 else ""
-        return f"{best.name} is best: {shown}{tail}.{note}"
+        return f"{sentence}; it took the least device time of these.{note}"
     share = cheapest.device_seconds / best.device_seconds
     return (
-        f"{best.name} is best: {shown}; {cheapest.name} cannot be told from it ({percent(_accuracy(cheapest))}) "
-        f"at {share:.0%} of its device time.{note}"
+        f"{sentence}; of these {cheapest.name} ({percent(_accuracy(cheapest))}) took the least device time, "
+        f"{share:.0%} of {best.name}’s.{note}"
     )
 
 
@@ -85,11 +97,16 @@ def _row(place: int, entry: Entry) -> dict[str, str]:
     return cells
 
 
-def _cannot_be_told(best: Entry, other: Entry) -> bool:
-    ours, theirs = _kd(best).correct, _kd(other).correct
-    if ours is None or theirs is None or len(ours) != len(theirs):
-        return False
-    return not paired_difference(ours, theirs).interval.excludes_zero
+def _as_good(best: Entry, others: list[Entry]) -> list[Entry]:
+    """Those of the others that no test tells from the best one, corrected for how many are made."""
+    tested: dict[int, float] = {}
+    for place, other in enumerate(others):
+        ours, theirs = _kd(best).correct, _kd(other).correct
+        if ours is not None and theirs is not None and len(ours) == len(theirs):
+            difference = paired_difference(ours, theirs)
+            tested[place] = mcnemar(difference.gained or 0, difference.lost or 0)
+    told = {place for place, p in zip(tested, holm(list(tested.values())), strict=True) if p < ALPHA}
+    return [other for place, other in enumerate(others) if place not in told]
 
 
 def _kd(entry: Entry) -> Any:

@@ -11,7 +11,7 @@ from tasks.report.entry import Entry
 from tasks.report.figure_style import INK, MUTED, STYLE, Plot, colour_of, figure_of, inline_svg
 from tasks.report.leaderboard import over_seeds, ranked, rows, verdict
 from tasks.report.markdown import markdown_text
-from tasks.report.page import TEMPLATES, template
+from tasks.report.page import DEMO_NOTE, TEMPLATES, template
 from tasks.report.repeats import Combination, combinations
 
 OVER_SEEDS = (
@@ -25,6 +25,8 @@ def render_markdown(entries: list[Entry]) -> str:
     table = rows(entries)
     columns = [*table[0], "report"]
     lines = [f"**{markdown_text(verdict(entries))}**", ""]
+    if _is_demo(entries):
+        lines += [f"*{DEMO_NOTE}*", ""]
     lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for cells, entry in zip(table, ranked(entries), strict=True):
         link = f"[run]({entry.link})" if entry.link else "–"
@@ -43,6 +45,7 @@ def render_page(entries: list[Entry]) -> str:
     plot = quality_against_cost(entries)
     return template("leaderboard.html.jinja").render(
         verdict=verdict(entries),
+        demo_note=DEMO_NOTE if _is_demo(entries) else "",
         rows=rows(entries),
         over_seeds=over_seeds(entries),
         about_seeds=OVER_SEEDS,
@@ -51,6 +54,10 @@ def render_page(entries: list[Entry]) -> str:
         svg=Markup(plot.svg) if plot else "",
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
     )
+
+
+def _is_demo(entries: list[Entry]) -> bool:
+    return any(entry.data is not None and entry.data.demo for entry in entries)
 
 
 def quality_against_cost(entries: list[Entry]) -> Plot | None:

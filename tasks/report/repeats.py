@@ -47,13 +47,13 @@ class Combination:
         """Of one run, on average."""
         return statistics.mean(run.device_seconds for run in self.runs)
 
-    def cannot_be_told_from(self, other: Combination) -> bool:
-        """Whether the accuracies, paired by seed, differ by nothing that their spread over seeds excludes."""
+    def is_told_from(self, other: Combination) -> bool:
+        """Whether the accuracies, paired by seed, differ by more than their spread over seeds."""
         ours, theirs = ({run.seed: _accuracy(run) for run in side.runs} for side in (self, other))
         pairs = [(ours[seed], theirs[seed]) for seed in ours.keys() & theirs.keys()]
         differences = [one - two for one, two in pairs if one is not None and two is not None]
         found = over_seeds(differences) if differences else None
-        return found is not None and found.interval is not None and not found.interval.excludes_zero
+        return found is not None and found.interval is not None and found.interval.excludes_zero
 
     def _over_seeds(self, measure: Measure) -> OverSeeds | None:
         values = [value for run in self.runs if (value := measure(run)) is not None]
@@ -79,21 +79,24 @@ def combinations(entries: Sequence[Entry]) -> list[Combination]:
 
 
 def verdict(found: Sequence[Combination]) -> str:
-    """The best one, whether KD helped it whatever the seed, and the cheapest that cannot be told from it."""
-    best = found[0]
+    """The first one, whether KD helped it whatever the seed, and what cannot be told from it."""
+    best, *others = found
     seeds = f"{len(best.runs)} seeds" if len(best.runs) > 1 else "one seed"
     if best.accuracy is None:
-        shown = f"its cross-entropy is {spread(best.cross_entropy, nats)} nats a token"
-        return f"{best.name} predicts held-out responses best over {seeds}: {shown}; no answer was checked."
+        shown = f"{spread(best.cross_entropy, nats)} nats a token"
+        return f"{best.name} has the lowest cross-entropy over {seeds}, {shown}; no answer was checked."
     n = _variant(best.runs[0], "kd").n
-    sentence = f"{best.name} is best over {seeds}: {_percent(best.accuracy)} of {n:,} held-out requests answered "
-    sentence += f"correctly{_gained(best.gain)}"
-    as_good = [other for other in found[1:] if best.cannot_be_told_from(other)]
+    sentence = f"{best.name} has the most right answers over {seeds}: {_percent(best.accuracy)} of {n:,} held-out "
+    sentence += f"requests{_gained(best.gain)}"
+    as_good = [other for other in others if not best.is_told_from(other)]
+    if others and not as_good:
+        return f"{sentence}; that is more than each of the others has, by more than their spread over seeds."
     cheapest = min([best, *as_good], key=lambda combination: combination.device_seconds)
+    if as_good:
+        sentence += f"; {', '.join(other.name for other in as_good)} cannot be told from it"
     if cheapest is not best and cheapest.accuracy:
         share = cheapest.device_seconds / best.device_seconds
-        sentence += f"; {cheapest.name} cannot be told from it ({_percent(cheapest.accuracy)}) at {share:.0%} of its "
-        sentence += "device time"
+        sentence += f", and {cheapest.name} ({_percent(cheapest.accuracy)}) took {share:.0%} of its device time"
     return sentence + "."
 
 

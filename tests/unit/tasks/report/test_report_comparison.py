@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from typing import Any
 
+import numpy as np
 import pytest
 
+from tasks.evaluate.analysis import Analysis
+from tasks.evaluate.significance import paired_permutation
+from tasks.evaluate.statistics import Interval, PerRow
 from tasks.report.comparison import comparison_rows, gap_closed, points, verdict
 from tasks.report.data import ReportData, Variant
-from tests.support.report_sample import N, sample_report, unmarked_variants, variants
+from tests.support.analysis_sample import sample_analysis
+from tests.support.report_sample import LABELS, N, sample_report, unmarked_variants, variants
 
 
 def with_right_answers(kd: list[bool], control: list[bool]) -> ReportData:
@@ -47,9 +54,38 @@ def test_a_small_gain_is_no_significant_difference() -> None:
     assert "helps" not in sentence
 
 
-def test_no_gain_in_accuracy_still_reports_a_smaller_distance_to_the_teacher() -> None:
-    sentence = verdict(with_right_answers(*marks(both=380, only_kd=30, only_control=26)))
-    assert "nearer to the teacher all the same (KL 0.231 against 0.361 nats a token)" in sentence
+def _tested(metric: str, ours: float, theirs: float, p: float | None) -> dict[str, Any]:
+    """What the analysis found of SFT + KD against its control."""
+    return {
+        "metric": metric,
+        "ours_value": ours,
+        "theirs_value": theirs,
+        "difference": Interval(ours - theirs, ours - theirs - 0.1, ours - theirs + 0.1),
+        "p": p,
+        "p_adjusted": p,
+    }
+
+
+def _analysed(*tests: dict[str, Any]) -> Analysis:
+    analysis = sample_analysis(LABELS)
+    changes = {test["metric"]: test for test in tests}
+    pair = (LABELS["kd"], LABELS["sft_control"])
+    compared = [
+        one.model_copy(update=changes[one.metric]) if (one.ours, one.theirs) == pair and one.metric in changes else one
+        for one in analysis.comparisons
+    ]
+    return analysis.model_copy(update={"comparisons": compared})
+
+
+@pytest.mark.parametrize(("p", "nearer"), [(0.0004, True), (0.486, False), (None, False)])
+def test_no_gain_in_accuracy_names_a_smaller_distance_to_the_teacher_where_a_test_bears_it_out(
+    p: float | None, nearer: bool
+) -> None:
+    data = with_right_answers(*marks(both=380, only_kd=30, only_control=26))
+    sentence = verdict(data.model_copy(update={"analysis": _analysed(_tested("kl_to_teacher", 0.231, 0.361, p))}))
+    told = "nearer to the teacher all the same (KL 0.231 against 0.361 nats a token, p < 0.001)" in sentence
+    assert told == nearer
+    assert ("nearer" in sentence) == nearer
 
 
 def test_equal_answers_are_no_difference() -> None:
@@ -65,24 +101,50 @@ def test_without_marks_the_interval_is_the_wider_unpaired_one() -> None:
     assert verdict(unpaired).startswith("No significant difference")
 
 
+KL_P, CE_P = 0.0004, 0.020
+
+
 @pytest.mark.parametrize(
-    ("kl", "cross_entropy", "expected"),
+    ("kl", "entropy", "expected"),
     [
-        (0.231, 0.401, ("nearer to the teacher than", ", and predicts held-out responses better")),
-        (0.231, 0.460, ("nearer to the teacher than", ", but predicts held-out responses worse")),
-        (0.360, 0.432, ("no nearer to the teacher than", ", and predicts held-out responses equally well")),
-        (0.500, 0.401, ("further from the teacher than", ", but predicts held-out responses better")),
+        ((0.231, KL_P), (0.401, CE_P), ("SFT+KD is nearer to the teacher than", "p < 0.001; it predicts", "better")),
+        ((0.231, KL_P), (0.460, CE_P), ("SFT+KD is nearer to the teacher than", "held-out responses worse", "0.020")),
+        ((0.356, 0.486), (0.432, 0.9), ("No significant difference in distance", "p = 0.486; no significant", "0.432")),
+        ((0.500, KL_P), (0.401, 0.3), ("SFT+KD is further from the teacher than", "; no significant difference in")),
+        ((0.231, None), (0.401, None), ("No verdict: SFT+KD was not tested against the SFT control",)),
     ],
 )
-def test_without_execution_the_verdict_speaks_of_distance(
-    kl: float, cross_entropy: float, expected: tuple[str, str]
+def test_without_execution_the_verdict_speaks_of_distance_as_far_as_it_was_tested(
+    kl: tuple[float, float | None], entropy: tuple[float, float | None], expected: tuple[str, ...]
 ) -> None:
-    given = unmarked_variants(kd={"kl_to_teacher": kl, "cross_entropy": cross_entropy})
-    sentence = verdict(sample_report(variants=given))
+    given = unmarked_variants(kd={"kl_to_teacher": kl[0], "cross_entropy": entropy[0]})
+    tests = _tested("kl_to_teacher", kl[0], 0.361, kl[1]), _tested("cross_entropy", entropy[0], 0.432, entropy[1])
+    sentence = verdict(sample_report(variants=given, analysis=_analysed(*tests)))
     for words in expected:
         assert words in sentence
     assert "does not say whether more answers are right" in sentence
     assert "%" not in sentence
+    assert "No verdict" in verdict(sample_report(variants=given, analysis=None))
+
+
+def test_of_arms_that_do_not_differ_hardly_any_report_claims_a_difference() -> None:
+    """200 runs of two equal arms, answers executed and not: at most 5 % may say that one is better or nearer."""
+    rng = np.random.default_rng(5)
+    claims = Counter[str]()
+    run, unmarked = sample_report(), sample_report(variants=unmarked_variants())
+    for _ in range(200):
+        marked = {
+            name: run.variants[name].model_copy(update={"correct": arm.tolist(), "exec_accuracy": float(arm.mean())})
+            for name, arm in zip(("kd", "sft_control"), rng.random((2, N)) < 0.15, strict=True)
+        }
+        claims["helps"] += verdict(run.model_copy(update={"variants": marked})).startswith("Distillation helps")
+        tokens = rng.integers(8, 60, 80)
+        arms = [PerRow.of(rng.gamma(2, 0.2, 80) * tokens, tokens) for _ in range(2)]
+        found = paired_permutation(*arms)
+        tests = _tested("kl_to_teacher", arms[0].value, arms[1].value, found)
+        claims["nearer"] += "is nearer to" in verdict(unmarked.model_copy(update={"analysis": _analysed(tests)}))
+    assert claims["helps"] <= 10
+    assert claims["nearer"] <= 10
 
 
 def test_diverged_training_is_called_that() -> None:
