@@ -81,16 +81,18 @@ def _rows(where: str, fields: dict[str, Any], unused: Counter[str]) -> list[Row]
     entry = Entry(where, fields)
     if not entry:
         raise LeftOutError(_EMPTY)
-    if entry.first(("tools", "functions")):
+    if any(turns.are_tools(entry.use(name)) for name in ("tools", "functions")):
         raise LeftOutError(turns.TOOLS)
-    if turns.is_zero(entry.peek("weight")):
+    if turns.is_zero(weight := entry.peek("weight")):
         raise LeftOutError(turns.NOT_TRAINED_ON)
+    if weight == 1:
+        entry.use("weight")
     if fields.get("instances") is not None:
         rows = _from_self_instruct(entry, fields["instances"], unused)
     elif field := entry.first(columns.TURNS):
         rows = [_from_both(entry, fields, field, unused)]
     elif isinstance(entry.peek("prompt"), list) and not entry.first(("instruction",)):
-        rows = [_from_turns(entry, "prompt", [*entry.use("prompt"), *(entry.use("completion") or [])], unused)]
+        rows = [_from_turns(entry, "prompt", [*entry.use("prompt"), *_completion(entry)], unused)]
     elif not fields.keys().isdisjoint(columns.INSTRUCTION):
         rows = [_from_instruction(entry, unused)]
     elif not fields.keys().isdisjoint(columns.TURNS):
@@ -99,6 +101,14 @@ def _rows(where: str, fields: dict[str, Any], unused: Counter[str]) -> list[Row]
         raise _unknown(where, fields)
     unused.update(entry.unused())
     return rows
+
+
+def _completion(entry: Entry) -> list[Any]:
+    """The turns that TRL's conversational prompt is completed by."""
+    answer = _answer(entry)
+    if isinstance(answer, str):
+        return [{"role": "assistant", "content": answer}]
+    return answer if isinstance(answer, list) else []
 
 
 def _unknown(where: str, fields: dict[str, Any]) -> ConfigurationError:
@@ -221,4 +231,5 @@ def _text(where: str, field: str, value: Any) -> str:
 
 def _name(where: str, field: str, value: Any) -> str:
     """A text or number that names something."""
-    return _text(where, field, str(value) if isinstance(value, int) else value).strip()
+    is_number = isinstance(value, int | float) and not columns.is_empty(value)
+    return _text(where, field, f"{value:g}" if is_number else value).strip()
