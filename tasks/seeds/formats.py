@@ -23,6 +23,7 @@ _ACCEPTED = (
     "Alpaca ('instruction', 'input', 'output'), Dolly ('instruction', 'context', 'response'), Self-Instruct "
     "('instruction', 'instances'), 'prompt' and 'completion', or chat rows ('messages' or 'conversations')"
 )
+_NAMES, _NAME_CHARS = 20, 40
 _EMPTY = "has nothing in it"
 _NO_RESPONSE = "has no response, and augmentation is off: add the response or switch augmentation on"
 _NO_REFERENCE = "is held out for evaluation and has no response to compare answers with: add the response"
@@ -116,7 +117,7 @@ def _unknown(where: str, fields: dict[str, Any]) -> ConfigurationError:
     if lists:
         where_rows = " and ".join(map(repr, lists))
         return ConfigurationError(f"{where}: is one object with rows in its field {where_rows}: save such a list alone")
-    names = ", ".join(sorted(fields)) or "none"
+    names = ", ".join(" ".join(name.split())[:_NAME_CHARS] for name in sorted(fields)[:_NAMES]) or "none"
     return ConfigurationError(f"{where}: fields {names} are none of the known formats: {_ACCEPTED}")
 
 

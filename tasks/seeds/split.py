@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -31,7 +32,7 @@ CREATE UNIQUE INDEX rows_by_id ON rows (part, id);
 def opened(folder: Path) -> Iterator[Split]:
     """A split whose file lies in `folder` for the length of the `with`."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="split-", dir=folder) as place:
+    with tempfile.TemporaryDirectory(prefix=f"split-{os.getpid()}-", dir=folder) as place:
         split = Split(Path(place) / "rows.sqlite")
         try:
             yield split
