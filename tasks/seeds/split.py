@@ -69,7 +69,7 @@ class Split:
         A conversation that goes on where another row ends is held out with that row. A question with more rows than
         the share is trained on.
         """
-        self._database.create_function("question", 2, self._question, deterministic=True)
+        self._database.create_function("question", 2, self._question)
         self._database.execute("CREATE INDEX rows_by_conversation ON rows (conversation)")
         self._database.execute("UPDATE rows SET conversation = question(conversation, asked) WHERE asked LIKE '%,%'")
         total = self._database.execute("SELECT count(*) FROM rows").fetchone()[0]
@@ -101,5 +101,6 @@ class Split:
         return next(beginnings, conversation)
 
     def _rows(self, part: str) -> Iterator[Row]:
-        for (row,) in self._database.execute("SELECT row FROM rows WHERE part = ? ORDER BY place", (part,)):
+        in_order = "SELECT row FROM rows WHERE +part = ? ORDER BY place"  # by the index, all rows would be sorted first
+        for (row,) in self._database.execute(in_order, (part,)):
             yield Row.model_validate_json(row)
