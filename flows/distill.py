@@ -67,11 +67,11 @@ def distill(
     Args:
         student: demo, 0.5B, 1.5B, 3B, 7B (Qwen2.5-Instruct), a folder, or a hub name
         teacher: demo, 14B, 32B, 72B (Qwen2.5-Instruct), a folder, or a hub name
-        seeds: instructions: path or s3:// address (Alpaca, Self-Instruct, messages, Parquet), or demo
+        seeds: instructions: path or s3:// address (Alpaca, Dolly, ShareGPT, messages, …; JSON or Parquet), or demo
         k: teacher log-probabilities kept per token (paper: 10)
         agent_model: LLM behind the four agents: any LiteLLM model name, or demo (rule-based, SQL only)
         heldout: rows to evaluate on, in the same formats; without it a share of the seeds
-        heldout_share: share of the seeds held out where there is no heldout file
+        heldout_share: share of the questions held out where there is no heldout file
         databases: folder or s3:// prefix of *.sql dumps that SQL answers are run on
         seed: decides the order of rows in training
         augmentation: how the agents work

@@ -47,8 +47,10 @@ def describe(work: Workspace, batches: int) -> dict[str, Any]:
         for name, counter in lengths.items():
             counter.update(pc.utf8_length(table[name]).to_pylist())
         if len(samples) < _SAMPLES:
-            shown = table.slice(0, _SAMPLES - len(samples)).select(["task_category", *lengths]).to_pylist()
-            samples += [{key: value[:_SAMPLE_CHARS] for key, value in row.items()} for row in shown]
+            shown = table.slice(0, _SAMPLES - len(samples)).select(["task_category", "history", *lengths]).to_pylist()
+            for row in shown:
+                row["history"] = "\n".join(f"{turn['role']}: {turn['content']}" for turn in row["history"])
+                samples.append({key: value[:_SAMPLE_CHARS] for key, value in row.items()})
     return {
         "by_category": dict(categories.most_common()),
         "by_language": dict(languages.most_common()),

@@ -41,7 +41,7 @@ def alpaca(row: Row) -> dict[str, Any]:
     """
     system, pairs = pairs_of(row.history)
     whole = history_of("", pairs, Counter()) if pairs else []
-    if system:
+    if system.strip():
         whole.insert(0, Message(role="system", content=system))
     return {
         "instruction": row.instruction,

@@ -6,6 +6,7 @@ What is known of the rows lies in a SQLite file, so memory stays flat however ma
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -41,7 +42,7 @@ _BEST_FIRST = "score DESC, tie, batch, position"
 def opened(folder: Path) -> Iterator[Selection]:
     """A selection whose file lies in `folder` for the length of the `with`."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="selection-", dir=folder) as place:
+    with tempfile.TemporaryDirectory(prefix=f"selection-{os.getpid()}-", dir=folder) as place:
         selection = Selection(Path(place) / "candidates.sqlite")
         try:
             yield selection

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import json
+import os
 import re
 import tempfile
 from collections.abc import Collection, Iterator
@@ -40,7 +41,7 @@ def local(source: str, what: str) -> Iterator[Path]:
     """A file, or a copy of an s3:// object for the length of the `with`; `what` it holds is for the error."""
     if source.startswith("s3://"):
         settings.work_dir().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="data-", dir=settings.work_dir()) as folder:
+        with tempfile.TemporaryDirectory(prefix=f"data-{os.getpid()}-", dir=settings.work_dir()) as folder:
             try:
                 storage.download(source, path := Path(folder) / "file")
             except ConfigurationError as error:

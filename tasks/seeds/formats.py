@@ -23,6 +23,7 @@ _ACCEPTED = (
     "Alpaca ('instruction', 'input', 'output'), Dolly ('instruction', 'context', 'response'), Self-Instruct "
     "('instruction', 'instances'), 'prompt' and 'completion', or chat rows ('messages' or 'conversations')"
 )
+_NAMES, _NAME_CHARS = 20, 40
 _EMPTY = "has nothing in it"
 _NO_RESPONSE = "has no response, and augmentation is off: add the response or switch augmentation on"
 _NO_REFERENCE = "is held out for evaluation and has no response to compare answers with: add the response"
@@ -81,16 +82,18 @@ def _rows(where: str, fields: dict[str, Any], unused: Counter[str]) -> list[Row]
     entry = Entry(where, fields)
     if not entry:
         raise LeftOutError(_EMPTY)
-    if entry.first(("tools", "functions")):
+    if any(turns.are_tools(entry.use(name)) for name in ("tools", "functions")):
         raise LeftOutError(turns.TOOLS)
-    if turns.is_zero(entry.peek("weight")):
+    if turns.is_zero(weight := entry.peek("weight")):
         raise LeftOutError(turns.NOT_TRAINED_ON)
+    if weight == 1:
+        entry.use("weight")
     if fields.get("instances") is not None:
         rows = _from_self_instruct(entry, fields["instances"], unused)
     elif field := entry.first(columns.TURNS):
         rows = [_from_both(entry, fields, field, unused)]
     elif isinstance(entry.peek("prompt"), list) and not entry.first(("instruction",)):
-        rows = [_from_turns(entry, "prompt", [*entry.use("prompt"), *(entry.use("completion") or [])], unused)]
+        rows = [_from_turns(entry, "prompt", [*entry.use("prompt"), *_completion(entry)], unused)]
     elif not fields.keys().isdisjoint(columns.INSTRUCTION):
         rows = [_from_instruction(entry, unused)]
     elif not fields.keys().isdisjoint(columns.TURNS):
@@ -101,12 +104,20 @@ def _rows(where: str, fields: dict[str, Any], unused: Counter[str]) -> list[Row]
     return rows
 
 
+def _completion(entry: Entry) -> list[Any]:
+    """The turns that TRL's conversational prompt is completed by."""
+    answer = _answer(entry)
+    if isinstance(answer, str):
+        return [{"role": "assistant", "content": answer}]
+    return answer if isinstance(answer, list) else []
+
+
 def _unknown(where: str, fields: dict[str, Any]) -> ConfigurationError:
     lists = [name for name, value in fields.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     if lists:
         where_rows = " and ".join(map(repr, lists))
         return ConfigurationError(f"{where}: is one object with rows in its field {where_rows}: save such a list alone")
-    names = ", ".join(sorted(fields)) or "none"
+    names = ", ".join(" ".join(name.split())[:_NAME_CHARS] for name in sorted(fields)[:_NAMES]) or "none"
     return ConfigurationError(f"{where}: fields {names} are none of the known formats: {_ACCEPTED}")
 
 
@@ -221,4 +232,5 @@ def _text(where: str, field: str, value: Any) -> str:
 
 def _name(where: str, field: str, value: Any) -> str:
     """A text or number that names something."""
-    return _text(where, field, str(value) if isinstance(value, int) else value).strip()
+    is_number = isinstance(value, int | float) and not columns.is_empty(value)
+    return _text(where, field, f"{value:g}" if is_number else value).strip()

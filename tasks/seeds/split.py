@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -31,7 +32,7 @@ CREATE UNIQUE INDEX rows_by_id ON rows (part, id);
 def opened(folder: Path) -> Iterator[Split]:
     """A split whose file lies in `folder` for the length of the `with`."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="split-", dir=folder) as place:
+    with tempfile.TemporaryDirectory(prefix=f"split-{os.getpid()}-", dir=folder) as place:
         split = Split(Path(place) / "rows.sqlite")
         try:
             yield split
@@ -68,7 +69,7 @@ class Split:
         A conversation that goes on where another row ends is held out with that row. A question with more rows than
         the share is trained on.
         """
-        self._database.create_function("question", 2, self._question, deterministic=True)
+        self._database.create_function("question", 2, self._question)
         self._database.execute("CREATE INDEX rows_by_conversation ON rows (conversation)")
         self._database.execute("UPDATE rows SET conversation = question(conversation, asked) WHERE asked LIKE '%,%'")
         total = self._database.execute("SELECT count(*) FROM rows").fetchone()[0]
@@ -100,5 +101,6 @@ class Split:
         return next(beginnings, conversation)
 
     def _rows(self, part: str) -> Iterator[Row]:
-        for (row,) in self._database.execute("SELECT row FROM rows WHERE part = ? ORDER BY place", (part,)):
+        in_order = "SELECT row FROM rows WHERE +part = ? ORDER BY place"  # by the index, all rows would be sorted first
+        for (row,) in self._database.execute(in_order, (part,)):
             yield Row.model_validate_json(row)

@@ -107,6 +107,11 @@ def _message(where: str, turn: Any, *, is_last: bool) -> Message:
     return Message(role=role, content=whole_text(where, content))
 
 
+def are_tools(value: Any) -> bool:
+    """Whether there are tools that a model may call; a column of texts says "[]" or "null" for none."""
+    return not is_empty(value) and not (isinstance(value, str) and value.strip() in ("[]", "{}", "null", "None"))
+
+
 def is_zero(weight: Any) -> bool:
     """Whether a weight says that the loss does not count this."""
     return isinstance(weight, int | float) and weight == 0

@@ -9,7 +9,7 @@ import pytest
 
 from infra.artifacts import Workspace
 from tasks.augment import card
-from tasks.rows import KEPT, Row, to_parquet
+from tasks.rows import KEPT, Message, Row, to_parquet
 
 HOSTILE = "a|b\n\n# Heading\n| x | y |\n<script>alert(1)</script> ![x](javascript:1) `code` {{ n }} **bold**"
 USAGE = {"requests": 3, "from_cache": 1, "prompt_tokens": 1200, "completion_tokens": 40, "cost_usd": 0.25}
@@ -42,6 +42,12 @@ def _tables(markdown: str) -> list[list[str]]:
         elif tables[-1]:
             tables.append([])
     return [table for table in tables if table]
+
+
+def test_a_sample_shows_its_earlier_turns_as_text() -> None:
+    history = (Message(role="system", content="Be brief."), Message(role="user", content=HOSTILE))
+    text = _card([Row(instruction="And now?", response="Later", history=history)])
+    assert "history:\n\n    system: Be brief.\n    user: a|b\n    \n    # Heading\n" in text
 
 
 def test_a_card_tells_what_was_kept_left_out_and_spent() -> None:

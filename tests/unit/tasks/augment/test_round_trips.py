@@ -68,6 +68,7 @@ def test_the_turns_that_get_lost_elsewhere_come_back(form: str) -> None:
         said(("user", "One"), ("user", "Two"), ("assistant", "Both"), ("assistant", "And more")),
         said(("system", "One"), ("system", "Two"), ("user", "Hi"), ("system", "Three"), ("assistant", "Hello")),
         said(("user", ""), ("assistant", "  indented\n")),
+        said(("system", " "), ("user", " "), ("assistant", "\n")),
     ]
     rows = [
         Row(

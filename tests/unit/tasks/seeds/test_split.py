@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from infra.processes import owner_of
 from tasks.rows import HELDOUT, TRAIN, Message, Row
 from tasks.seeds.account import DUPLICATE, HELD_OUT, OTHER_DATABASE, Account
 from tasks.seeds.split import opened
@@ -97,3 +99,9 @@ def test_the_choice_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> 
     seeds = [Row(instruction=f"question {n % 50}", response=str(n)) for n in range(100)]
     held = [{row.id for row in _split(tmp_path, rows)[1]} for rows in (seeds, seeds[::-1])]
     assert held[0] == held[1]
+
+
+def test_the_scratch_of_a_killed_run_is_found_by_its_owner(tmp_path: Path) -> None:
+    with opened(tmp_path):
+        assert [owner_of(folder) for folder in tmp_path.iterdir()] == [os.getpid()]
+    assert not list(tmp_path.iterdir())
