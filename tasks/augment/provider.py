@@ -28,7 +28,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from infra.program import lean_imports
-from tasks.augment.provider_errors import kind_of, retry_after_s, words_of
+from tasks.augment.provider_errors import is_unreadable, kind_of, retry_after_s, words_of
 from tasks.augment.provider_forms import Form, Line
 from tasks.augment.provider_replies import joining_parts, last_logprobs, text_of
 from tasks.augment.redaction import redacted
@@ -117,7 +117,7 @@ def light_router(
                     return reply
 
         def should_retry_this_error(self, error: Exception, *args: Any, **kwargs: Any) -> Any:
-            if kind_of(litellm, error) in ("quota", "content_policy"):
+            if kind_of(litellm, error) in ("quota", "content_policy") or is_unreadable(error):
                 raise error
             return super().should_retry_this_error(error, *args, **kwargs)
 

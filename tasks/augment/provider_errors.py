@@ -29,6 +29,8 @@ def kind_of(litellm: Any, error: BaseException) -> str:
 
     if is_quota(error):
         return "quota"
+    if is_unreadable(error):
+        return "server"
     kinds: list[tuple[Any, str]] = [
         (litellm.ContextWindowExceededError, "context_window"),
         (litellm.ContentPolicyViolationError, "content_policy"),
@@ -58,6 +60,11 @@ def is_quota(error: BaseException) -> bool:
         return True
     words = str(error)
     return status in (400, 403, 429) and bool(_USED_UP.search(words)) and not _GOES_BY.search(words)
+
+
+def is_unreadable(error: BaseException) -> bool:
+    """Whether there was an answer, paid for, that LiteLLM cannot read: asking again at once gives the like."""
+    return "Invalid response object" in str(error)
 
 
 def words_of(error: BaseException) -> str:

@@ -42,7 +42,7 @@ def last_logprobs(choice: Any) -> list[Any] | None:
 
 
 def joining_parts(extract: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """LiteLLM's `extract_reasoning_content`, for messages whose content is a list of parts too, which it refuses."""
+    """LiteLLM's `extract_reasoning_content`, also for a content of parts, or an object itself, which it refuses."""
 
     def joined(message: Any) -> Any:
         content = message.get("content")
@@ -51,6 +51,8 @@ def joining_parts(extract: Callable[[Any], Any]) -> Callable[[Any], Any]:
                 part if isinstance(part, str) else part.get("text") for part in content if isinstance(part, str | dict)
             ]
             message = {**message, "content": "".join(text for text in texts if isinstance(text, str))}
+        elif isinstance(content, dict):
+            message = {**message, "content": json.dumps(content)}
         return extract(message)
 
     return joined

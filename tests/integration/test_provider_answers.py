@@ -43,10 +43,24 @@ ASKED: dict[str, tuple[Agent[Any], dict[str, Any]]] = {
 JUDGES = ("category", "preservation", "selection", "verification")
 # What each agent's answer is worth: usable, or the reason that the row is failed with, and words of the detail.
 USABLE = (
-    *("plain", "fenced", "prose", "bom", "thought", "extra", "floats", "nulls", "reasoning", "parts", "tool_call"),
+    *(
+        "plain",
+        "fenced",
+        "prose",
+        "bom",
+        "thought",
+        "extra",
+        "floats",
+        "nulls",
+        "reasoning",
+        "parts",
+        "object",
+        "tool_call",
+    ),
     *("no_schema", "no_json", "no_grammar", "no_max_tokens", "no_temperature", "no_system"),
 )
 USELESS = {
+    "nonsense": ("no answer (server error)", "Invalid response object"),
     "empty": ("no valid answer", "an empty answer"),
     "no_choice": ("no valid answer", "an empty answer"),
     "refusal": ("no valid answer", "the model declines: 'That I will not do.'"),

@@ -76,6 +76,7 @@ FORMS: dict[str, Form] = {
     "parts": lambda request, payload, content: _text(
         [{"type": "text", "text": half} for half in (json.dumps(content)[:9], json.dumps(content)[9:])]  # type: ignore[arg-type]
     ),
+    "object": lambda request, payload, content: _text(content),  # type: ignore[arg-type]
     "tool_call": lambda request, payload, content: _called(json.dumps(content)),
     "no_schema": lambda request, payload, content: (
         _refused(400, "'response_format.type' must be 'json_object' or 'text'")
@@ -112,6 +113,7 @@ FORMS: dict[str, Form] = {
     "thinks_of_the_row": lambda request, payload, content: _text(
         "", reasoning_content=f"The row has ```json\n{MARKS.get(payload['agent'])}\n``` in it"
     ),
+    "nonsense": lambda request, payload, content: _text(7),  # type: ignore[arg-type]
     "empty": lambda request, payload, content: _text(""),
     "no_choice": lambda request, payload, content: _text(None, choices=[]),
     "refusal": lambda request, payload, content: _text(None, refusal="That I will not do."),

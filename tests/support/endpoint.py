@@ -168,7 +168,7 @@ class Connection(asyncio.Protocol):
         if status := said.get("status"):
             self._answer(status, _error(said["message"], "invalid_request_error", said["code"]))
             return
-        completion = _completion(request, prompt, said["content"] or "")
+        completion = _completion(request, prompt, str(said["content"] or ""))
         if "choices" in said:
             completion["choices"] = said["choices"]
         else:

@@ -158,6 +158,7 @@ def test_the_providers_words_are_what_is_left(said: str, words: str) -> None:
         ([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}], "a"),
         (["a", {"text": None}, 7, {"type": "image"}], "a"),
         ([], ""),
+        ({"correct": True}, '{"correct": true}'),
     ],
 )
 def test_parts_are_one_text(content: Any, text: str | None) -> None:
