@@ -220,7 +220,7 @@ def test_parameters_and_optimizer_in_the_machines_memory_change_nothing(
 
 def test_no_usable_row_is_a_configuration_error(rows: ArtifactRef) -> None:
     with pytest.raises(ConfigurationError, match="no row is usable.*longer than 16 tokens"):
-        _train(rows, TRAINING.model_copy(update={"max_length": 16}), RUN, tag=3)
+        _train(rows, TRAINING.model_copy(update={"max_length": 16}), RUN.model_copy(update={"processes": 1}), tag=3)
 
 
 def test_logs_are_kept_where_people_find_them(uninterrupted: ArtifactRef, home: Path) -> None:
