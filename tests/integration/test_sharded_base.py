@@ -1,4 +1,4 @@
-"""A student whose base lies in several shards, among other files: trained, exported whole, and loaded by vLLM."""
+"""A student whose base lies in several shards, among other files: trained, exported whole, the same to both engines."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from infra.artifacts import ArtifactReader, ArtifactRef
+from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.models import DEMO, ModelSource
 from tasks.logits import stage as logits_stage
 from tasks.logits.settings import Scoring
+from tasks.logits.store import TopKReader
 from tasks.train import stage
 from tasks.train.settings import Training, TrainingRun
 
@@ -29,7 +30,9 @@ def sharded(tmp_path: Path) -> ModelSource:
     return ModelSource(name="sharded", path=str(folder))
 
 
-def test_a_student_from_a_sharded_base_is_one_that_vllm_loads(rows: ArtifactRef, sharded: ModelSource) -> None:
+def test_a_student_from_a_sharded_base_serves_in_vllm_as_in_transformers(
+    rows: ArtifactRef, sharded: ModelSource
+) -> None:
     training = Training(max_steps=2, global_batch=16, max_length=256)
     work = stage.workspace("sft", sharded, rows, training, seed=0)
     run = TrainingRun(processes=1, micro_batch=8)
@@ -38,8 +41,14 @@ def test_a_student_from_a_sharded_base_is_one_that_vllm_loads(rows: ArtifactRef,
     assert [name for name in names if name.endswith(".safetensors")] == ["model/model.safetensors"]
     assert not [name for name in names if "index" in name or name.endswith((".bin", ".pt", ".txt"))]
 
-    student, scoring = ModelSource(name="sft", artifact=trained), Scoring(engine="vllm", max_length=256)
-    store = logits_stage.score(
-        logits_stage.workspace(rows, student, 4, scoring), rows, student, 4, scoring, lambda event: None
-    )
-    assert store.counts["rows"] == rows.counts["rows"]
+    student, scores = ModelSource(name="sft", artifact=trained), []
+    for engine in ("vllm", "transformers"):
+        scoring = Scoring(engine=engine, max_length=256, max_error=2**-14)  # type: ignore[arg-type]
+        made = logits_stage.workspace(rows, student, 5, scoring)
+        work = Workspace(made.kind, 1000, {**made.spec, "engine": engine}, made.inputs)
+        store = logits_stage.score(work, rows, student, 5, scoring, lambda event: None)
+        assert store.counts["rows"] == rows.counts["rows"]
+        scores.append({row.row_id: row.actual_logprobs_R for row in TopKReader(store)})
+    served, reference = scores
+    assert served.keys() == reference.keys()
+    assert max(abs(served[row_id] - reference[row_id]).max() for row_id in served) < 2e-3
