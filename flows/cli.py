@@ -248,8 +248,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not os.environ.get("PREFECT_API_URL"):
-        folder = settings.home() / "prefect"  # the user's own Prefect stays untouched
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = settings.made_home() / "prefect"  # the user's own Prefect stays untouched
+        folder.mkdir(exist_ok=True)
         os.environ["PREFECT_HOME"] = str(folder)
 
 

@@ -29,8 +29,7 @@ def check_settings(kd: Distillation) -> None:
 def check(student: str, teacher: str, kd: Distillation) -> tuple[ModelSource, ModelSource]:
     """Resolve both models and refuse what would fail hours later; raises ConfigurationError."""
     check_settings(kd)
-    home = settings.home()
-    home.mkdir(parents=True, exist_ok=True)
+    home = settings.made_home()
     if shutil.disk_usage(home).free < settings.min_free_mib() * 2**20:
         raise disk_full(home)
     base, scorer = resolve(student, "student"), resolve(teacher, "teacher")

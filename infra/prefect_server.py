@@ -30,6 +30,7 @@ def server(home: Path, ports: list[int]) -> Server:
     """A Prefect server with its database under `home`."""
     folder = home / NAME
     folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # its database names what webhooks tell, whoever may read the home
     (port,) = ports
     api_url = f"http://127.0.0.1:{port}/api"
     secret = password(home)

@@ -26,7 +26,7 @@ _LEFTOVER_TIMEOUT_S = 15.0
 @contextlib.contextmanager
 def exclusive(home: Path) -> Iterator[IO[str]]:
     """Hold `services.lock`; raises ConfigurationError where another process does."""
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (home / "services.lock").open("a+") as lock:
         lock.seek(0)
         try:

@@ -35,6 +35,7 @@ def server(home: Path, ports: list[int]) -> Server:
     folder = home / NAME
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
     config, access_key, secret_key = make_credentials(folder)
     close_other_doors(folder)
     url = f"http://127.0.0.1:{ports[0]}"

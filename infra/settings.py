@@ -15,6 +15,12 @@ def home() -> Path:
     return Path(os.environ.get("DISTILFLOW_HOME", ".distilflow")).absolute()
 
 
+def made_home() -> Path:
+    """The same, made for this user alone where it is not there: it holds databases, webhooks and passwords."""
+    home().mkdir(mode=0o700, parents=True, exist_ok=True)
+    return home()
+
+
 def bucket() -> str:
     """The S3 bucket that artifacts live in."""
     return os.environ.get("DISTILFLOW_BUCKET", "distilflow")

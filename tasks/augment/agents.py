@@ -146,7 +146,7 @@ class Agent(Generic[Answer]):
     answer: type[Answer]
     writes: bool = False  # rows, and not judgements
     package: str = "tasks.augment"  # whose `prompts/` holds the prompt …
-    text: str = ""  # … unless this is it
+    text: str = ""  # … unless this is it, to the letter: no template, whatever stands in it
 
     @cached_property
     def prompt(self) -> str:
@@ -177,7 +177,7 @@ class Agent(Generic[Answer]):
     def about(self, payload: Mapping[str, Any], **settings: Any) -> list[dict[str, str]]:
         """The chat messages that put `payload`, as one JSON object, before this agent."""
         return [
-            {"role": "system", "content": self._template.render(**settings)},
+            {"role": "system", "content": self.text or self._template.render(**settings)},
             {"role": "user", "content": json.dumps({"agent": self.name, **payload}, ensure_ascii=False)},
         ]
 

@@ -6,10 +6,14 @@ import os
 import re
 from collections.abc import Iterable
 
-_SECRET_NAME = re.compile(r"(_KEY|_TOKEN|_SECRET|_PASSWORD|_CREDENTIALS|_KEY_ID)$", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"(_?API_?KEY|_KEY|_TOKEN|_SECRET|_PASSWORD|_PASSWD|_CREDENTIALS|_KEY_ID|_PAT|_AUTH_STRING)$", re.IGNORECASE
+)
 _KEY_SHAPE = re.compile(
-    r"\b(?:sk|pk|rk|gsk|xai|hf|nvapi|r8)[-_][\w*.\-]{4,}"  # also as providers quote them, half in asterisks
-    r"|\bAIza[\w*\-]{10,}|\bAKIA[A-Z0-9*]{8,}|(?<=Bearer )[^\s'\"]+"
+    r"\b(?:sk|pk|rk|gsk|xai|hf|nvapi|r8|glpat|xox[abeprs]|dop_v1|tgp_v1)[-_][\w*.\-]{4,}"  # also half in asterisks
+    r"|\bgh[oprsu]_\w{10,}|\bgithub_pat_\w{10,}|\bABSK[\w*+/=]{10,}|\bbedrock-api-key-[\w*+/=]{4,}"
+    r"|\bAIza[\w*\-]{10,}|\bA[KS]IA[A-Z0-9*]{8,}|\beyJ[\w\-]{10,}\.[\w.\-]+"  # the last: tokens of JSON
+    r"|(?<=Bearer )[^\s'\"]+|(?<=Basic )[^\s'\"]{8,}|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
 )
 _MARK = "[key]"
 _LONGEST = 500

@@ -60,7 +60,7 @@ def load(folder: str) -> list[Agent[Finding]]:
                 f"benchmarks.probes: {folder}/{file.name} does not ask for the verdict: tell the judge to answer "
                 '{"reason": "…", "present": true or false}'
             )
-        probes.append(Agent(f"probe_{name}", Finding, text=f"{{% raw %}}{text}{{% endraw %}}"))
+        probes.append(Agent(f"probe_{name}", Finding, text=text))
     return probes
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from infra import prefect_server, storage
+from infra import prefect_server, settings, storage
 from infra.services import Services
 from tests.support.browser import logged_in, page
 from tests.support.processes import of_home
@@ -54,6 +54,16 @@ def test_prefect_answers_who_knows_its_password(services: Services, home: Path) 
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     words = [word for process in of_home(home) for word in process.cmdline()]
     assert not [word for word in words if file.read_text() in word]
+
+
+def test_other_users_of_the_machine_read_nothing_of_the_servers(services: Services, home: Path) -> None:
+    for name in services.started:
+        assert stat.S_IMODE((home / name).stat().st_mode) == 0o700, name
+
+
+def test_a_home_is_made_for_its_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILFLOW_HOME", str(tmp_path / "home"))
+    assert stat.S_IMODE(settings.made_home().stat().st_mode) == 0o700
 
 
 def test_a_page_of_another_site_gets_nothing_from_prefect(services: Services, elsewhere: str) -> None:
