@@ -24,6 +24,7 @@ from infra import settings, storage
 from infra.errors import ConfigurationError, TransientError
 
 RECORD = "record.json"
+DELETED = b""  # a record that is about to go: no run believes it, or can renew it
 _USED_AGAIN_S = 86400.0
 _RECORDED_PACKAGES = (
     "distilflow",
@@ -84,6 +85,7 @@ class Record(BaseModel):
     facts: dict[str, Any] = Field({}, description="what was measured on the way: tokens, cost, coverage, losses")
     versions: dict[str, str] = {}
     started_at: str = ""
+    used_at: str = Field("", description="when a run found it last, to the day; what `infra.gc` sees as a change")
     seconds: float = 0.0
 
     def manifest_sha256(self) -> str:
@@ -132,16 +134,19 @@ class Workspace:
     def find(self) -> ArtifactRef | None:
         """The finished artifact, if some run finished it.
 
-        A record that was not used for a day is written again as it is: its time in storage says when a run
-        needed the artifact last, which is what `infra.gc` goes by.
+        A record that was not used for a day is written again: its time in storage says when a run needed the artifact
+        last, which is what `infra.gc` goes by.
         """
         found = storage.get_with_age(self.uri + RECORD)
-        if found is None:
+        if found is None or found[0] == DELETED:
             return None
         data, etag, age_s = found
-        if age_s > _USED_AGAIN_S and not storage.put(self.uri + RECORD, data, only_if_match=etag):
-            return self.find()  # another run was first, or it is gone
-        return _ref(self.uri, _parsed(self.uri, data), cached=True)
+        record = _parsed(self.uri, data)
+        if age_s > _USED_AGAIN_S:
+            used = record.model_copy(update={"used_at": datetime.now(UTC).isoformat(timespec="seconds")})
+            if not storage.put(self.uri + RECORD, used.model_dump_json(indent=1).encode(), only_if_match=etag):
+                return self.find()  # another run was first, or it is gone
+        return _ref(self.uri, record, cached=True)
 
     def put(self, name: str, data: bytes) -> None:
         storage.put(self.uri + name, data)
@@ -202,12 +207,21 @@ class Workspace:
             started_at=datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 2),
         )
-        if not storage.put(self.uri + RECORD, record.model_dump_json(indent=1).encode(), only_if_absent=True):
+        if not self._write(record.model_dump_json(indent=1).encode()):
             first = read_record(self.uri)
             if first is None:
                 raise TransientError(f"the record at {self.uri} was taken and is gone: run again")
             return _ref(self.uri, first, cached=True)
         return _ref(self.uri, record, seconds=round(seconds, 2))
+
+    def _write(self, record: bytes) -> bool:
+        """Whether this is the record; there may be what is left of one whose deletion was killed."""
+        if storage.put(self.uri + RECORD, record, only_if_absent=True):
+            return True
+        found = storage.get_with_etag(self.uri + RECORD)
+        if found is None or found[0] != DELETED:
+            return False
+        return bool(storage.put(self.uri + RECORD, record, only_if_match=found[1]))
 
 
 class ArtifactReader:
@@ -271,7 +285,7 @@ def facts_of(ref: ArtifactRef) -> dict[str, Any]:
 def read_record(uri: str) -> Record | None:
     """The record of the artifact at `uri`, or None where the artifact is not finished."""
     data = storage.get(uri + RECORD)
-    return _parsed(uri, data) if data is not None else None
+    return None if data is None or data == DELETED else _parsed(uri, data)
 
 
 def _parsed(uri: str, data: bytes) -> Record:

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pydantic import ValidationError
 
 from infra import settings, storage
-from infra.artifacts import RECORD, Record
+from infra.artifacts import DELETED, RECORD, Record
 from infra.claims import owner_lives
 from infra.errors import ConfigurationError
 from infra.gc_plan import DAY_S, Garbage, Made, Plan, Policy, Tally, Total, What
@@ -110,7 +110,7 @@ def tally(objects: Iterable[Listed], before: float, listed: Collection[str] | No
         else:
             told.touched = max(told.touched, one.modified)
         if one.name == RECORD:
-            told.finished = True
+            told.finished = one.size > len(DELETED)
         elif listed is not None and one.name not in listed and one.modified <= before:
             told.unlisted += 1
             told.unlisted_bytes += one.size
@@ -132,7 +132,7 @@ def names_in_record(uri: str) -> set[str] | None:
     None where there is no record.
     """
     data = storage.get(uri + RECORD)
-    return None if data is None else {_LOG} | {entry.name for entry in _parsed(uri, data).files}
+    return None if data is None or data == DELETED else {_LOG} | {entry.name for entry in _parsed(uri, data).files}
 
 
 def expired_files(folder: str, policy: Policy, now: float) -> Callable[[Listed], bool]:
@@ -200,7 +200,7 @@ def _expired(found: Plan, policy: Policy, now: float, folder: str) -> None:
 def _read(kind: str, name: str, policy: Policy) -> Made | None:
     uri = f"s3://{settings.bucket()}/{kind}/{name}/"
     stored = storage.get_with_age(uri + RECORD)
-    if stored is None:
+    if stored is None or stored[0] == DELETED:
         return None
     data, _etag, age_s = stored
     if kind in policy.kinds:

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from infra import settings, storage
-from infra.artifacts import RECORD
+from infra.artifacts import DELETED, RECORD
 from infra.claims import Claims, LeaseLost
 from infra.gc import CLAIMS, expired_files, finished, live_claim, names_in_record, needed
 from infra.gc_plan import Garbage, Plan, Policy
 from infra.storage import Listed
 
 _RECHECK_S = 60.0
+_USED = "a run used it meanwhile"
 _WHOLE = CLAIMS + "whole"  # the claim on making an artifact, see infra.claims
 OnProgress = Callable[[int, int], None]  # done, of how many entries of the plan
 
@@ -84,13 +85,17 @@ def _artifact(one: Garbage, policy: Policy, roots: _Roots, claims: Claims, delet
         return "a run is at work on it"
     try:
         before = now - policy.grace_s
-        if reason := _changed(one, roots, now, before):
+        reason, seen = _changed(one, roots, now, before)
+        if reason:
             return reason
-        kept = {RECORD, _WHOLE}
+        kept = {_WHOLE} if one.what == "unfinished" else {RECORD, _WHOLE}
         if one.what == "leftovers":
             kept |= names_in_record(one.uri) or set()
         elif one.what == "unreachable":
             claims.check(whole)
+            # marked under the condition that nobody has written it since we looked: to delete there is none
+            if not storage.put(one.uri + RECORD, DELETED, only_if_match=seen):
+                return _USED
             storage.delete(one.uri + RECORD)
             deleted.objects += 1
         for suffix in (".json", ""):
@@ -113,21 +118,24 @@ def _while_ours(objects: Iterable[Listed], claims: Claims, whole: str) -> Iterat
         yield one
 
 
-def _changed(one: Garbage, roots: _Roots, now: float, before: float) -> str | None:
-    """Why it is no garbage any more; None where it still is."""
+def _changed(one: Garbage, roots: _Roots, now: float, before: float) -> tuple[str | None, str | None]:
+    """Why it is no garbage any more, None where it still is; and the tag of its record, where it has one."""
     record = storage.get_with_age(one.uri + RECORD)
+    if record is not None and record[0] == DELETED:
+        record = None
+    seen = record and record[1]
     if one.what == "unfinished":
         if record is not None:
-            return "a run finished it meanwhile"
+            return "a run finished it meanwhile", seen
         objects = storage.listed(one.uri)
         if any(found.modified > before and not found.name.startswith(CLAIMS) for found in objects):
-            return "a run touched it meanwhile"
+            return "a run touched it meanwhile", seen
     elif record is None:
-        return "its record is gone"
+        return "its record is gone", seen
     elif one.what == "unreachable":
         _data, _etag, age_s = record
         if age_s < now - before:
-            return "a run used it meanwhile"
+            return _USED, seen
         if roots.reach(one.uri):
-            return "a kept artifact refers to it now"
-    return None
+            return "a kept artifact refers to it now", seen
+    return None, seen

@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from infra import gc, gc_deletion, settings, storage
-from infra.artifacts import ArtifactRef, FileEntry, Record
+from infra.artifacts import DELETED, ArtifactRef, FileEntry, Record, Workspace, read_record
 from infra.errors import ConfigurationError
 from infra.gc_plan import DAY_S, Policy
 from infra.storage import Listed
@@ -34,11 +34,15 @@ class Store:
     def write(self, uri: str, data: bytes, age_days: float = 0.0) -> None:
         self.objects[uri] = (data, NOW - age_days * DAY_S)
 
-    def put(self, uri: str, data: bytes, *, only_if_absent: bool = False, only_if_match: str | None = None) -> bool:
+    def put(
+        self, uri: str, data: bytes, *, only_if_absent: bool = False, only_if_match: str | None = None
+    ) -> str | None:
         if only_if_absent and uri in self.objects:
-            return False
+            return None
+        if only_if_match and (uri not in self.objects or _tag(self.objects[uri][0]) != only_if_match):
+            return None
         self.write(uri, data)
-        return True
+        return _tag(data)
 
     def now(self) -> float:
         return NOW
@@ -66,6 +70,12 @@ class Store:
     def delete(self, uri: str) -> None:
         self.objects.pop(uri, None)
 
+    def keys(self, prefix: str) -> Iterator[str]:
+        return (one.name for one in self.listed(prefix))
+
+    def head(self, uri: str) -> None:
+        return None
+
     def delete_all(self, prefix: str, names: Iterable[str]) -> int:
         return len([self.objects.pop(prefix + name) for name in list(names)])
 
@@ -78,7 +88,8 @@ def _tag(data: bytes) -> str:
 def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Store:
     monkeypatch.setenv("DISTILFLOW_HOME", str(tmp_path))
     store = Store()
-    for name in ("put", "now", "get", "get_with_etag", "get_with_age", "listed", "folders", "delete", "delete_all"):
+    names = ("put", "now", "get", "get_with_etag", "get_with_age", "listed", "folders", "delete", "delete_all")
+    for name in (*names, "keys", "head"):
         monkeypatch.setattr(storage, name, functools.partial(_call, store, name))
     return store
 
@@ -282,3 +293,39 @@ def test_what_changed_since_the_plan_is_spared(store: Store) -> None:
         unfinished["claimed"]: "a run is at work on it",
     }
     assert set(store.objects) == before
+
+
+def test_an_artifact_that_a_run_finds_in_the_moment_of_its_deletion_is_spared(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between gc's last look and the deletion: the run has written the record anew, and relies on the artifact."""
+    ref = _artifact(store, "rows", 1, 90)
+    planned, look = gc.plan(_policy()), gc_deletion._changed
+
+    def a_run_finds_it_after_the_look(*args: Any) -> Any:
+        seen = look(*args)
+        work = Workspace("rows", 1, {}, {})
+        work.uri = ref.uri
+        assert work.find() is not None
+        return seen
+
+    monkeypatch.setattr(gc_deletion, "_changed", a_run_finds_it_after_the_look)
+    deleted = gc_deletion.delete(planned, _policy())
+    assert [reason for _one, reason in deleted.spared] == ["a run used it meanwhile"]
+    assert read_record(ref.uri) is not None
+    assert ref.uri + "data/0" in store.objects
+
+
+def test_a_deletion_that_was_killed_leaves_nothing_believed_and_nothing_in_the_way(store: Store) -> None:
+    ref = _artifact(store, "rows", 1, 90)
+    store.write(ref.uri + "record.json", DELETED, 90)  # killed after the mark
+    work = Workspace("rows", 1, {}, {})
+    work.uri = ref.uri
+    assert work.find() is None
+    assert read_record(ref.uri) is None
+    assert _garbage(_policy()) == {ref.uri: "unfinished"}
+    assert work.publish((), {}, {}).kind == "rows"
+    assert read_record(ref.uri) is not None
+    store.write(ref.uri + "record.json", DELETED, 90)
+    gc_deletion.delete(gc.plan(_policy()), _policy())
+    assert not [uri for uri in store.objects if uri.startswith(ref.uri)]
