@@ -166,16 +166,19 @@ def test_the_run_form_offers_choices_refuses_wrong_values_and_starts_a_run(produ
             form.wait_for_timeout(1000)
         choice.click()
         form.get_by_role("button", name="Submit").click()
-        form.get_by_text("scheduled to start").first.wait_for()
-    of_this = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
-    with get_client(sync_client=True) as client:
-        (run,) = client.read_flow_runs(deployment_filter=of_this)
+        wait_for(lambda: _runs_of(deployment.id))
+    (run,) = _runs_of(deployment.id)
     assert run.parameters["k"] == 5
     assert run.parameters["teacher"] == "72B"
     assert run.parameters["student"] == "0.5B"
     assert run.parameters["kd"]["kd_weight"] == 0.5
     assert production.wait_for_end(run.id, 120) == "Failed"  # its models are on the hub, which is not reached here
     assert "student '0.5B'" in answer_of(run.id)["error"]
+
+
+def _runs_of(deployment: Any) -> list[Any]:
+    with get_client(sync_client=True) as client:
+        return client.read_flow_runs(deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])))
 
 
 def _kill_flow(production: Cluster) -> None:
