@@ -57,7 +57,7 @@ class ReadOnlyDatabase:
     def run(self, sql: str) -> Rows:
         """The rows that one SELECT returns; QueryError for anything else. Callable from any thread."""
         with self._lock:
-            told = self._asked(self._started(), sql, self._timeout_s + _MOMENT_S)
+            told = self._asked(self._started(), sql, self._timeout_s)
         if "error" in told:
             raise QueryError(told["error"])
         return tuple(tuple(_value(value) for value in row) for row in told["rows"])
@@ -93,10 +93,10 @@ class ReadOnlyDatabase:
         try:
             process.stdin.write(json.dumps(question).encode() + b"\n")
             process.stdin.flush()
-            line = _line(process, limit_s)
+            line = _line(process, limit_s + _MOMENT_S)
         except TimeoutError:
             self._end()
-            return {"error": f"took longer than {self._timeout_s:g} s"}
+            return {"error": f"took longer than {limit_s:g} s"}
         except OSError:
             line = b""
         if line:

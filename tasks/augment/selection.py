@@ -42,12 +42,11 @@ _BEST_FIRST = "score DESC, tie, batch, position"
 def opened(folder: Path) -> Iterator[Selection]:
     """A selection whose file lies in `folder` for the length of the `with`."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"selection-{os.getpid()}-", dir=folder) as place:
-        selection = Selection(Path(place) / "candidates.sqlite")
-        try:
-            yield selection
-        finally:
-            selection.close()
+    with (
+        tempfile.TemporaryDirectory(prefix=f"selection-{os.getpid()}-", dir=folder) as place,
+        contextlib.closing(Selection(Path(place) / "candidates.sqlite")) as selection,
+    ):
+        yield selection
 
 
 class Selection:

@@ -32,12 +32,11 @@ CREATE UNIQUE INDEX rows_by_id ON rows (part, id);
 def opened(folder: Path) -> Iterator[Split]:
     """A split whose file lies in `folder` for the length of the `with`."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"split-{os.getpid()}-", dir=folder) as place:
-        split = Split(Path(place) / "rows.sqlite")
-        try:
-            yield split
-        finally:
-            split.close()
+    with (
+        tempfile.TemporaryDirectory(prefix=f"split-{os.getpid()}-", dir=folder) as place,
+        contextlib.closing(Split(Path(place) / "rows.sqlite")) as split,
+    ):
+        yield split
 
 
 class Split:
