@@ -103,7 +103,7 @@ class ReadOnlyDatabase:
             told: dict[str, Any] = json.loads(line)
             return told
         self._end()
-        return {"error": "ended the process that it ran in: it wants more memory than there is"}
+        return {"error": "ended the process that it ran in, as what wants too much memory does"}
 
     def _end(self) -> None:
         if self._process is not None:
