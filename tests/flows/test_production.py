@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import SCHEDULE_TYPES, IntervalSchedule
 
 from flows.dispatched import answer_of
@@ -36,6 +38,8 @@ TINY: dict[str, Any] = {  # for what is about the way through the pools, not abo
     "evaluation": {"max_rows": 8},
     "run": {"processes": 1},
 }
+pytestmark = pytest.mark.timeout(1500)  # the first test waits for a sweep through two pools
+SHARED = {**TINY, "stages_on": "stage/gpu"}
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +57,12 @@ def _outcome(production: Cluster, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def first_run(production: Cluster) -> dict[str, Any]:
-    return _outcome(production, TINY)
+def swept(production: Cluster) -> tuple[UUID, list[dict[str, Any]]]:
+    """A sweep through the deployments, two side by side: its run, and the results of the two."""
+    grid = {"students": ["demo"], "teachers": ["demo"], "ks": [10], "others": {"kd.temperature": [1.0, 2.0]}}
+    run = production.run("sweep/teacher-size", **grid, shared=SHARED, at_once=2)
+    assert production.wait_for_end(run, 900) == "Completed"
+    return run, [answer_of(child.id)["result"] for child in _children(run)]
 
 
 @pytest.fixture(scope="module")
@@ -63,24 +71,41 @@ def undisturbed(production: Cluster) -> dict[str, Any]:
     return _outcome(production, SMALL)
 
 
-def test_a_deployed_run_sends_its_heavy_stages_to_the_gpu_pool(production: Cluster, first_run: dict[str, Any]) -> None:
-    runs = production.stages()
-    assert [run.name for run in runs] == list(STAGES)
-    assert {run.work_pool_name for run in runs} == {"gpu"}
-    assert all(run.state and run.state.is_completed() for run in runs)
-    assert not any(stage["cached"] for stage in first_run["stages"].values())
-    assert all(first_run["stages"][name]["seconds"] > 0 for name in STAGES)
+def test_a_sweep_sends_its_heavy_stages_to_the_gpu_pool_and_computes_what_is_shared_once(
+    production: Cluster, swept: tuple[UUID, list[dict[str, Any]]]
+) -> None:
+    run, results = swept
+    stages = production.stages()
+    assert Counter(stage.name for stage in stages) == {"sft": 1, "logits": 1, "sft_control": 1, "kd": 2, "evaluate": 2}
+    assert {stage.work_pool_name for stage in stages} == {"gpu"}
+    assert all(stage.state and stage.state.is_completed() for stage in stages)
+    for result in results:
+        own = [result["stages"][name] for name in ("kd", "evaluate")]
+        assert all(not stage["cached"] and stage["seconds"] > 0 for stage in own)
+    assert _batches_written(run) == {"written-00000": 1, "written-00001": 1}
     assert production.engines() == []
 
 
-@pytest.mark.usefixtures("first_run")
+@pytest.mark.usefixtures("production")
+def test_a_sweep_ranks_what_it_ran_on_a_leaderboard_that_leads_to_the_runs(
+    swept: tuple[UUID, list[dict[str, Any]]],
+) -> None:
+    board = artifact_at(answer_of(swept[0])["result"]["uri"])
+    table = json.loads(storage.get(board.uri + "leaderboard.json") or b"")["rows"]
+    assert len(table) == 2
+    assert {row["outcome"] for row in table} == {"finished"}
+    markdown = (storage.get(board.uri + "leaderboard.md") or b"").decode()
+    assert markdown.count("/runs/flow-run/") == 2
+
+
+@pytest.mark.usefixtures("swept")
 def test_bootstrap_a_second_time_changes_nothing(production: Cluster) -> None:
     lines = production.bootstrap().splitlines()
     assert lines
     assert not [line for line in lines if line.startswith(("created", "updated"))]
 
 
-@pytest.mark.usefixtures("first_run")
+@pytest.mark.usefixtures("swept")
 def test_a_schedule_fires_and_its_run_finds_everything_done(production: Cluster) -> None:
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("distill/demo")
@@ -102,42 +127,27 @@ def test_a_schedule_fires_and_its_run_finds_everything_done(production: Cluster)
     assert all(stage["cached"] for stage in stages.values())
 
 
-@pytest.mark.usefixtures("first_run")
-def test_a_sweep_computes_what_its_combinations_share_once(production: Cluster) -> None:
-    """Two through the deployments, side by side, on the first run's seeds with other rows."""
-    before = len(production.stages())
-    rows = {"expansions_per_seed": 0, "max_rows": 50}
-    shared = {**TINY, "augmentation": rows, "evaluation": {"max_rows": 4}, "stages_on": "stage/gpu"}
-    swept = {"students": ["demo"], "teachers": ["demo"], "ks": [10], "others": {"kd.temperature": [1.0, 2.0]}}
-    run = production.run("sweep/teacher-size", **swept, shared=shared, at_once=2)
-    assert production.wait_for_end(run, 480) == "Completed"
-    done = Counter(stage.name for stage in production.stages()[before:])
-    assert done == {"sft": 1, "sft_control": 1, "logits": 1, "kd": 2, "evaluate": 2}
-    board = artifact_at(answer_of(run)["result"]["uri"])
-    table = json.loads(storage.get(board.uri + "leaderboard.json") or b"")["rows"]
-    assert len(table) == 2
-    assert {row["outcome"] for row in table} == {"finished"}
-    markdown = (storage.get(board.uri + "leaderboard.md") or b"").decode()
-    assert markdown.count("/runs/flow-run/") == 2
-    assert _batches_written(run) == {"written-00000": 1, "written-00001": 1}
-
-
-def _batches_written(sweep: Any) -> Counter[str]:
-    """How often each batch of rows was written, over all runs of the sweep."""
+def _children(sweep: UUID) -> list[FlowRun]:
     with get_client(sync_client=True) as client:
         children = client.read_flow_runs(
             flow_run_filter=FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [str(sweep)]}}), limit=50
         )
-        ids = [run.id for run in children]
-        assert len(ids) == 2
+    assert len(children) == 2
+    return children
+
+
+def _batches_written(sweep: UUID) -> Counter[str]:
+    """How often each batch of rows was written, over all runs of the sweep."""
+    ids = [run.id for run in _children(sweep)]
+    with get_client(sync_client=True) as client:
         tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=ids)), limit=200)
     return Counter(task.name for task in tasks if task.name.startswith("written-"))
 
 
-def test_a_failed_combination_does_not_stop_the_others(production: Cluster, first_run: dict[str, Any]) -> None:
+@pytest.mark.usefixtures("swept")
+def test_a_failed_combination_does_not_stop_the_others(production: Cluster) -> None:
     before = set(storage.keys("s3://distilflow/leaderboard/"))
-    shared = {**TINY, "stages_on": "stage/gpu"}
-    run = production.run("sweep/teacher-size", students=["demo"], teachers=["demo", "./none"], ks=[10], shared=shared)
+    run = production.run("sweep/teacher-size", students=["demo"], teachers=["demo", "./none"], ks=[10], shared=SHARED)
     assert production.wait_for_end(run, 300) == "Failed"
     told = answer_of(run)
     assert told["error"].startswith("1 of 2 combinations failed (demo-from-./none-k10: unknown teacher './none'")
@@ -145,7 +155,6 @@ def test_a_failed_combination_does_not_stop_the_others(production: Cluster, firs
     tables = [json.loads(storage.get(f"s3://distilflow/leaderboard/{key}") or b"") for key in new]
     (rows,) = (table["rows"] for table in tables if "rows" in table)
     assert [row["outcome"].split(":")[0] for row in rows] == ["finished", "failed"]
-    assert first_run["report"]["uri"]
 
 
 def test_the_run_form_offers_choices_refuses_wrong_values_and_starts_a_run(production: Cluster) -> None:

@@ -42,7 +42,7 @@ class Cluster:
     def __init__(self, home: Path):
         self.home = home
         self.port = free_ports(1)[0]
-        self.workers: dict[str, subprocess.Popen[str]] = {}
+        self.workers: dict[str, subprocess.Popen[bytes]] = {}
 
     def start_servers(self) -> None:
         """Start those that do not run."""
@@ -54,9 +54,8 @@ class Cluster:
     def start_worker(self, pool: str, bucket: str = "distilflow") -> None:
         env = {**os.environ, "PREFECT_WORKER_QUERY_SECONDS": "1", "DISTILFLOW_BUCKET": bucket}
         words = [sys.executable, "-m", "flows.cli", "worker", pool]
-        self.workers[pool] = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
-        )
+        with (self.home / f"{pool}-worker.log").open("ab") as log:  # a pipe that nobody reads stops it when it is full
+            self.workers[pool] = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=env)
 
     def kill_worker(self, pool: str) -> None:
         """SIGKILL to `distilflow worker`."""
@@ -67,7 +66,7 @@ class Cluster:
         for worker in self.workers.values():
             worker.terminate()
         for worker in self.workers.values():
-            worker.communicate(timeout=90)
+            worker.wait(timeout=90)
         self.workers = {}
 
     def kill_server(self, name: str) -> None:
