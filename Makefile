@@ -24,11 +24,11 @@ help: ## Show the targets
 
 setup: $(INSTALLED) ## Install everything into .venv (about 3 minutes, 5 GB on disk)
 
-$(INSTALLED): $(EXTRA).lock pyproject.toml
+$(INSTALLED): $(EXTRA).lock infra/build.lock pyproject.toml
 	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	  { echo "The locks are for CPython 3.11, and '$(PYTHON)' is another: say PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP_INSTALL) 'pip==26.3' 2>&1 | grep -v 'is ignored: it is neither' || true
+	@$(PIP_INSTALL) --require-hashes -r infra/build.lock 2>&1 | grep -v 'is ignored: it is neither' || true
 	@$(BIN)/python infra/install.py $(EXTRA).lock $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable . 2>.pip.log || { cat .pip.log; exit 1; }
 	@rm -f .pip.log

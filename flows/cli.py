@@ -5,6 +5,7 @@ Environment that Prefect reads when it is imported is set here first, which is w
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -14,9 +15,19 @@ from cyclopts import App, CycloptsError, Parameter, validators
 from pydantic import ValidationError
 
 from infra import interruption, kept_services, services, settings
-from infra.errors import DistilflowError, disk_full, is_disk_full
+from infra.errors import DistilflowError, disk_full, is_disk_full, unusable_home
+from infra.printable import printable
 from infra.program import lean_imports
 from tasks.augment.settings import Augmentation, Format, RowTable
+
+_NOT_OURS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+)  # what a folder of others answers
 
 app = App(
     name="distilflow",
@@ -28,10 +39,10 @@ app = App(
 
 def main() -> None:
     """Entry point: one clear sentence and an exit code where something is wrong, never a traceback for a user error."""
-    _quiet_libraries()
-    if sys.argv[1:2] in (["run"], ["sweep"]):
-        register_flow(sys.argv[1])
     try:
+        _quiet_libraries()
+        if sys.argv[1:2] in (["run"], ["sweep"]):
+            register_flow(sys.argv[1])
         app(exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(_sentence(error), 2)
@@ -40,9 +51,11 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail(interruption.STOPPED, interruption.EXIT_CODE)
     except OSError as error:
-        if not is_disk_full(error):
+        if is_disk_full(error):
+            _fail(str(disk_full(error.filename or settings.home())), 78)
+        if error.errno not in _NOT_OURS or not str(error.filename).startswith(str(settings.home())):
             raise
-        _fail(str(disk_full(error.filename or settings.home())), 78)
+        _fail(str(unusable_home(Path(error.filename), error)), 78)
 
 
 @app.command
@@ -265,7 +278,7 @@ def _sentence(error: CycloptsError) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"distilflow: {message}", file=sys.stderr)
+    print(f"distilflow: {printable(message)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -7,13 +7,13 @@ import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from flows.outcome import latest
 from flows.params import preset_for, with_preset
 from infra import storage
 from infra.artifacts import ArtifactRef, artifact_at, facts_of
+from infra.console import Console
 from infra.demo import endpoint as demo
 from infra.errors import ConfigurationError
 from infra.services import embedded_storage

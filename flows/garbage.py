@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from infra import storage
 from infra.artifacts import RECORD
+from infra.console import Console
 from infra.gc import plan
 from infra.gc_deletion import Deleted, delete
 from infra.gc_plan import Garbage, Plan, Policy, Total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,6 +91,13 @@ def _metrics(data: ReportData, name: str) -> dict[str, Any]:
 def latest() -> Path:
     """The folder of the latest report."""
     return settings.home() / "latest"
+
+
+def latest_results() -> Outcome | None:
+    """What the latest run came to, if one has finished here."""
+    with contextlib.suppress(FileNotFoundError):
+        return Outcome.model_validate_json((latest() / "results.json").read_text())
+    return None
 
 
 def publish_latest(outcome: Outcome) -> Outcome:

@@ -14,15 +14,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.markup import escape
 
 from flows.data_commands import of_stage
+from flows.outcome import latest_results
 from infra import settings, storage
-from infra.artifacts import ArtifactReader, ArtifactRef, read_record
+from infra.artifacts import ArtifactReader, ArtifactRef, Record, artifact_at, read_record
+from infra.console import Console
 from infra.errors import ConfigurationError, TransientError
 from infra.services import embedded_storage
 from tasks.augment import card
 from tasks.augment.export import export
+from tasks.report.comparison import verdict
+from tasks.report.model_card import model_card
+from tasks.report.stage import KIND as REPORT
+from tasks.report.stage import report_data
 
 console = Console(highlight=False)
 CARD = "README.md"
@@ -50,6 +56,8 @@ def publish(to: str, artifact: str | None, hub: str | None) -> None:
         where.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="publish-", dir=where) as made:
             rows = _write(student, Path(made))
+            report = _report_on(student)
+            _write_card(student, report, Path(made), f"{to.rstrip('/')}/dataset" if hub is None else f"{hub}-data")
             if remote:
                 _upload(Path(made), to.rstrip("/") + "/")
             if hub is not None:
@@ -57,6 +65,7 @@ def publish(to: str, artifact: str | None, hub: str | None) -> None:
             if not remote:
                 _move(Path(made), folder)
     place = to.rstrip("/") if remote else str(folder)
+    _print_run(student, report)
     console.print(f"model    {place}/model", soft_wrap=True)
     console.print(f"dataset  {place}/dataset ({rows:,} rows)", soft_wrap=True)
     if hub is not None:
@@ -88,6 +97,52 @@ def _write(student: ArtifactRef, folder: Path) -> int:
     rows = export(data, folder / "dataset" / "train.parquet", "parquet")
     (folder / "dataset" / CARD).write_text(_FRONT_MATTER + _dataset_card(data, rows), encoding="utf-8")
     return rows
+
+
+def _report_on(student: ArtifactRef) -> ArtifactRef | None:
+    """The report of the run that made the student: the latest run's, or the newest one that names it."""
+    if (told := latest_results()) and _names(told.report, student):
+        return told.report
+    found = f"s3://{settings.bucket()}/{REPORT}/"
+    reports = [ref for name in storage.folders(found) if (ref := _finished(f"{found}{name}/")) and _names(ref, student)]
+    return max(reports, key=lambda ref: _record(ref.uri).started_at, default=None)
+
+
+def _finished(uri: str) -> ArtifactRef | None:
+    return artifact_at(uri) if read_record(uri) else None
+
+
+def _names(report: ArtifactRef, student: ArtifactRef) -> bool:
+    record = read_record(report.uri)
+    return record is not None and any(ref.uri == student.uri for ref in record.inputs.values())
+
+
+def _record(uri: str) -> Record:
+    if (record := read_record(uri)) is None:
+        raise ConfigurationError(f"{uri} is gone: run again")
+    return record
+
+
+def _write_card(student: ArtifactRef, report: ArtifactRef | None, folder: Path, rows_at: str) -> None:
+    """The card that tells of the run; the one that training wrote stays where no report names the student."""
+    if report is None:
+        return
+    records = {name: _record(ref.uri) for name, ref in _record(report.uri).inputs.items()}
+    files = set(_files(folder / "model"))
+    text = model_card(report_data(report), student.kind, records, files, f"{report.uri}report.html", rows_at)
+    (folder / "model" / CARD).write_text(text, encoding="utf-8")
+
+
+def _print_run(student: ArtifactRef, report: ArtifactRef | None) -> None:
+    """Which student that is, and how it did."""
+    made = _record(student.uri).started_at
+    if report is None:
+        console.print(f"student  {student.uri}, of {made}; no report names it", soft_wrap=True)
+        return
+    data = report_data(report)
+    console.print(f"run      {escape(data.title)}, of {made} ({report.uri}report.html)", soft_wrap=True)
+    console.print(f"student  {escape(data.variants[student.kind].label)}: {student.uri}", soft_wrap=True)
+    console.print(f"verdict  {escape(verdict(data))}", soft_wrap=True)
 
 
 def _dataset_card(data: ArtifactRef, rows: int) -> str:

@@ -8,11 +8,16 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+from infra.printable import printable
+
 
 class DistilflowError(Exception):
-    """Base of the errors whose message is written for the user."""
+    """Base of the errors whose message is written for the user: it goes to terminals, logs and pages."""
 
     exit_code = 1
+
+    def __init__(self, message: str = ""):
+        super().__init__(printable(message))
 
 
 class ConfigurationError(DistilflowError):
@@ -53,6 +58,14 @@ BY_EXIT_CODE = {e.exit_code: e for e in (ConfigurationError, TransientError, Out
 def is_retryable(error: BaseException) -> bool:
     """Whether running the same stage again can help."""
     return not isinstance(error, ConfigurationError | OutOfMemoryError | StageFailedError)
+
+
+def unusable_home(home: Path, error: OSError) -> ConfigurationError:
+    """The error to raise where our own folder cannot be written."""
+    return ConfigurationError(
+        f"{home} cannot be used ({error.strerror or error}): "
+        "point DISTILFLOW_HOME at a folder that you may write to (it is made where it is not there)"
+    )
 
 
 def disk_full(where: Path | str) -> ConfigurationError:

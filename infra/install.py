@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 _PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+_BUILD = Path(__file__).with_name("build.lock")  # what builds the packages that have no wheel, by its hash too
 _ASK = ["--retries", "0", "--timeout", "15"]  # an index that does not answer is not waited for
 _INDEX = "https://download.pytorch.org/whl/cpu"
 
@@ -72,7 +73,8 @@ def _offers(torch: str, where: list[str]) -> bool:
 def _install(lock: Path, where: list[str]) -> None:
     """Exits with pip's own words if it fails. What is installed already is left."""
     total = len(re.findall(r"^[a-z0-9].*==", lock.read_text(), re.MULTILINE))
-    words = [*_PIP, "install", "--no-deps", "--require-hashes", "--progress-bar", "off", *where, "-r", str(lock)]
+    words = [*_PIP, "install", "--no-deps", "--require-hashes", "--build-constraint", str(_BUILD)]
+    words += ["--progress-bar", "off", *where, "-r", str(lock)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
         assert pip.stdout is not None
         said, done = collections.deque[str](maxlen=20), 0

@@ -116,7 +116,7 @@ def _spawn_kept(home: Path, server: Server) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **server.env},
+            env=server.env,
             start_new_session=True,
         )
     write_state(home, {**read_state(home), server.name: {**identity(process), "ports": server.ports}})

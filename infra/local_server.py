@@ -28,9 +28,9 @@ _POLL_S = 0.1
 class Server:
     """One server that can be started.
 
-    `ports[0]` is the one that clients use; `answers` says whether the server does its work by now;
-    `client_env` is what a client needs (None: unset); `leftovers` are files outside its folder that it
-    leaves when it is killed.
+    `ports[0]` is the one that clients use; `env` is all that it is told; `answers` says whether the server does
+    its work by now; `client_env` is what a client needs (None: unset); `leftovers` are files outside its folder
+    that it leaves when it is killed.
     """
 
     name: str
@@ -90,6 +90,11 @@ def free_ports(count: int, preferred: int | None = None) -> list[int]:
 def identity(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     """What to write down to find a process again."""
     return {"pid": process.pid, "command": process.args}
+
+
+def is_identity(value: Any) -> bool:
+    """Whether it is what `identity` writes: files can be damaged."""
+    return isinstance(value, dict) and isinstance(value.get("pid"), int) and isinstance(value.get("command"), list)
 
 
 def find_process(identity: Mapping[str, Any]) -> psutil.Process | None:

@@ -18,7 +18,7 @@ import psutil
 
 from infra import prefect_server, seaweedfs, settings
 from infra.errors import TransientError, disk_full
-from infra.local_server import Server, ServerDiedError, find_process, wait_until_ready
+from infra.local_server import Server, ServerDiedError, find_process, is_identity, wait_until_ready
 
 KINDS = {seaweedfs.NAME: seaweedfs, prefect_server.NAME: prefect_server}
 _START_TIMEOUT_S = 120.0
@@ -104,10 +104,18 @@ def kept(home: Path) -> dict[str, tuple[psutil.Process, Server]]:
 
 
 def read_state(home: Path) -> dict[str, Any]:
+    """What `up` wrote down. What cannot be read was half written: the machine crashed, and the services with it."""
     try:
-        return json.loads((home / "services.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):  # half written: the machine crashed, and the services with it
+        state = json.loads((home / "services.json").read_text())
+    except (FileNotFoundError, ValueError):
         return {}
+    known = state.items() if isinstance(state, dict) else ()
+    return {name: entry for name, entry in known if name in KINDS and is_identity(entry) and _has_ports(entry)}
+
+
+def _has_ports(entry: Mapping[str, Any]) -> bool:
+    ports = entry.get("ports")
+    return isinstance(ports, list) and bool(ports) and all(isinstance(port, int) for port in ports)
 
 
 def write_state(home: Path, state: dict[str, Any]) -> None:

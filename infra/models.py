@@ -21,6 +21,14 @@ from infra.program import lean_imports
 
 STUDENTS = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B", "7B")}
 TEACHERS = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("14B", "32B", "72B")}
+# What each says on the hub, as a model card's fields.
+_OTHER = "https://huggingface.co/{}/blob/main/LICENSE"
+LICENCES: dict[str, dict[str, str]] = {
+    name: {"license": "other", "license_name": special, "license_link": _OTHER.format(name)}
+    if (special := {"3B": "qwen-research", "72B": "qwen"}.get(size))
+    else {"license": "apache-2.0"}
+    for size, name in (STUDENTS | TEACHERS).items()
+}
 DEMO = Path(__file__).parent / "demo" / "data"
 _PRESETS = {
     "student": {"demo": str(DEMO / "student"), **STUDENTS},
@@ -229,7 +237,7 @@ def load_tokenizer(source: ModelSource) -> Any:
         from transformers import AutoTokenizer
 
     where = {"revision": source.revision} if source.hub else {}
-    tokenizer = AutoTokenizer.from_pretrained(source.hub or source.fetch(), **where)
+    tokenizer = AutoTokenizer.from_pretrained(source.hub or source.fetch(), trust_remote_code=False, **where)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -19,9 +19,9 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.events.schemas.automations import Automation, AutomationCore
 from pydantic import SecretStr
 
+from infra.child_environment import NOTIFY as VARIABLE
 from infra.errors import ConfigurationError
 
-VARIABLE = "DISTILFLOW_NOTIFY_URL"
 _BLOCK = "distilflow-notify"
 
 

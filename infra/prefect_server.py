@@ -14,6 +14,7 @@ import urllib.request
 import zlib
 from pathlib import Path
 
+from infra.child_environment import for_server
 from infra.local_server import Server, free_ports, secret_file
 
 NAME = "prefect"
@@ -47,6 +48,7 @@ def server(home: Path, ports: list[int]) -> Server:
         ports=ports,
         command=[sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
         env={
+            **for_server("PREFECT_*"),
             **for_both,
             "PREFECT_SERVER_API_AUTH_STRING": secret,
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port},http://localhost:{port}",

@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 from infra import settings, storage
+from infra.child_environment import for_engine
 from infra.claims import check_leases
 from infra.errors import (
     BY_EXIT_CODE,
@@ -46,11 +47,14 @@ _LOG_LINES = 15
 def guarded(
     command: list[str],
     log: Path,
-    env: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
     grace_s: float = 5.0,
     kill_first: bool = False,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command under a guardian for the length of the `with`; its whole tree is gone afterwards."""
+    """Run a command under a guardian for the length of the `with`; its whole tree is gone afterwards.
+
+    `environment` is all that it is told (default: what we are).
+    """
     read_end, write_end = os.pipe()
     tree = uuid.uuid4().hex
     guardian = [sys.executable, "-m", "infra.guardian", "--death-fd", str(read_end), "--grace", str(grace_s)]
@@ -61,7 +65,7 @@ def guarded(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {}), "PYTHONPATH": _python_path(), _TREE: tree},
+            env={**(os.environ if environment is None else environment), "PYTHONPATH": _python_path(), _TREE: tree},
             pass_fds=(read_end,),
             start_new_session=True,
         )
@@ -88,8 +92,9 @@ def run_supervised(
 ) -> dict[str, Any]:
     """Run `command … FOLDER` to its end and return its `result.json`.
 
-    The child finds `spec.json` in FOLDER. Its whole log goes to `log_uri` in storage too. `on_event` hears of its
-    events, and of `traffic` (bytes moved so far), ever more rarely, where there is none for `quiet_s`. Raises
+    The child finds `spec.json` in FOLDER, and is told of our environment what an engine needs, and `env`. Its whole
+    log goes to `log_uri` in storage too. `on_event` hears of its events, and of `traffic` (bytes moved so far), ever
+    more rarely, where there is none for `quiet_s`. Raises
     ConfigurationError (also after `timeout_h`), OutOfMemoryError or TransientError with the child's own sentence where
     it wrote one, and the end of its log where it did not; LeaseLost where another has taken over what this
     is a part of.
@@ -103,7 +108,7 @@ def run_supervised(
     log = folder / "log.txt"
     oom_kills_before = _kernel_oom_kills()
     try:
-        with guarded([*command, str(folder)], log, env) as process, events.open() as stream:
+        with guarded([*command, str(folder)], log, for_engine() | dict(env or {})) as process, events.open() as stream:
             code = _follow(process, stream, on_event, stall_timeout_s, quiet_s, timeout_h)
         result = folder / "result.json"
         if code == 0 and result.exists():

@@ -17,8 +17,9 @@ from typing import IO
 
 import psutil
 
+from infra import settings
 from infra.errors import ConfigurationError, TransientError
-from infra.local_server import find_process, identity, wait_until_gone
+from infra.local_server import find_process, identity, is_identity, wait_until_gone
 
 _LEFTOVER_TIMEOUT_S = 15.0
 
@@ -26,7 +27,7 @@ _LEFTOVER_TIMEOUT_S = 15.0
 @contextlib.contextmanager
 def exclusive(home: Path) -> Iterator[IO[str]]:
     """Hold `services.lock`; raises ConfigurationError where another process does."""
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.make_home(home)
     with (home / "services.lock").open("a+") as lock:
         lock.seek(0)
         try:
@@ -54,7 +55,8 @@ def _guardians(lines: list[str]) -> list[psutil.Process]:
     found = []
     for line in lines:
         with contextlib.suppress(json.JSONDecodeError):
-            found.append(find_process(json.loads(line)))
+            told = json.loads(line)
+            found.append(find_process(told) if is_identity(told) else None)
     return [process for process in found if process]
 
 

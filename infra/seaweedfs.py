@@ -18,6 +18,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from infra.child_environment import for_server
 from infra.errors import ConfigurationError
 from infra.local_server import Server, free_ports
 
@@ -45,10 +46,6 @@ def server(home: Path, ports: list[int]) -> Server:
         url=url,
         ports=ports,
         command=[
-            "env",
-            # weed takes a key pair from its environment as an administrator's: the user's own is not for it
-            *("-u", "AWS_ACCESS_KEY_ID", "-u", "AWS_SECRET_ACCESS_KEY", "-u", "AWS_SESSION_TOKEN"),
-            f"HOME={folder}",  # else ~/.seaweedfs/*.toml would apply
             _program(),
             "-logtostderr=true",
             "server",
@@ -68,7 +65,8 @@ def server(home: Path, ports: list[int]) -> Server:
             "-volume.minFreeSpace=64MiB",  # the default, 1 %, refuses writes with gigabytes free
             "-volume.preStopSeconds=0",
         ],
-        env={},
+        # no key pair of ours, which weed would take as an administrator's, and no ~/.seaweedfs/*.toml
+        env={**for_server(), "HOME": str(folder)},
         log=home / "logs" / f"{NAME}.log",
         # Asked to stop it waits 15 s for its own open streams; killed it loses nothing, for it buffers no writes.
         grace_s=0.5,

@@ -5,9 +5,12 @@ Nothing here is secret and nothing here enters a fingerprint: where things lie n
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
+
+from infra.errors import unusable_home
 
 
 def home() -> Path:
@@ -17,8 +20,18 @@ def home() -> Path:
 
 def made_home() -> Path:
     """The same, made for this user alone where it is not there: it holds databases, webhooks and passwords."""
-    home().mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_home(home())
     return home()
+
+
+def make_home(folder: Path) -> None:
+    """Make the folder where it is not there; ConfigurationError where nothing can be written in it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise unusable_home(folder, error) from error
 
 
 def bucket() -> str:

@@ -19,17 +19,20 @@ from uuid import UUID
 import httpx
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from infra.artifacts import ArtifactRef
+from infra.console import Console
+from infra.printable import printable
 from infra.processes import Event
 
 Tick = Callable[..., None]  # tick(done, total, note="")
 _UI_INTERVAL_S = 2.0
 _LOG_INTERVAL_S = 15.0
 _LONG_PACE_S = 60.0  # between checkpoints, from which it is worth a word
+
+
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
@@ -106,17 +109,17 @@ class StageView:
 
     def note(self, text: str) -> None:
         """A line under the stage: something that people should know."""
-        get_run_logger().info("%s: %s", self.name, text)
+        get_run_logger().info("%s: %s", self.name, printable(text))
         say(f"  [dim]{'':<12} {escape(text)}[/dim]")
 
     def warn(self, text: str) -> None:
-        get_run_logger().warning("%s: %s", self.name, text)
+        get_run_logger().warning("%s: %s", self.name, printable(text))
         say(f"  [yellow]{'':<12} {escape(text)}[/yellow]")
 
     def done(self, ref: ArtifactRef, text: str) -> ArtifactRef:
         """The stage's one line: what, how many, how long, where."""
         took = "found" if ref.cached else f"{ref.seconds:.0f} s"
-        get_run_logger().info("%s: %s · %s · %s", self.name, text, took, ref.uri)
+        get_run_logger().info("%s: %s · %s · %s", self.name, printable(text), took, ref.uri)
         mark = "[dim]=[/dim]" if ref.cached else "[green]✓[/green]"
         say(f"{mark} [bold]{self.name:<12}[/bold] {escape(text)} [dim]· {took} · {ref.uri}[/dim]")
         return ref
@@ -185,7 +188,7 @@ def say(markup: str) -> None:
 
 def log(text: str) -> None:
     """A line in the run's log in the Prefect UI."""
-    get_run_logger().info("%s", text)
+    get_run_logger().info("%s", printable(text))
 
 
 def publish_table(key: str, rows: list[dict[str, Any]], description: str) -> None:

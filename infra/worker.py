@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -33,6 +33,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
 from infra import prefect_server, settings
+from infra.child_environment import for_flow
 from infra.errors import ConfigurationError, TransientError
 from infra.limits import answering
 from infra.local_server import find_process, identity, wait_until_gone
@@ -58,7 +59,7 @@ def run_worker(pool: str, limit: int | None) -> None:
         command = [sys.executable, "-m", "prefect", "--no-prompt", "worker", "start"]
         command += ["--pool", pool, "--name", name, "--type", "process"]
         command += ["--limit", str(limit)] if limit else []
-        with guarded(command, log, _environment(), _GRACE_S, kill_first=True) as process:
+        with guarded(command, log, for_flow() | _environment(), _GRACE_S, kill_first=True) as process:
             lock.write(json.dumps(identity(process)) + "\n")
             lock.flush()
             ui = prefect_server.ui_url(str(PREFECT_API_URL.value()))
@@ -127,7 +128,7 @@ def _stop(process: subprocess.Popen[bytes], pool: str, name: str) -> None:
         process.wait(_GRACE_S)
 
 
-def _environment() -> Mapping[str, str]:
+def _environment() -> dict[str, str]:
     """For the worker and its flows, which run in temporary folders."""
     return {
         "DISTILFLOW_HOME": str(settings.home()),

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 
 from infra import settings
+from infra.child_environment import for_server
 from infra.errors import TransientError
 from infra.processes import guarded
 
@@ -28,7 +29,7 @@ def demo_llm() -> Iterator[str]:
     log = settings.home() / "logs" / "demo-llm.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "infra.demo.llm_server", "--port", str(port)]
-    with guarded(command, log) as process:
+    with guarded(command, log, for_server()) as process:
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not _answers(port):
             if process.poll() is not None or time.monotonic() > deadline:

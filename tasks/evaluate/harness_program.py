@@ -18,8 +18,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from infra import child
 from infra.artifacts import Workspace
 from infra.errors import ConfigurationError
@@ -28,9 +26,9 @@ from infra.program import lean_imports
 from tasks.answers import THOUGHT_ENDS
 from tasks.chat import added_tokens, stop_at
 from tasks.evaluate.benchmark_settings import Benchmarks
-from tasks.evaluate.engines import Ends, end_vllm
+from tasks.evaluate.engines import Ends
 from tasks.evaluate.harness import SAMPLES, publish, task_manager
-from tasks.logits.engines import vllm_options
+from tasks.logits.engines import end_vllm, processes_below, vllm_options
 from tasks.logits.settings import Scoring
 
 _ENGINES = {"vllm": "vllm_causallms", "transformers": "huggingface"}
@@ -119,17 +117,21 @@ def _engine(model: ModelSource, options: Benchmarks, scoring: Scoring, scratch: 
             max_gen_toks = longest_answer
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        yield Reference(pretrained=folder, max_length=longest, batch_size=8, device=device, **thinking)
+        yield Reference(
+            pretrained=folder, max_length=longest, batch_size=8, device=device, trust_remote_code=False, **thinking
+        )
         return
     from lm_eval.models.vllm_causallms import VLLM
 
-    before = set(psutil.Process().children(recursive=True))
+    before = processes_below()
     arguments = vllm_options(
         torch.cuda.is_available(), scoring.tensor_parallel, scoring.gpu_memory, scoring.max_batched_tokens
     )
-    engine = VLLM(folder, max_model_len=longest, max_gen_toks=longest_answer, **arguments, **thinking)
+    engine = VLLM(
+        folder, max_model_len=longest, max_gen_toks=longest_answer, trust_remote_code=False, **arguments, **thinking
+    )
     yield engine
-    end_vllm(engine.model, [p for p in psutil.Process().children(recursive=True) if p not in before])
+    end_vllm(engine.model, processes_below() - before)
 
 
 def _by_task(found: Any) -> dict[str, Any]:

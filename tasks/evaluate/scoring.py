@@ -55,7 +55,9 @@ def load_model(source: ModelSource) -> Any:
     on_gpu = torch.cuda.is_available()
     where = {"device_map": "auto"} if torch.cuda.device_count() > 1 else {}
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(source.fetch(), dtype=dtype, attn_implementation="sdpa", **where)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        source.fetch(), trust_remote_code=False, dtype=dtype, attn_implementation="sdpa", **where
+    )
     return (model if where else model.to("cuda" if on_gpu else "cpu")).eval()
 
 

@@ -6,23 +6,27 @@ Both give raw log-probabilities (softmax in fp32, no temperature) of response to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import psutil
 
 from tasks.logits.shards import cut
 from tasks.logits.store import ScoredRow
 from tasks.tokens import TokenisedRow
 
 _REFERENCE_TOKENS = 2048  # whose logits over a vocabulary of 152,000 take 1.2 GB
+_SHUTDOWN_S = 20.0
 
 
 class Engine(Protocol):
     """Scores a batch of rows, in order."""
 
     def score(self, rows: Sequence[TokenisedRow], k: int) -> list[ScoredRow]: ...
+
+    def close(self) -> None: ...
 
 
 class VLLMEngine:
@@ -31,8 +35,10 @@ class VLLMEngine:
     def __init__(self, folder: Path, k: int, max_length: int, options: dict[str, Any]):
         from vllm import LLM
 
+        before = processes_below()
         self._llm = LLM(
             model=str(folder),
+            trust_remote_code=False,
             max_model_len=max_length + 1,
             max_logprobs=k + 1,
             logprobs_mode="raw_logprobs",
@@ -40,6 +46,7 @@ class VLLMEngine:
             disable_log_stats=True,
             **options,
         )
+        self._processes = processes_below() - before
 
     def score(self, rows: Sequence[TokenisedRow], k: int) -> list[ScoredRow]:
         outputs = self.generate(rows, k)
@@ -55,6 +62,9 @@ class VLLMEngine:
         prompts: list[Any] = [{"prompt_token_ids": list(row.ids)} for row in rows]
         return self._llm.generate(prompts, parameters, use_tqdm=False)
 
+    def close(self) -> None:
+        end_vllm(self._llm, self._processes)
+
 
 def _scored(row: TokenisedRow, flat: Any, k: int) -> ScoredRow:
     """vLLM's flat log-probs: position i describes token i; its first entry is the actual token, then rank 1 to K."""
@@ -68,6 +78,20 @@ def _scored(row: TokenisedRow, flat: Any, k: int) -> ScoredRow:
     return ScoredRow(row.row_id, row.ids, row.response_start, logprobs[:, 0], ids[:, 1:], logprobs[:, 1:])
 
 
+def processes_below() -> set[psutil.Process]:
+    """Whatever this process has started by now, and what that has."""
+    return set(psutil.Process().children(recursive=True))
+
+
+def end_vllm(llm: Any, processes: Iterable[psutil.Process]) -> None:
+    """End the engine and wait until its processes, and what they held of the GPU and of shared memory, are gone."""
+    llm.llm_engine.engine_core.shutdown(timeout=_SHUTDOWN_S)
+    _gone, alive = psutil.wait_procs(processes, timeout=_SHUTDOWN_S)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=_SHUTDOWN_S)
+
+
 class TransformersEngine:
     """Any causal LM through transformers, one padded batch at a time: the reference."""
 
@@ -77,11 +101,13 @@ class TransformersEngine:
 
         self._torch = torch
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=dtype)
         self._model = model.to(self._device).eval()
 
     def score(self, rows: Sequence[TokenisedRow], k: int) -> list[ScoredRow]:
         return [scored for batch in cut(rows, _REFERENCE_TOKENS) for scored in self._score(batch, k)]
+
+    def close(self) -> None: ...
 
     def _score(self, rows: Sequence[TokenisedRow], k: int) -> list[ScoredRow]:
         torch = self._torch

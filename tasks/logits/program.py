@@ -71,6 +71,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
                 shards_to_score = itertools.chain([first], ours)
                 scored_tokens = score_shards(engine, shards_to_score, work, k, scoring.max_error, on_progress)
             seconds = time.monotonic() - started
+            engine.close()
     write_tokenizer(work, teacher)
     coverage, stored_bytes = Coverage(k), 0
     refused = {row_id: None for shard in shards for row_id in _refused(work, shard)}  # in order

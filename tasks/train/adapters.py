@@ -28,7 +28,9 @@ def with_adapters(model: Any, lora: Lora) -> Any:
 
 def merged(base: Path, state: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
     """`state` of a model `with_adapters` as that of the plain model in folder `base`, in fp32."""
-    model = with_adapters(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), lora)
+    model = with_adapters(
+        AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False, dtype=torch.float32), lora
+    )
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     plain: dict[str, Tensor] = model.merge_and_unload().state_dict()
     return plain

@@ -27,7 +27,7 @@ def command(ranks: int, port: int, module: str) -> list[str]:
 
 
 def place(rank: int, ranks: int, port: int) -> Mapping[str, str]:
-    """What torch and DeepSpeed read from the environment of a rank."""
+    """What torch and DeepSpeed read from the environment of a rank: it listens to this machine alone."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -35,6 +35,7 @@ def place(rank: int, ranks: int, port: int) -> Mapping[str, str]:
         "LOCAL_SIZE": str(ranks),
         "MASTER_ADDR": ADDRESS,
         "MASTER_PORT": str(port),
+        **{name: os.environ.get(name) or "lo" for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")},
     }
 
 

@@ -58,7 +58,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
 def _train(run: Run, reporter: child.Reporter) -> dict[str, Any]:
     survive_kills()
     checkpoints.load_data_only()
-    join(on_gpu=run.on_gpu)
+    join(run.rank, reporter.folder, on_gpu=run.on_gpu)
     torch.manual_seed(run.seed)
 
     base = _one_rank_first(run.rank, run.source.fetch)
@@ -108,13 +108,20 @@ def _train(run: Run, reporter: child.Reporter) -> dict[str, Any]:
     return {"counts": counts, "facts": {**facts, **data_facts}}
 
 
-def join(*, on_gpu: bool) -> None:
-    """Meet the other ranks.
+def join(rank: Rank, folder: Path, *, on_gpu: bool) -> None:
+    """Meet the other ranks: by a file in `folder` where all are on this machine, which opens no port to anybody.
 
     They wait for one another while one downloads a model or a checkpoint, or writes a million examples: longer than
     torch's 10 and DeepSpeed's 30 minutes. A rank that hangs is found by the supervisor, which sees no sign of life.
     """
-    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", timeout=_PATIENCE, verbose=False)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if on_gpu else "gloo",
+        timeout=_PATIENCE,
+        verbose=False,
+        init_method=f"file://{folder}/rendezvous" if rank.nodes == 1 else None,
+        rank=rank.number,
+        world_size=rank.ranks,
+    )
 
 
 def _prepared(run: Run, folder: Path) -> tuple[Spool, dict[str, Any]]:
@@ -201,7 +208,7 @@ def _advice(run: Run, base: Path, spool: Spool) -> str:
 def _shape(base: Path) -> ModelShape | None:
     """None for a model whose config has names of its own: it is trained without an estimate."""
     try:
-        return ModelShape.of(AutoConfig.from_pretrained(base).get_text_config().to_dict())
+        return ModelShape.of(AutoConfig.from_pretrained(base, trust_remote_code=False).get_text_config().to_dict())
     except KeyError:
         return None
 

@@ -60,7 +60,7 @@ class Student:
         config = _config(run, plan, universal)
         # in the dtype of the weights in use, from which DeepSpeed makes its fp32 copy; under ZeRO-3 a rank holds a part
         in_parts = HfDeepSpeedConfig(config) if run.how.zero_stage == 3 else None
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=run.dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False, dtype=run.dtype)
         del in_parts  # which holds for all models that are loaded while it lives
         use_packed_attention(model)
         if run.training.lora is not None:

@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from infra import storage
 from tasks.logits.exchange import import_parquet
 from tests.support import cli
+from tests.support.overheard import Overheard, overheard
 from tests.support.wait import wait_for
 
 VARIANTS = {"base", "sft", "sft_control", "kd", "teacher"}
@@ -21,13 +24,27 @@ def bucket_env(services: object) -> dict[str, str]:
     return {"DISTILFLOW_BUCKET": "flow-test"}
 
 
+SECRETS = {
+    "OPENAI_API_KEY": "a-providers-key-1f",
+    "DISTILFLOW_NOTIFY_URL": "https://hooks.example.com/a-webhook-2e",
+    "DATABASE_PASSWORD": "somebody-elses-3d",
+}
+
+
 @pytest.fixture(scope="module")
-def first_run(home: Path, bucket_env: dict[str, str]) -> str:
-    """Output of the first, whole run."""
-    done = cli.run("run", *cli.SMALL, **bucket_env)
+def first(home: Path, bucket_env: dict[str, str]) -> tuple[str, Overheard]:
+    """Output of the first, whole run, and who of its processes was told what."""
+    doors = {name: os.environ[name] for name in ("AWS_SECRET_ACCESS_KEY", "PREFECT_API_AUTH_STRING")}
+    with overheard(home, SECRETS | doors) as heard:
+        done = cli.run("run", *cli.SMALL, **bucket_env, **SECRETS)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    return done.stdout
+    return done.stdout, heard
+
+
+@pytest.fixture(scope="module")
+def first_run(first: tuple[str, Overheard]) -> str:
+    return first[0]
 
 
 def _cached(home: Path) -> set[str]:
@@ -61,6 +78,28 @@ def test_a_run_says_what_it_did_and_leaves_numbers_and_a_page(first_run: str, ho
     assert "distilflow run --student demo --teacher demo --k 10 --seed 0" in page
     assert "--augmentation.max-rows 200 --sft.max-steps 20 --kd.max-steps 20 --evaluation.max-rows 24" in page
     assert cli.engines() == []
+
+
+def test_a_secret_is_told_to_those_who_need_it_and_written_by_nobody(
+    first: tuple[str, Overheard], home: Path, bucket_env: dict[str, str]
+) -> None:
+    printed, heard = first
+    engines = {"training", "scoring", "evaluation"}
+    assert heard.seen >= {"run", "provider", "demo LLM", *engines}
+    assert heard.told == {
+        "OPENAI_API_KEY": {"run", "provider"},
+        "DISTILFLOW_NOTIFY_URL": {"run"},
+        "DATABASE_PASSWORD": {"run", "provider"},
+        "AWS_SECRET_ACCESS_KEY": {"run", *engines},
+        "PREFECT_API_AUTH_STRING": {"run"},
+    }
+    assert heard.shown == set()
+    places = {"seaweedfs/s3.json", "prefect/password"}
+    written = {str(path.relative_to(home)): path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    bucket = f"s3://{bucket_env['DISTILFLOW_BUCKET']}/"
+    written |= {name: storage.get(bucket + name) or b"" for name in storage.keys(bucket)} | {"": printed.encode()}
+    for secret in heard.secrets.values():
+        assert [name for name, data in written.items() if secret.encode() in data and name not in places] == []
 
 
 @pytest.mark.usefixtures("first_run", "prefect")

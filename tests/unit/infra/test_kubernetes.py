@@ -46,6 +46,7 @@ EVERYTHING = {
     "name": "a-job",
     "labels": {"team": "nlp"},
 }
+ONLY_CPU = {"providers_secret_name": "llm-keys"}
 ONLY_GPU = {"gpus": 4, "shared_memory": "32Gi", "model_cache": {"claimName": "models"}}
 
 
@@ -83,7 +84,7 @@ def _container(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _all_values(pool: str) -> dict[str, Any]:
-    return EVERYTHING | (ONLY_GPU if pool == "gpu" else {})
+    return EVERYTHING | (ONLY_GPU if pool == "gpu" else ONLY_CPU)
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -126,7 +127,11 @@ def test_a_cpu_job_asks_for_no_gpu() -> None:
 @pytest.mark.parametrize("pool", POOLS)
 def test_secrets_come_from_kubernetes_and_stand_in_no_job(pool: str) -> None:
     container = _container(_job(pool, _all_values(pool)))
-    assert container["envFrom"] == [{"configMapRef": {"name": "settings"}}, {"secretRef": {"name": "keys"}}]
+    providers = [{"secretRef": {"name": "llm-keys", "optional": True}}] if pool == "cpu" else []  # no GPU Job asks one
+    assert container["envFrom"] == [
+        *({"configMapRef": {"name": "settings"}}, {"secretRef": {"name": "keys"}}),
+        *providers,
+    ]
     ours = [each for each in container["env"] if not each["name"].startswith("PREFECT")]
     assert ours == [{"name": "NCCL_DEBUG", "value": "INFO"}]
 
@@ -167,7 +172,8 @@ def test_prefect_refuses_wrong_job_variables(wrong: dict[str, Any]) -> None:
 def test_both_pools_mean_the_same_by_a_variable() -> None:
     cpu, gpu = _variables("cpu"), _variables("gpu")
     assert gpu.keys() - cpu.keys() == ONLY_GPU.keys()
-    for name in cpu:
+    assert cpu.keys() - gpu.keys() == ONLY_CPU.keys()
+    for name in cpu.keys() & gpu.keys():
         differs = {key for key in cpu[name] | gpu[name] if cpu[name].get(key) != gpu[name].get(key)}
         assert differs <= {"default", "description"}, name
 
@@ -203,6 +209,27 @@ def test_the_workers_serve_both_pools_with_the_rights_that_they_need() -> None:
     subject = _manifest("worker.yaml", "RoleBinding", "distilflow-worker")["subjects"][0]
     assert subject["name"] == pod["serviceAccountName"]
     _manifest("worker.yaml", "ServiceAccount", _variables("gpu")["service_account_name"]["default"])
+
+
+def test_each_kind_of_pod_is_told_its_own_secrets() -> None:
+    """Prefect's password is the workers', which pass it to a Job by its name; providers' keys are the CPU Jobs'."""
+    pod = _manifest("worker.yaml", "Deployment", "distilflow-worker")["spec"]["template"]["spec"]
+    for container in pod["containers"]:
+        named = {of["valueFrom"]["secretKeyRef"]["name"] for of in container["env"] if "secretKeyRef" in str(of)}
+        passed = {of["value"] for of in container["env"] if of["name"].endswith("_SECRET_NAME")}
+        assert named == passed == {"distilflow-prefect"}
+        assert "envFrom" not in container
+
+
+def test_nobody_talks_to_a_pod_but_the_nodes_of_one_training_to_each_other() -> None:
+    nobody = _manifest("network.yaml", "NetworkPolicy", "distilflow-nobody-in")["spec"]
+    assert nobody == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    job = _manifest("two-node-training.yaml", "Job", "distilflow-two-nodes")
+    nodes = {"podSelector": {"matchLabels": {"job-name": job["metadata"]["name"]}}}
+    two = _manifest("network.yaml", "NetworkPolicy", "distilflow-two-nodes")["spec"]
+    assert (two["podSelector"], two["ingress"]) == (nodes["podSelector"], [{"from": [nodes]}])
+    (out,) = _manifest("network.yaml", "NetworkPolicy", "distilflow-no-metadata")["spec"]["egress"]
+    assert "169.254.0.0/16" in str(out)  # where clouds give out a node's credentials
 
 
 def test_the_two_nodes_hostfile_names_the_pods_and_their_gpus() -> None:

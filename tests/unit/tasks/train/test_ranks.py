@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from infra.local_server import free_ports
 from tasks.train.program import join
+from tasks.train.ranks import Rank
 
 
 @pytest.fixture
@@ -24,8 +26,8 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_rank")
-def test_a_rank_waits_for_a_download_of_hours() -> None:
+def test_a_rank_waits_for_a_download_of_hours(tmp_path: Path) -> None:
     """A checkpoint of 105 GB at 50 MB/s, or the spool of a million rows, takes longer than torch's 10 minutes."""
-    join(on_gpu=False)
+    join(Rank(0, 1, 1), tmp_path, on_gpu=False)
     group: Any = torch.distributed.group.WORLD
     assert group._get_backend(torch.device("cpu")).options._timeout >= timedelta(seconds=105e9 / 50e6)

@@ -1,0 +1,69 @@
+"""The model card of a student that is published: what it is, what it was made from, and how it did. Markdown."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from infra.artifacts import Record
+from infra.models import LICENCES
+from tasks.report.comparison import comparison_rows, verdict
+from tasks.report.data import ReportData
+from tasks.report.markdown import markdown_text, table
+
+_TRAINED = {
+    "kd": "on the teacher's top-{k} log-probabilities, after supervised fine-tuning",
+    "sft": "by supervised fine-tuning alone",
+    "sft_control": "by supervised fine-tuning twice: the control of a distillation, without the teacher's scores",
+}
+_TEMPLATES = Environment(
+    loader=PackageLoader("tasks.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+_TEMPLATES.filters |= {"md": markdown_text, "yaml": lambda text: json.dumps(text, ensure_ascii=False)}
+
+
+def model_card(
+    data: ReportData, kind: str, records: Mapping[str, Record], files: set[str], where: str, rows_at: str
+) -> str:
+    """The card of the student of one kind (kd, sft or sft_control) in the run that `data` reports on.
+
+    `records` are those of the stages; `files` what lies beside the card; `where` is the report, `rows_at` the dataset.
+    """
+    base, teacher = hub_name(records["sft"].spec["model"]), hub_name(records["logits"].spec["teacher"])
+    training: dict[str, Any] = records[kind].spec["training"]
+    compared = comparison_rows(data)
+    return _TEMPLATES.get_template("model_card.md.jinja").render(
+        data=data,
+        kind=kind,
+        trained=_TRAINED[kind].format(k=data.k),
+        base=base,
+        teacher=teacher,
+        licence=_licence(base, files),
+        licence_file=next((name for name in sorted(files) if re.match("LICEN[CS]E", name)), None),
+        teachers_licence=LICENCES.get(teacher or ""),
+        training=training,
+        record=records[kind],
+        label=data.variants[kind].label,
+        verdict=verdict(data),
+        metrics="\n".join(table(list(compared[0]), [list(row.values()) for row in compared])),
+        where=where,
+        rows_at=rows_at,
+    )
+
+
+def hub_name(identity: str) -> str | None:
+    """The repository of a model's identity, if it came from the hub."""
+    found = re.fullmatch(r"hub:([^@]+)(?:@.*)?", identity)
+    return found and found[1]
+
+
+def _licence(base: str | None, files: set[str]) -> dict[str, str]:
+    """The card's fields on the licence, as the hub reads them; a student's is that of its base."""
+    if base in LICENCES:
+        return LICENCES[base]
+    name = next((name for name in sorted(files) if re.match("LICEN[CS]E", name)), None)
+    return {"license": "other", "license_link": name} if name else {}
