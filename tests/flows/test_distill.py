@@ -91,7 +91,7 @@ def test_a_secret_is_told_to_those_who_need_it_and_written_by_nobody(
         "DISTILFLOW_NOTIFY_URL": {"run"},
         "DATABASE_PASSWORD": {"run", "provider"},
         "AWS_SECRET_ACCESS_KEY": {"run", *engines},
-        "PREFECT_API_AUTH_STRING": {"run"},
+        "PREFECT_API_AUTH_STRING": {"run", "Prefect"},
     }
     assert heard.shown == set()
     places = {"seaweedfs/s3.json", "prefect/password"}

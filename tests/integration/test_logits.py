@@ -1,6 +1,7 @@
 """Scoring with the real vLLM on the CPU: equal to transformers, and a kill costs at most one shard."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
-from infra import storage
+from infra import shared_memory, storage
 from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.errors import ConfigurationError, TransientError
 from infra.models import resolve
@@ -33,6 +34,15 @@ def _engine_cores() -> list[psutil.Process]:
     return named(of_home(os.environ["DISTILFLOW_HOME"]), "EngineCore")
 
 
+def _left_behind() -> set[Path]:
+    """Shared memory that no process maps, and sockets that nobody listens to: engines of other tests have theirs."""
+    memory = {path for path in Path("/dev/shm").glob("psm_*") if str(path) not in shared_memory._mapped()}
+    listening = Path("/proc/net/unix").read_text()
+    folder = Path(tempfile.gettempdir())
+    sockets = [path for pattern in ("*", "pymp-*/*") for path in folder.glob(pattern) if path.is_socket()]
+    return memory | {path for path in sockets if str(path) not in listening}
+
+
 def _rows(ref: ArtifactRef) -> dict[str, ScoredRow]:
     return {row.row_id: row for row in TopKReader(ref)}
 
@@ -52,13 +62,15 @@ def test_vllm_killed_in_mid_run_resumes_without_rescoring_and_agrees_with_transf
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")  # the engine in processes of its own, as on a GPU
     with pytest.raises(TransientError):
         _score(rows, scoring, 0, kill_the_engine)
-    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING")
     assert victims
     assert _engine_cores() == []
 
     uri = Workspace.from_description(_description(rows, scoring)).uri
     finished = {name: _written_at(uri + name) for name in storage.keys(uri) if name.startswith("shards/")}
+    before = _left_behind()
     ref = _score(rows, scoring, 0)
+    assert _left_behind() <= before
+    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING")
     assert ref.counts["rows"] == rows.counts["rows"]
     assert finished == {name: _written_at(uri + name) for name in finished}
     assert ArtifactReader(ref).record.facts["shards_found"] == len(finished)
