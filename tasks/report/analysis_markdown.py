@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tasks.evaluate.statistics import Interval
+from tasks.markup import markdown_text
 from tasks.report.analysis_view import FEW, Cell, Row, Told, label_of, share_cell, taken_cells, told
 from tasks.report.comparison import nats
 from tasks.report.data import ReportData, variants_in_order
-from tasks.report.markdown import markdown_text, table
+from tasks.report.markdown import table
 
 _MARKS = {"better": "▲", "worse": "▼", "same": "=", "other": "◆"}
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from tasks.markup import markdown_text
 from tasks.report.comparison import compare
 from tasks.report.entry import Entry
 from tasks.report.figure_style import INK, MUTED, STYLE, Plot, colour_of, figure_of, inline_svg
 from tasks.report.leaderboard import over_seeds, ranked, rows, verdict
-from tasks.report.markdown import markdown_text
 from tasks.report.page import DEMO_NOTE, TEMPLATES, template
 from tasks.report.repeats import Combination, combinations
 

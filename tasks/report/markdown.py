@@ -1,17 +1,10 @@
-"""Texts and tables as Markdown in which a text stays a text."""
+"""Tables and blocks of text as Markdown."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-from markupsafe import escape
-
-
-def markdown_text(text: str) -> str:
-    """Text on one line that neither Markdown nor the HTML in it can take for markup."""
-    line = str(escape(" ".join(text.split()))).replace("&#39;", "'")
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", line)
+from tasks.markup import markdown_text
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

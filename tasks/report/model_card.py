@@ -11,9 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from infra.artifacts import Record
 from infra.models import LICENCES
+from tasks.markup import markdown_text
 from tasks.report.comparison import comparison_rows, verdict
 from tasks.report.data import ReportData
-from tasks.report.markdown import markdown_text, table
+from tasks.report.markdown import table
 
 _TRAINED = {
     "kd": "on the teacher's top-{k} log-probabilities, after supervised fine-tuning",

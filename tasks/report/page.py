@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from tasks.evaluate.benchmark_analysis import BenchmarkAnalysis
+from tasks.markup import markdown_text
 from tasks.report import benchmarks, paper
 from tasks.report.analysis_markdown import analysis_markdown
 from tasks.report.analysis_view import label_of, taken_cells, told
@@ -33,7 +34,7 @@ from tasks.report.comparison import (
 )
 from tasks.report.data import ReportData, variants_in_order
 from tasks.report.differences import unlike
-from tasks.report.markdown import indented, markdown_text, table
+from tasks.report.markdown import indented, table
 from tasks.report.paper import published_for
 from tasks.report.plots import Plot, duration, plots
 

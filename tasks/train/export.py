@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import GenerationConfig
 from infra.artifacts import Workspace
 from infra.models import copy_beside_weights
 from tasks.chat import GENERATION, stop_at
+from tasks.markup import markdown_text
 from tasks.train.adapters import merged
 from tasks.train.settings import Lora
 
@@ -21,6 +23,7 @@ CARD = "README.md"
 _TEMPLATES = Environment(
     loader=PackageLoader("tasks.train"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
+_TEMPLATES.filters |= {"md": markdown_text, "yaml": json.dumps}
 
 
 def export(

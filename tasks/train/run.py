@@ -14,6 +14,12 @@ from tasks.train.losses import DistillationLoss
 from tasks.train.ranks import Rank
 from tasks.train.settings import Distillation, Training, TrainingRun
 
+_TITLES = {
+    "sft": "A student after supervised fine-tuning",
+    "sft_control": "A student fine-tuned twice, the control of a distillation",
+    "kd": "A student distilled from its teacher's scores",
+}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -68,7 +74,7 @@ class Run:
     def card(self, k: int | None) -> dict[str, Any]:
         """What the model card says besides the numbers; `k` of the teacher's log-probabilities were used."""
         return {
-            "title": f"{self.source.name} after {self.work.kind}",
+            "title": _TITLES[self.work.kind],
             "objective": "kd" if self.kd else "sft",
             "base": self.source.name,
             "base_hub": self.source.hub,

@@ -47,6 +47,7 @@ def _rows(ref: ArtifactRef) -> dict[str, ScoredRow]:
     return {row.row_id: row for row in TopKReader(ref)}
 
 
+@pytest.mark.timeout(600)  # two starts of vLLM as three processes
 def test_vllm_killed_in_mid_run_resumes_without_rescoring_and_agrees_with_transformers(
     rows: ArtifactRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

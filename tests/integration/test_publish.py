@@ -17,7 +17,10 @@ from infra import storage
 from infra.artifacts import ArtifactRef, Workspace
 from infra.errors import ConfigurationError
 from infra.models import DEMO
+from tasks.report.comparison import verdict
 from tasks.rows import KEPT, Row, to_parquet
+from tasks.train.settings import Distillation
+from tests.support.report_sample import sample_report
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,37 @@ def test_a_published_folder_loads_in_transformers_and_its_rows_in_datasets(
     said = capsys.readouterr().out
     command = next(line for line in said.splitlines() if line.startswith("serve")).removeprefix("serve").strip()
     assert shlex.split(command)[-1] == str(to / "model")
+
+
+def test_a_student_of_a_run_is_published_with_the_runs_card_and_the_console_says_which_run_that_is(
+    rows: ArtifactRef, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = {"training": Distillation().model_dump(), "seed": 1}
+    facts = {"parameters": 1_000_000}
+    counts = {"steps": 3, "rows": 200, "supervised_tokens": 9_000}
+    scores = Workspace("logits", 1, {"for": "card", "teacher": "hub:Qwen/Qwen2.5-72B-Instruct@1"}, {"rows": rows})
+    topk = scores.publish((), {}, {})
+    sft = Workspace("sft", 1, {"model": "hub:Qwen/Qwen2.5-0.5B-Instruct@1", **training}, {"data": rows})
+    tuned = sft.publish((), counts, facts)
+    work = Workspace("kd", 1, {"model": "artifact:1", **training}, {"data": topk})
+    work.put_folder("model/", DEMO / "student")
+    work.put("model/README.md", b"# A student\n")
+    kd = work.publish(("model/",), counts, facts)
+    data = sample_report(title="0.5B distilled from 72B", student="0.5B", teacher="72B")
+    for number in range(2):  # the second is of another student
+        of = {"sft": tuned, "logits": topk, "kd": tuned if number else kd}
+        report = Workspace("report", 1, {"about": number}, of)
+        report.put("data.json", data.model_dump_json().encode())
+        report.publish(("data.json",), {}, {})
+
+    publish(str(tmp_path / "student"), kd.uri, None)
+    card = (tmp_path / "student" / "model" / "README.md").read_text()
+    assert "# 0.5B distilled from 72B" in card
+    assert 'base_model: "Qwen/Qwen2.5-0.5B-Instruct"' in card
+    said = capsys.readouterr().out
+    assert "run      0.5B distilled from 72B, of 20" in said
+    assert f"student  SFT+KD: {kd.uri}" in said
+    assert f"verdict  {verdict(data)}" in said
 
 
 def test_the_card_of_augmented_rows_goes_with_them(tmp_path: Path) -> None:
