@@ -26,7 +26,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from infra import settings
 from infra.errors import ConfigurationError, TransientError
-from infra.storage_errors import REFUSED, code_of, explain
+from infra.storage_errors import REFUSED, code_of, explain, no_store
 
 DIGEST_KEY = "sha256"
 _CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
@@ -109,13 +109,17 @@ def _explained() -> Iterator[None]:
         raise explain(error) from error
     except ValueError as error:  # of an address that is none
         raise ConfigurationError(f"S3: {error}: check AWS_ENDPOINT_URL_S3") from error
+    except RecursionError as error:  # urllib3's own limit on redirects is off in boto3, which follows each
+        raise no_store("sends every request on to another address, without end") from error
 
 
 def ensure_bucket() -> None:
     """Create the bucket if it is not there; the first call that tells bad credentials from good ones."""
     with _explained():
         try:
-            client().list_objects_v2(Bucket=settings.bucket(), MaxKeys=1)  # an answer to HEAD has no code in it
+            found = client().list_objects_v2(Bucket=settings.bucket(), MaxKeys=1)  # an answer to HEAD has no code
+            if not found.keys() & {"Name", "KeyCount", "MaxKeys", "Contents", "IsTruncated"}:
+                raise no_store("does not answer as S3 does")
         except ClientError as error:
             if code_of(error) not in _ABSENT | {"NoSuchBucket"}:
                 raise

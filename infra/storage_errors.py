@@ -49,6 +49,10 @@ def explain(error: Exception) -> DistilflowError:
     if isinstance(error, exceptions.ParamValidationError):
         told = " ".join(str(error).split())
         return ConfigurationError(f"S3 at {where} takes no such name ({told}): check DISTILFLOW_BUCKET")
+    if isinstance(error, exceptions.HTTPClientError) and "maximum recursion depth" in str(error):
+        return no_store("sends every request on to another address, without end")
+    if "Unable to parse response" in str(error):
+        return no_store("does not answer as S3 does")
     return TransientError(f"S3 at {where} cannot be reached ({error}): check AWS_ENDPOINT_URL_S3 and the server")
 
 
@@ -94,4 +98,11 @@ def _refused(error: ClientError, where: str) -> DistilflowError:
         return ConfigurationError(
             f"the bucket name {bucket!r} cannot be had at {where} ({code}): set DISTILFLOW_BUCKET"
         )
-    return TransientError(f"S3 at {where} answered {code}: run again, finished work is kept")
+    tries = error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0) + 1
+    times = f" in each of {tries} tries" if tries > 1 else ""
+    return TransientError(f"S3 at {where} answered {code}{times}: run again, finished work is kept")
+
+
+def no_store(does: str) -> ConfigurationError:
+    """The error to raise where something answers that is no store."""
+    return ConfigurationError(f"what is at {settings.s3_endpoint() or 'AWS S3'} {does}: check AWS_ENDPOINT_URL_S3")

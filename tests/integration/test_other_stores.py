@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -150,8 +151,52 @@ def test_what_no_retry_mends_is_told_once_in_the_right_words(status: int, code: 
 @pytest.mark.parametrize(("status", "code"), [(500, "InternalError"), (503, "SlowDown")])
 def test_what_passes_is_tried_again(status: int, code: str, store: Quirks) -> None:
     store.refuses = (status, code, "")
-    with pytest.raises(TransientError, match=f"answered {code}: run again"):
+    with pytest.raises(TransientError, match=rf"answered {code}( in each of \d tries)?: run again"):
         storage.ensure_bucket()
+
+
+class _Site(BaseHTTPRequestHandler):
+    """Something that is no store: a page for everything, or a redirect to itself."""
+
+    redirects = False
+
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.send_response(307 if self.redirects else 200)
+        if self.redirects:
+            self.send_header("Location", f"http://{self.headers['host']}{self.path}")
+        page = b"" if self.redirects or self.command == "HEAD" else self.page
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    page = b""
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _answer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("redirects", "page", "words"),
+    [
+        (True, b"", "sends every request on to another address, without end"),
+        (False, b"<html><body>Welcome</body></html>", "does not answer as S3 does"),
+        (False, b"", "does not answer as S3 does"),
+    ],
+)
+def test_what_is_no_store_is_told_at_once(
+    redirects: bool, page: bytes, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = type("Handler", (_Site,), {"redirects": redirects, "page": page})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        for name, value in {"ENDPOINT_URL_S3": address, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        with pytest.raises(ConfigurationError, match=f"what is at {address} {words}: check AWS_ENDPOINT_URL_S3"):
+            storage.ensure_bucket()
+        server.shutdown()
 
 
 @pytest.mark.parametrize(
