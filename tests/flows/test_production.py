@@ -5,7 +5,11 @@ Then the same run is killed and cancelled at every stage, and must come out the 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psutil
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
@@ -24,6 +29,7 @@ from prefect.client.schemas.schedules import SCHEDULE_TYPES, IntervalSchedule
 from flows.dispatched import answer_of
 from infra import prefect_server, storage
 from infra.artifacts import Record, artifact_at, read_record
+from infra.local_server import wait_until_gone
 from infra.local_services import kept
 from tests.support.browser import logged_in, page
 from tests.support.cluster import SMALL, Cluster, cluster, kill
@@ -145,6 +151,19 @@ def _batches_written(sweep: UUID) -> Counter[str]:
 
 
 @pytest.mark.usefixtures("swept")
+def test_plain_prefect_in_the_folder_of_the_home_starts_a_run(production: Cluster) -> None:
+    """As the README says it, in a shell in which nothing is set."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    words = [sys.executable, "-m", "prefect", "deployment", "run", "distill/demo", "--param", "student=./none"]
+    done = subprocess.run(words, cwd=production.home.parent, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("distill/demo")
+    run = next(run for run in _runs_of(deployment.id) if run.parameters["student"] == "./none")
+    assert production.wait_for_end(run.id, 120) == "Failed"
+    assert "./none" in answer_of(run.id)["error"]
+
+
 def test_a_failed_combination_does_not_stop_the_others(production: Cluster) -> None:
     before = set(storage.keys("s3://distilflow/leaderboard/"))
     run = production.run("sweep/teacher-size", students=["demo"], teachers=["demo", "./none"], ks=[10], shared=SHARED)
@@ -226,6 +245,22 @@ def _storage_away(production: Cluster) -> None:
     production.start_servers()
 
 
+def _pause_a_stage_beyond_its_lease(production: Cluster) -> None:
+    """Stopped until the run has asked for the stage anew, then woken over its successor: it has to leave."""
+    flows = production.flows("gpu")
+    paused = [member for flow in flows for member in [flow, *flow.children(recursive=True)]]
+    asked = len(production.stages())
+    for process in paused:
+        process.suspend()
+    try:
+        wait_for(lambda: len(production.stages()) > asked, 400)
+    finally:
+        for process in paused:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+    assert wait_until_gone(paused, 120) == []
+
+
 def _named(production: Cluster, *words: str) -> list[Any]:
     return [p for p in production.engines() if all(word in " ".join([p.name(), *p.cmdline()]) for word in words)]
 
@@ -235,6 +270,7 @@ KILLS: dict[str, tuple[str, Callable[[Cluster], None]]] = {
     "DeepSpeed rank SIGKILL": ("sft", _kill_rank),
     "vLLM EngineCore SIGKILL": ("logits", _kill_engine_core),
     "gpu worker SIGKILL": ("sft_control", _kill_gpu_worker),
+    "stage SIGSTOP for its lease": ("sft_control", _pause_a_stage_beyond_its_lease),
     "cpu worker SIGKILL": ("kd", _kill_cpu_worker),
     "Prefect server restart": ("kd", _restart_server),
     "storage away for 60 s": ("evaluate", _storage_away),
@@ -314,11 +350,11 @@ def _after(production: Cluster, run: Any, name: str) -> Any:
         wait_for(lambda: production.engines() == [] or production.flows("cpu"), 60)
     state = production.read(run).state
     if state is None or not state.is_final():
-        print(f"{name:<26} goes on", flush=True)
+        print(f"{name:<28} goes on", flush=True)
         return run
     assert name == "flow process SIGKILL"
     wait_for(lambda: production.engines() == [] and not _stages_under_way(production), 60)
-    print(f"{name:<26} everything gone after {time.monotonic() - began:4.0f} s, started again", flush=True)
+    print(f"{name:<28} everything gone after {time.monotonic() - began:4.0f} s, started again", flush=True)
     return production.run("distill/demo", **SMALL)
 
 
