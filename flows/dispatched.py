@@ -15,8 +15,9 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec, TypeVar, get_type_hints
+from typing import Any, ParamSpec, TypeVar, cast, get_type_hints
 from uuid import UUID
 
 import httpx
@@ -33,10 +34,18 @@ from infra.errors import DistilflowError, TransientError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+SERVER_AWAY_S = 600.0
 _FOLDER = "dispatched/"
 _PARENT_POLL_S = 5.0
 _STALE_S = 150.0  # longer than storage may be away
 _GRACE_S = 45.0
+CANCELLED = "it was cancelled and has published nothing; what is finished is kept: start it again, it continues"
+
+
+class RunCancelled(DistilflowError):
+    """This run was cancelled: it publishes nothing."""
+
+    exit_code = 130
 
 
 def answers(function: Callable[P, R]) -> Callable[P, R]:
@@ -53,6 +62,9 @@ def answers(function: Callable[P, R]) -> Callable[P, R]:
             claims.seize(_claim(run_id))  # whoever had this run before is dead, or Prefect would not run it
             try:
                 result = function(*args, **kwargs)
+            except RunCancelled as error:  # told as a state: Prefect would show a run that fails now as being cancelled
+                cancelled: Any = Cancelled(message=str(error))
+                return cast("R", cancelled)
             except DistilflowError as error:
                 _answer(run_id, {"code": error.exit_code, "error": str(error)})
                 raise
@@ -118,6 +130,24 @@ def _is_gone(parent: UUID, watched: Claims) -> bool:
     if state is None or state.is_final() or state.is_cancelling():
         return True
     return is_dead(parent, watched)
+
+
+def raise_if_cancelled() -> None:
+    """Raise RunCancelled where this run is being cancelled, or was. A Prefect server that is away is waited for."""
+    me, began = prefect.runtime.flow_run.id, time.monotonic()
+    if not me:
+        return
+    while True:
+        try:
+            with prefect_client() as client:
+                state = client.read_flow_run(UUID(me)).state
+            break
+        except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+            if time.monotonic() - began > SERVER_AWAY_S:
+                raise TransientError(f"the Prefect server is away for {SERVER_AWAY_S:.0f} s ({error})") from error
+            time.sleep(_PARENT_POLL_S)
+    if state is not None and (state.is_cancelling() or state.is_cancelled()):
+        raise RunCancelled(CANCELLED)
 
 
 def set_state(run_id: UUID, state: Any) -> None:
