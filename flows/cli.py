@@ -58,9 +58,15 @@ def up(port: int | None = None) -> None:
 
 
 @app.command
-def down() -> None:
-    """Stop what `up` started; all data stay under .distilflow/."""
-    kept_services.down()
+def down(*, now: Annotated[bool, Parameter(negative=())] = False) -> None:
+    """Stop what `up` started; all data stay under .distilflow/. Refused while runs are under way or workers run.
+
+    Parameters
+    ----------
+    now
+        Stop all the same: runs under way fail, and continue from what is finished when they are started again.
+    """
+    kept_services.down(now=now)
 
 
 @app.command

@@ -29,13 +29,12 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from infra import settings, storage
-from infra.claims import Claims
+from infra.claims import RUNS, Claims, claim_of_run
 from infra.errors import DistilflowError, TransientError
 
 P = ParamSpec("P")
 R = TypeVar("R")
 SERVER_AWAY_S = 600.0
-_FOLDER = "dispatched/"
 _PARENT_POLL_S = 5.0
 _STALE_S = 150.0  # longer than storage may be away
 _GRACE_S = 45.0
@@ -59,7 +58,7 @@ def answers(function: Callable[P, R]) -> Callable[P, R]:
         own_process(run_id)
         storage.ensure_bucket()
         with Claims(_folder()) as claims, _ends_with_its_parent():
-            claims.seize(_claim(run_id))  # whoever had this run before is dead, or Prefect would not run it
+            claims.seize(claim_of_run(run_id))  # whoever had this run before is dead, or Prefect would not run it
             try:
                 result = function(*args, **kwargs)
             except RunCancelled as error:  # told as a state: Prefect would show a run that fails now as being cancelled
@@ -91,7 +90,7 @@ def watched_claims() -> Claims:
 
 def is_dead(run_id: UUID, watched: Claims) -> bool:
     """Whether the run's process is gone without a word, whatever Prefect shows."""
-    return watched.abandoned(_claim(str(run_id)))
+    return watched.abandoned(claim_of_run(str(run_id)))
 
 
 @contextlib.contextmanager
@@ -189,8 +188,4 @@ def _answer(run_id: str, told: dict[str, Any]) -> None:
 
 
 def _folder() -> str:
-    return f"s3://{settings.bucket()}/{_FOLDER}"
-
-
-def _claim(run_id: str) -> str:
-    return f"{run_id}.claim"
+    return f"s3://{settings.bucket()}/{RUNS}"
