@@ -61,7 +61,7 @@ bench: setup ## Run a benchmark: make bench NAME=quality
 up: setup ## Start the Prefect UI and storage, and keep them running
 	@$(BIN)/distilflow up
 
-down: setup ## Stop what `up` started
+down: setup ## Stop what `up` started (refused under runs and workers; distilflow down --now stops all the same)
 	@$(BIN)/distilflow down
 
 bootstrap: setup ## Create work pools, limits and deployments on the Prefect server (after `up`)
@@ -75,7 +75,7 @@ images: ## Build the images of workers (needs Docker): make images REGISTRY=regi
 	  --build-arg VLLM_IMAGE=$(REGISTRY)distilflow-vllm:$(VERSION) .
 
 clean: ## Delete all local state (.distilflow) and caches; keeps .venv
-	@if [ -x $(BIN)/distilflow ]; then $(BIN)/distilflow down; fi
+	@if [ -x $(BIN)/distilflow ]; then $(BIN)/distilflow down --now; fi
 	@rm -rf .distilflow .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 

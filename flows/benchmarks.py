@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prefect import task
-
 from flows.stage import placed
 from infra.artifacts import ArtifactRef
 from infra.models import ModelSource
@@ -19,12 +17,8 @@ from tasks.logits.settings import Scoring
 
 def check_benchmarks(options: Benchmarks, judge_model: str) -> None:
     """Refuse benchmarks that could not run, hours before their turn; raises ConfigurationError."""
-    if options.asked:
-        _check(options, judge_model)
-
-
-@task(name="check benchmarks", persist_result=False)
-def _check(options: Benchmarks, judge_model: str) -> None:
+    if not options.asked:
+        return
     benchmarks.preflight(options, judge_model)
     if options.harness:
         harness.preflight(options)

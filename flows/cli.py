@@ -45,7 +45,7 @@ def main() -> None:
             register_flow(sys.argv[1])
         app(exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        _fail(_sentence(error), 2)
+        _fail("; ".join(_sentences(error)), 2)
     except DistilflowError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -71,9 +71,15 @@ def up(port: int | None = None) -> None:
 
 
 @app.command
-def down() -> None:
-    """Stop what `up` started; all data stay under .distilflow/."""
-    kept_services.down()
+def down(*, now: Annotated[bool, Parameter(negative=())] = False) -> None:
+    """Stop what `up` started; all data stay under .distilflow/. Refused while runs are under way or workers run.
+
+    Parameters
+    ----------
+    now
+        Stop all the same: runs under way fail, and continue from what is finished when they are started again.
+    """
+    kept_services.down(now=now)
 
 
 @app.command
@@ -266,15 +272,44 @@ def _quiet_libraries() -> None:
         os.environ["PREFECT_HOME"] = str(folder)
 
 
+def _sentences(error: CycloptsError) -> list[str]:
+    """What is wrong with the flags: cyclopts ends at the first that is, so the others are read without it."""
+    words, found = sys.argv[1:], [_sentence(error)]
+    while argument := getattr(error, "argument", None):
+        others = _without(argument.name, words)
+        if others == words:
+            break
+        try:
+            app.parse_args(words := others, exit_on_error=False, print_error=False)
+            break
+        except CycloptsError as next_error:
+            error = next_error
+            found.append(_sentence(error))
+    return found
+
+
+def _without(flag: str, words: list[str]) -> list[str]:
+    """The command line without a flag, its values, and the nested flags below it."""
+    kept, dropping = [], False
+    for word in words:
+        if word.startswith("--"):
+            dropping = word.split("=")[0] == flag or word.startswith(f"{flag}.")
+        if not dropping:
+            kept.append(word)
+    return kept
+
+
 def _sentence(error: CycloptsError) -> str:
-    """What is wrong with the flags, on one line."""
+    """What is wrong with a flag, and with the nested flags below it, on one line."""
     cause = error.__cause__
     if not isinstance(cause, ValidationError):
         return " ".join(str(error).split())
-    first = cause.errors(include_url=False)[0]
     argument = getattr(error, "argument", None)
-    flag = ".".join([argument.name if argument else "flags", *map(str, first["loc"])])
-    return f"{flag}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}"
+    told = []
+    for wrong in cause.errors(include_url=False):
+        flag = ".".join([argument.name if argument else "flags", *map(str, wrong["loc"])])
+        told.append(f"{flag}: {wrong['msg'][0].lower()}{wrong['msg'][1:]}, not {wrong['input']!r}")
+    return "; ".join(told)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
+import prefect.runtime
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, State, WorkerStatus
@@ -19,12 +20,11 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelling, Crashed
 from pydantic import TypeAdapter
 
-from flows.dispatched import answer_of, is_dead, prefect_client, set_state, watched_claims
+from flows.dispatched import SERVER_AWAY_S, answer_of, is_dead, prefect_client, set_state, watched_claims
 from infra.artifacts import digest_of
 from infra.errors import BY_EXIT_CODE, ConfigurationError, StageFailedError, TransientError
 
 POLL_S = 2.0
-_SERVER_AWAY_S = 600.0
 _ELSEWHERE = {code: kind for code, kind in BY_EXIT_CODE.items() if kind is not TransientError}  # that was retried there
 
 
@@ -75,8 +75,8 @@ class Dispatched:
                 self._look(client)
             self._last_answer = time.monotonic()
         except (httpx.HTTPError, PrefectHTTPStatusError, TransientError) as error:
-            if time.monotonic() - self._last_answer > _SERVER_AWAY_S:
-                raise TransientError(f"the Prefect server is away for {_SERVER_AWAY_S:.0f} s ({error})") from error
+            if time.monotonic() - self._last_answer > SERVER_AWAY_S:
+                raise TransientError(f"the Prefect server is away for {SERVER_AWAY_S:.0f} s ({error})") from error
         return self._state is not None
 
     def result(self) -> Any:
@@ -104,8 +104,9 @@ class Dispatched:
             return  # its state tells the next time
         if not state.is_final():
             self._say(_waits_for(client, run))
-        elif self._joined and not state.is_completed() and not answer_of(run.id):
+        elif self._joined and (state.is_cancelled() or not (state.is_completed() or answer_of(run.id))):
             self._run = None  # it was another's to cancel or to lose; we want it done
+            self._say(f"{run.name}, which another run had started, ended as {state.name}: it is started again here")
         else:
             self._state = state
 
@@ -134,12 +135,18 @@ class Dispatched:
             raise ConfigurationError(
                 f"the Prefect server refused a run of {self._deployment!r}: {error.response.text[:500]}"
             ) from error
-        return started, False
+        return started, _is_anothers(client, started)
 
     def _say(self, text: str) -> None:
         if text != self._shown:
             self._tell(text)
             self._shown = text
+
+
+def _is_anothers(client: SyncPrefectClient, run: FlowRun) -> bool:
+    """Whether a run that asked at the same moment has started it."""
+    me, asked_by = prefect.runtime.flow_run.id, run.parent_task_run_id
+    return bool(me and asked_by and str(client.read_task_run(asked_by).flow_run_id) != me)
 
 
 def _waits_for(client: SyncPrefectClient, run: FlowRun) -> str:

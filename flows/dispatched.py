@@ -15,8 +15,9 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec, TypeVar, get_type_hints
+from typing import Any, ParamSpec, TypeVar, cast, get_type_hints
 from uuid import UUID
 
 import httpx
@@ -28,15 +29,22 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from infra import settings, storage
-from infra.claims import Claims
+from infra.claims import RUNS, Claims, claim_of_run
 from infra.errors import DistilflowError, TransientError
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_FOLDER = "dispatched/"
+SERVER_AWAY_S = 600.0
 _PARENT_POLL_S = 5.0
 _STALE_S = 150.0  # longer than storage may be away
 _GRACE_S = 45.0
+CANCELLED = "it was cancelled and has published nothing; what is finished is kept: start it again, it continues"
+
+
+class RunCancelled(DistilflowError):
+    """This run was cancelled: it publishes nothing."""
+
+    exit_code = 130
 
 
 def answers(function: Callable[P, R]) -> Callable[P, R]:
@@ -50,9 +58,12 @@ def answers(function: Callable[P, R]) -> Callable[P, R]:
         own_process(run_id)
         storage.ensure_bucket()
         with Claims(_folder()) as claims, _ends_with_its_parent():
-            claims.seize(_claim(run_id))  # whoever had this run before is dead, or Prefect would not run it
+            claims.seize(claim_of_run(run_id))  # whoever had this run before is dead, or Prefect would not run it
             try:
                 result = function(*args, **kwargs)
+            except RunCancelled as error:  # told as a state: Prefect would show a run that fails now as being cancelled
+                cancelled: Any = Cancelled(message=str(error))
+                return cast("R", cancelled)
             except DistilflowError as error:
                 _answer(run_id, {"code": error.exit_code, "error": str(error)})
                 raise
@@ -79,7 +90,7 @@ def watched_claims() -> Claims:
 
 def is_dead(run_id: UUID, watched: Claims) -> bool:
     """Whether the run's process is gone without a word, whatever Prefect shows."""
-    return watched.abandoned(_claim(str(run_id)))
+    return watched.abandoned(claim_of_run(str(run_id)))
 
 
 @contextlib.contextmanager
@@ -118,6 +129,24 @@ def _is_gone(parent: UUID, watched: Claims) -> bool:
     if state is None or state.is_final() or state.is_cancelling():
         return True
     return is_dead(parent, watched)
+
+
+def raise_if_cancelled() -> None:
+    """Raise RunCancelled where this run is being cancelled, or was. A Prefect server that is away is waited for."""
+    me, began = prefect.runtime.flow_run.id, time.monotonic()
+    if not me:
+        return
+    while True:
+        try:
+            with prefect_client() as client:
+                state = client.read_flow_run(UUID(me)).state
+            break
+        except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+            if time.monotonic() - began > SERVER_AWAY_S:
+                raise TransientError(f"the Prefect server is away for {SERVER_AWAY_S:.0f} s ({error})") from error
+            time.sleep(_PARENT_POLL_S)
+    if state is not None and (state.is_cancelling() or state.is_cancelled()):
+        raise RunCancelled(CANCELLED)
 
 
 def set_state(run_id: UUID, state: Any) -> None:
@@ -159,8 +188,4 @@ def _answer(run_id: str, told: dict[str, Any]) -> None:
 
 
 def _folder() -> str:
-    return f"s3://{settings.bucket()}/{_FOLDER}"
-
-
-def _claim(run_id: str) -> str:
-    return f"{run_id}.claim"
+    return f"s3://{settings.bucket()}/{RUNS}"

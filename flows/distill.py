@@ -8,7 +8,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.benchmarks import benchmark_settings, benchmarked, check_benchmarks
+from flows.benchmarks import benchmark_settings, benchmarked
 from flows.dispatched import answers
 from flows.outcome import Outcome, publish_latest
 from flows.params import Preset, Student, Teacher, preset_for, with_preset
@@ -95,14 +95,13 @@ def distill(
     scoring_settings = with_preset(scoring, preset.scoring)
     judged = with_preset(benchmarks, preset.benchmarks), with_preset(judging, preset.judging)
     resolved = Preset(agents, sft_settings, kd_settings, scoring_settings, how, running, *judged)
+    sources = Sources.of(seeds, heldout, databases)
     if plan_only:
-        sources = Sources.of(seeds, heldout, databases)
         machine = hardware or Hardware()
         return plan(student, teacher, sources, k, agent_model, heldout_share, seed, resolved, machine, judge_model)
-    base, teacher_model = check(student, teacher, kd_settings)
-    check_benchmarks(judged[0], judge_model)
+    base, teacher_model = check(student, teacher, kd_settings, sources, judged[0], judge_model)
 
-    data = load_seeds(Sources.of(seeds, heldout, databases), heldout_share, response_required=not agents.enabled)
+    data = load_seeds(sources, heldout_share, response_required=not agents.enabled)
     rows = augment(data, agent_model, agents)
     tuned = placed(train, stages_on)("sft", base, rows, sft_settings, running, seed)
     topk = placed(score_logits, stages_on)(rows, teacher_model, k, scoring_settings)

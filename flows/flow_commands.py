@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from prefect.exceptions import ParameterTypeError
+from prefect.exceptions import CancelledRun, ParameterTypeError
 
+from flows.dispatched import RunCancelled
 from flows.distill import distill
 from flows.outcome import latest
 from flows.sweep import sweep
@@ -70,6 +71,8 @@ def _run(flow: Any, kwargs: dict[str, Any], show: Callable[[Any], None]) -> None
             outcome = flow(**kwargs)
         except ParameterTypeError as error:
             raise UsageError(" ".join(str(error).split())) from error
+        except CancelledRun as error:
+            raise RunCancelled(str(error)) from error
         console.print()
         show(outcome)
         ui = "`make up` opens it again, with this run" if running.started else running.prefect_ui_url

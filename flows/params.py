@@ -22,9 +22,20 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def _model_name(presets: dict[str, str]) -> WithJsonSchema:
-    """What the run form offers and the server accepts; the flow itself says more."""
-    preset = {"title": "preset", "type": "string", "enum": ["demo", *presets]}
-    return WithJsonSchema({"anyOf": [preset, {"title": "folder or hub name", "type": "string", "pattern": "/"}]})
+    """What the run form offers and the server accepts; the flow itself says more.
+
+    A refusal by `then` names the choices ("'33B' is not one of ['demo', …]"), where one by `anyOf` names none.
+    """
+    names = ["demo", *presets]
+    preset, other = {"title": "preset", "enum": names}, {"title": "folder or hub name"}
+    otherwise = {"enum": [*names, "a folder or hub name (with a /)"]}  # which, having a /, never gets here
+    return WithJsonSchema(
+        {
+            "anyOf": [{**preset, "type": "string"}, {**other, "type": "string"}],
+            "if": {"not": {"pattern": "/"}},
+            "then": otherwise,
+        }
+    )
 
 
 Student = Annotated[str, _model_name(STUDENTS)]

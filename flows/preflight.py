@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from typing import TypeVar
 
 from prefect import task
 
+from flows.benchmarks import check_benchmarks
 from infra import settings, storage
 from infra.errors import ConfigurationError, disk_full
 from infra.models import ModelSource, resolve
 from infra.ui import say
 from tasks.chat import takes_system_turns
+from tasks.evaluate.benchmark_settings import Benchmarks
 from tasks.logits.alignment import check_same_template
+from tasks.seeds.stage import Sources, check_sources
 from tasks.tokens import tokenizer_digests
 from tasks.train.families import check_trainable
 from tasks.train.settings import Distillation
+
+T = TypeVar("T")
 
 
 def check_settings(kd: Distillation) -> None:
@@ -26,22 +33,56 @@ def check_settings(kd: Distillation) -> None:
 
 
 @task(name="check", persist_result=False)
-def check(student: str, teacher: str, kd: Distillation) -> tuple[ModelSource, ModelSource]:
-    """Resolve both models and refuse what would fail hours later; raises ConfigurationError."""
-    check_settings(kd)
+def check(
+    student: str, teacher: str, kd: Distillation, sources: Sources, benchmarks: Benchmarks, judge_model: str
+) -> tuple[ModelSource, ModelSource]:
+    """Resolve both models and refuse what would fail hours later; raises ConfigurationError that names all of it."""
+    problems: list[str] = []
+    _tried(problems, lambda: check_settings(kd))
+    _tried(problems, _check_disk)
+    base = _tried(problems, lambda: resolve(student, "student"))
+    scorer = _tried(problems, lambda: resolve(teacher, "teacher"))
+    if base and scorer:
+        for sentence in _tried(problems, lambda: check_models(base, scorer, kd)) or ():
+            say(f"[dim]{sentence}[/dim]")
+    _tried(problems, lambda: check_benchmarks(benchmarks, judge_model))
+    if _tried(problems, _storage_answers):
+        problems.extend(check_sources(sources))
+    if base and scorer and not problems:
+        return base, scorer
+    raise ConfigurationError(in_one_sentence(problems))
+
+
+def in_one_sentence(problems: list[str]) -> str:
+    """All that is to be changed, numbered where it is more than one thing."""
+    if len(problems) == 1:
+        return problems[0]
+    return f"{len(problems)} problems: " + "; ".join(f"({n}) {text}" for n, text in enumerate(problems, start=1))
+
+
+def _tried(problems: list[str], do: Callable[[], T]) -> T | None:
+    """What it returns; None, and a problem more, where it refuses."""
+    try:
+        return do()
+    except ConfigurationError as error:
+        problems.append(str(error))
+        return None
+
+
+def _check_disk() -> None:
     home = settings.made_home()
     if shutil.disk_usage(home).free < settings.min_free_mib() * 2**20:
         raise disk_full(home)
-    base, scorer = resolve(student, "student"), resolve(teacher, "teacher")
-    for sentence in check_models(base, scorer, kd):
-        say(f"[dim]{sentence}[/dim]")
+
+
+def _storage_answers() -> bool:
     storage.ensure_bucket()
     if not storage.keeps_conditions():
         say(
             "[dim]the store keeps no conditions on writes: who works on what is found by waiting and looking, two "
             "seconds each time[/dim]"
         )
-    return base, scorer
+    return True
 
 
 def check_models(base: ModelSource, scorer: ModelSource, kd: Distillation) -> list[str]:

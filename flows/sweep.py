@@ -12,7 +12,7 @@ from prefect.settings import get_current_settings
 from pydantic import Field
 
 from flows.dispatch import POLL_S, Dispatched
-from flows.dispatched import answers
+from flows.dispatched import answers, raise_if_cancelled
 from flows.distill import distill
 from flows.grid import Point, deployment_of, grid
 from flows.outcome import Outcome, publish_latest_leaderboard
@@ -63,6 +63,7 @@ def sweep(
     else:
         say(f"[dim]{len(points)} combinations, one after the other[/dim]")
         entries = [_here(point) for point in points]
+    raise_if_cancelled()
     board = publish_latest_leaderboard(leaderboard(entries))
     if failed := [f"{entry.name}: {entry.failed}" for entry in entries if entry.failed]:
         raise SomeFailedError(
@@ -94,6 +95,7 @@ def _through_deployments(points: list[Point], at_once: int) -> list[Entry]:
                     if run.is_over():
                         entries[name] = _finished(point, run.result())
                 except DistilflowError as error:
+                    raise_if_cancelled()  # it may have ended with us
                     entries[name] = _failed(point, error)
                 if name in entries:
                     del under_way[name]

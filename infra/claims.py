@@ -24,6 +24,7 @@ from infra.artifacts import ArtifactRef, Workspace
 from infra.birth import place, started
 from infra.errors import TransientError
 
+RUNS = "dispatched/"  # what runs of flows leave in the bucket: a claim while they live, their result or error
 _SURELY_DEAD_S = 600.0
 _RENEW_S = 10.0
 _STALE_S = 45.0
@@ -59,6 +60,17 @@ def owner_lives(claim: bytes, silent_s: float) -> bool:
     if owner.get("place") == place():
         return started(owner["pid"]) == owner["started"]
     return silent_s < _SURELY_DEAD_S
+
+
+def claim_of_run(run_id: str) -> str:
+    """The claim that a flow's run holds while it lives, below `RUNS`."""
+    return f"{run_id}.claim"
+
+
+def run_is_dead(run_id: str) -> bool:
+    """Whether a flow's run has left its claim behind, whatever Prefect shows; False where nothing is known of it."""
+    found = storage.get_with_age(f"s3://{settings.bucket()}/{RUNS}{claim_of_run(run_id)}")
+    return found is not None and not owner_lives(found[0], found[2])
 
 
 class Claims:

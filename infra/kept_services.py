@@ -13,13 +13,14 @@ from pathlib import Path
 import psutil
 
 from infra import guardian, prefect_server, settings
-from infra.errors import ConfigurationError
+from infra.errors import ConfigurationError, DistilflowError
 from infra.local_server import Server, free_ports, identity, is_free, wait_until_gone
-from infra.local_services import KINDS, answering, kept, read_state, start, write_state
-from infra.run_lock import exclusive
+from infra.local_services import KINDS, answering, environment, kept, read_state, start, write_state
+from infra.run_lock import exclusive, workers_at_work
 from infra.services import Services, described
 
 _STOP_TIMEOUT_S = 15.0
+_NAMED = 5  # runs
 _PREFECT_TOML = "prefect.toml"  # which Prefect reads in the folder that it is started in
 _OURS = "# written by `distilflow up`, removed by `distilflow down`"
 
@@ -53,12 +54,48 @@ def up(port: int | None = None) -> Services:
     return services
 
 
-def down() -> None:
-    """Stop what `up` started and wait until it is gone."""
+def down(*, now: bool = False) -> None:
+    """Stop what `up` started and wait until it is gone.
+
+    Raises ConfigurationError where runs are under way or workers run, unless it is to be `now`.
+    """
+    if not now and (at_work := _at_work(settings.home())):
+        raise ConfigurationError(
+            f"{at_work}: wait for the runs and end the workers (Ctrl-C) first, or stop all the same by "
+            "`distilflow down --now`, which runs under way do not survive; what is finished is kept"
+        )
     stopped = _stop(settings.home(), set(KINDS))
     if _is_ours(told := settings.home().parent / _PREFECT_TOML):
         told.unlink()
     print(f"stopped {' and '.join(sorted(stopped))}" if stopped else "no services are running")
+
+
+def _at_work(home: Path) -> str:
+    """Runs that are under way on our services, and workers of this home, in words."""
+    running = kept(home)
+    runs = _runs({name: server for name, (_, server) in running.items()})
+    told = f"{len(runs)} runs are under way ({_some(runs)})" if len(runs) > 1 else f"{_some(runs)} is under way"
+    workers = [f"worker {pool} (pid {pid})" for pool, pid in workers_at_work(home).items()] if running else []
+    at_work = f"{' and '.join(workers)} run{'s' * (len(workers) == 1)}"
+    return ", and ".join([told] * bool(runs) + [at_work] * bool(workers))
+
+
+def _runs(servers: Mapping[str, Server]) -> list[str]:
+    """Names of the runs under way, without those that were killed, which Prefect shows as running for ever."""
+    shown = prefect_server.under_way(servers[prefect_server.NAME]) if prefect_server.NAME in servers else {}
+    if not shown:
+        return []
+    from infra.claims import run_is_dead  # which takes boto3 to ask
+
+    with environment(servers):
+        try:
+            return [name for run, name in shown.items() if not run_is_dead(run)]
+        except DistilflowError:  # storage does not answer: Prefect's word has to do
+            return list(shown.values())
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + " …" * (len(names) > _NAMED)
 
 
 def status() -> Services | None:

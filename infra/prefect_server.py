@@ -8,6 +8,8 @@ Does not import Prefect: that costs a second, and Prefect reads its settings whe
 
 from __future__ import annotations
 
+import base64
+import json
 import sys
 import urllib.error
 import urllib.request
@@ -20,6 +22,7 @@ from infra.local_server import Server, free_ports, secret_file
 NAME = "prefect"
 USUAL_PORT = 4200
 _FLUSH_TIMEOUT_S = 10.0
+_ANSWER_TIMEOUT_S = 10.0
 
 
 def ports(home: Path) -> list[int]:
@@ -84,6 +87,19 @@ def flush_client() -> None:
             getattr(sys.modules[module], worker).drain_all(timeout=_FLUSH_TIMEOUT_S, at_exit=False)
 
 
+def under_way(server: Server) -> dict[str, str]:
+    """Runs that it shows as running, or about to, by id: their names. None of a server that does not answer."""
+    states = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}, "limit": 200}
+    secret = base64.b64encode(str(server.client_env["PREFECT_API_AUTH_STRING"]).encode()).decode()
+    headers = {"Authorization": f"Basic {secret}", "Content-Type": "application/json"}
+    asked = urllib.request.Request(f"{server.url}/flow_runs/filter", json.dumps(states).encode(), headers)
+    try:
+        with _directly().open(asked, timeout=_ANSWER_TIMEOUT_S) as answer:
+            return {run["id"]: run["name"] for run in json.load(answer)}
+    except (urllib.error.URLError, OSError):
+        return {}
+
+
 def ui_url(api_url: str) -> str:
     """The address to open in a browser, as Prefect itself infers it from that of the API."""
     cloud = api_url.replace("https://api.prefect.cloud/api/accounts/", "https://app.prefect.cloud/account/")
@@ -91,9 +107,13 @@ def ui_url(api_url: str) -> str:
 
 
 def _is_healthy(url: str) -> bool:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with direct.open(url, timeout=5) as answer:
+        with _directly().open(url, timeout=5) as answer:
             return answer.status == 200
     except (urllib.error.URLError, OSError):
         return False
+
+
+def _directly() -> urllib.request.OpenerDirector:
+    """No proxy."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))

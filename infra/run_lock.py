@@ -50,6 +50,18 @@ def add_guardian(lock: IO[str], process: subprocess.Popen[bytes]) -> None:
     _append(lock, json.dumps(identity(process)))
 
 
+def workers_at_work(home: Path) -> dict[str, int]:
+    """The pools that a `distilflow worker` of this home works for, and its pid: it holds its own lock."""
+    found = {}
+    for path in sorted(home.glob("worker-*.lock")):
+        with path.open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found[path.stem.removeprefix("worker-")] = int(lock.readline() or 0)
+    return found
+
+
 def _guardians(lines: list[str]) -> list[psutil.Process]:
     """Those that still run. A line that is cut short is from a machine that crashed: nothing runs."""
     found = []

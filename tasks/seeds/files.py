@@ -48,6 +48,20 @@ def local(source: str, what: str) -> Iterator[Path]:
                 raise ConfigurationError(f"{what}: {error}") from error
             yield path
         return
+    check(source, what)
+    yield Path(source).expanduser()
+
+
+def check(source: str, what: str) -> None:
+    """Raise ConfigurationError where there is no such file or s3:// object, or none that can be read."""
+    if source.startswith("s3://"):
+        try:
+            there = storage.head(source)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{what}: {error}") from error
+        if there is None:
+            raise ConfigurationError(f"{what}: {source} does not exist")
+        return
     path = Path(source).expanduser()
     try:
         if path.is_dir():
@@ -59,7 +73,6 @@ def local(source: str, what: str) -> Iterator[Path]:
         path.open("rb").close()
     except OSError as error:
         raise ConfigurationError(f"{what}: {source!r} cannot be read ({error.strerror})") from error
-    yield path
 
 
 def entries(source: str, stream: BinaryIO, columns: Collection[str]) -> Iterator[tuple[int, Any]]:

@@ -128,6 +128,18 @@ def _check(counts: dict[str, int], names: dict[str, str], facts: dict[str, Any])
     raise ConfigurationError(f"{empty}: no row of {names[empty]} can be used ({why})")
 
 
+def check_sources(sources: Sources) -> Iterator[str]:
+    """Of each source that is not there, or is none, a sentence; no row is read."""
+    for what, source in (("seeds", sources.seeds), ("heldout", sources.heldout)):
+        try:
+            if source:
+                files.check(source, what)
+        except ConfigurationError as error:
+            yield str(error)
+    if sources.databases and next(_places(sources.databases), None) is None:
+        yield _no_dumps(sources.databases)
+
+
 def read_databases(where: str) -> dict[str, str]:
     """SQL dumps by name from a folder or s3:// prefix of `*.sql` files; each is loaded once to see that it can be."""
     dumps: dict[str, str] = {}
@@ -146,22 +158,29 @@ def read_databases(where: str) -> dict[str, str]:
         except QueryError as error:
             raise ConfigurationError(f"databases: {place} in {where} does not load ({error})") from error
     if not dumps:
-        raise ConfigurationError(f"databases: {where} holds no *.sql dumps")
+        raise ConfigurationError(_no_dumps(where))
     return dumps
+
+
+def _no_dumps(where: str) -> str:
+    return f"databases: {where} holds no *.sql dumps"
 
 
 def _dumps(where: str) -> Iterator[tuple[str, bytes]]:
     """Dumps by their place below a folder or s3:// prefix, in order."""
+    for place in _places(where):
+        if where.startswith("s3://"):
+            yield place, storage.get(f"{where.rstrip('/')}/{place}") or b""
+        else:
+            yield place, (Path(where).expanduser() / place).read_bytes()
+
+
+def _places(where: str) -> Iterator[str]:
     if where.startswith("s3://"):
-        prefix = where.rstrip("/") + "/"
-        for place in storage.keys(prefix):
-            if place.endswith(".sql"):
-                yield place, storage.get(prefix + place) or b""
+        yield from (place for place in storage.keys(where.rstrip("/") + "/") if place.endswith(".sql"))
         return
     folder = Path(where).expanduser()
-    for path in sorted(folder.rglob("*.sql")):
-        if path.is_file():
-            yield str(path.relative_to(folder)), path.read_bytes()
+    yield from (str(path.relative_to(folder)) for path in sorted(folder.rglob("*.sql")) if path.is_file())
 
 
 def open_databases(seeds: ArtifactRef) -> dict[str, ReadOnlyDatabase]:

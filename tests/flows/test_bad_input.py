@@ -2,15 +2,21 @@
 
 import json
 import os
+import re
 import socket
 import sys
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.cli import main
+from infra.prefect_client import talking_to
 from tests.support import cli
+from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.usefixtures("services")
 
@@ -39,6 +45,20 @@ def test_an_unknown_student() -> None:
     message = _sentence("run", "--student=0.7B")
     assert "unknown student '0.7B'" in message
     assert "0.5B" in message
+
+
+def test_all_that_is_wrong_is_named_and_the_runs_log_has_it_once() -> None:
+    message = _sentence("run", "--student=0.7B", "--teacher=99B", "--seeds=nowhere.jsonl", "--databases=nowhere")
+    for wrong in ("student '0.7B'", "teacher '99B'", "no file 'nowhere.jsonl'", "nowhere holds no *.sql"):
+        assert message.count(wrong) == 1
+    with talking_to(), get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
+        ours = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+        wait_for(lambda: [log for log in client.read_logs(ours) if log.message.startswith("Finished in state")])
+        logs = [log.message for log in client.read_logs(ours)]
+    assert not [log for log in logs if "Traceback" in log]
+    sentence = message.removeprefix("distilflow: ").strip()
+    assert [log for log in logs if "0.7B" in log and "nowhere" in log] == [sentence]
 
 
 def test_a_hub_model_that_cannot_be_reached() -> None:
@@ -86,20 +106,21 @@ def test_a_full_disk() -> None:
         ("--k=ten", "ten"),
         ("--kd.tail=tale", "tale"),
         ("--seed=-1", "seed"),
+        ("--k=0 --seed=-1 --kd.epochs=0 --kd.temperature 0", "--k: .*--seed: .*--kd.epochs: .*--kd.temperature: "),
     ],
 )
 def test_a_wrong_flag(
     flag: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What `distilflow` calls, called here: four processes would say no more."""
-    monkeypatch.setattr(sys, "argv", ["distilflow", "run", flag])
+    monkeypatch.setattr(sys, "argv", ["distilflow", "run", *flag.split()])
     with patch.dict(os.environ), pytest.raises(SystemExit) as ended:
         main()
     said = capsys.readouterr()
     assert ended.value.code == 2
     assert said.err.startswith("distilflow: ")
     assert said.err.count("\n") == 1
-    assert words in said.err
+    assert re.search(words, said.err)
     assert said.out == ""
 
 

@@ -1,5 +1,6 @@
 """The embedded services: real SeaweedFS, real Prefect servers, real kills."""
 
+import fcntl
 import json
 import os
 import signal
@@ -14,9 +15,12 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
-from infra import kept_services, seaweedfs, services, storage
+from infra import kept_services, seaweedfs, services, settings, storage
+from infra.birth import place
+from infra.claims import RUNS, claim_of_run
 from infra.errors import ConfigurationError
 from infra.local_server import free_ports
+from infra.local_services import environment, kept
 from infra.services import embedded_services
 from tests.support.processes import of_home
 from tests.support.wait import wait_for
@@ -60,7 +64,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def both_home(migrated: Path, unconfigured: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("DISTILFLOW_HOME", str(migrated))
     yield migrated
-    kept_services.down()
+    kept_services.down(now=True)
     assert of_home(migrated) == []
 
 
@@ -248,6 +252,21 @@ def test_the_last_log_lines_of_a_run_reach_the_server(both_home: Path) -> None:
         assert ("COMPLETED",) in database.execute("select state_type from flow_run").fetchall()
 
 
+def _run_under_way(name: str) -> str:
+    """The id of a run of a process of its own, which Prefect shows as running."""
+    return run_python(
+        "from infra.services import embedded_services\n"
+        "with embedded_services():\n"
+        "    from prefect import flow\n"
+        "    from prefect.client.orchestration import get_client\n"
+        "    from prefect.states import Running\n"
+        "    @flow\n"
+        "    def work(): ...\n"
+        "    with get_client(sync_client=True) as client:\n"
+        f"        print(client.create_flow_run(work, name={name!r}, state=Running()).id)\n"
+    ).splitlines()[-1]
+
+
 def test_up_serves_all_runs_until_down(
     both_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -273,6 +292,23 @@ def test_up_serves_all_runs_until_down(
     with pytest.raises(ConfigurationError, match=rf"up on port {port}: run `make down`"):
         kept_services.up(port + 1)
 
+    _run_under_way("only")
+    killed = _run_under_way("killed")
+    dead = {"place": place(), "pid": 2**22 + 1, "started": 1.0, "id": "x"}
+    with environment({name: server for name, (_, server) in kept(both_home).items()}):
+        storage.put(f"s3://{settings.bucket()}/{RUNS}{claim_of_run(killed)}", json.dumps(dead).encode())
+    with pytest.raises(ConfigurationError, match=r"^only is under way: .*`distilflow down --now`") as told:
+        kept_services.down()
+    assert "\n" not in str(told.value)
+    with (both_home / "worker-cpu.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        print(4711, file=lock, flush=True)
+        with pytest.raises(ConfigurationError, match=r"^only is under way, and worker cpu \(pid 4711\) runs: "):
+            kept_services.down()
+        with sqlite3.connect(both_home / "prefect" / "prefect.db") as database:
+            database.execute("update flow_run set state_type = 'COMPLETED' where name = 'only'")
+        with pytest.raises(ConfigurationError, match=r"^worker cpu \(pid 4711\) runs: "):
+            kept_services.down()
     kept_services.down()
     assert of_home(both_home) == []
     assert not (both_home / "services.json").exists()
