@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
 from prefect.client.schemas.objects import FlowRun, State, WorkerStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
@@ -25,14 +25,20 @@ from infra.errors import BY_EXIT_CODE, ConfigurationError, StageFailedError, Tra
 
 POLL_S = 2.0
 _SERVER_AWAY_S = 600.0
+_EQUAL_RUNS = 200  # that are looked back at
 _ELSEWHERE = {code: kind for code, kind in BY_EXIT_CODE.items() if kind is not TransientError}  # that was retried there
 
 
 def run_there(
-    deployment: str, parameters: Mapping[str, Any], returns: Any, name: str, tell: Callable[[str], None]
+    deployment: str,
+    parameters: Mapping[str, Any],
+    returns: Any,
+    name: str,
+    tell: Callable[[str], None],
+    tags: Sequence[str] = (),
 ) -> Any:
     """Run a deployment to its end and return its result as `returns`; raises as `Dispatched.result` does."""
-    with Dispatched(deployment, parameters, returns, name, tell) as run:
+    with Dispatched(deployment, parameters, returns, name, tell, tags) as run:
         while not run.is_over():
             time.sleep(POLL_S)
         return run.result()
@@ -45,14 +51,22 @@ class Dispatched:
     """
 
     def __init__(
-        self, deployment: str, parameters: Mapping[str, Any], returns: Any, name: str, tell: Callable[[str], None]
+        self,
+        deployment: str,
+        parameters: Mapping[str, Any],
+        returns: Any,
+        name: str,
+        tell: Callable[[str], None],
+        tags: Sequence[str] = (),
     ):
         self._deployment = deployment
         self._parameters = dict(parameters)
         self._returns = returns
         self._name = name
         self._tell = tell
-        self._key = digest_of({"deployment": deployment, "parameters": self._parameters})[:32]
+        self._tags = list(tags)
+        key = digest_of({"deployment": deployment, "parameters": self._parameters})[:32]
+        self._keys = [f"{key}-{number}" for number in range(_EQUAL_RUNS)]
         self._run: FlowRun | None = None
         self._joined = False  # another asked for it first
         self._state: State[Any] | None = None
@@ -110,19 +124,21 @@ class Dispatched:
             self._state = state
 
     def _joined_or_started(self, client: SyncPrefectClient) -> tuple[FlowRun, bool]:
-        tag = f"key:{self._key}"
-        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[tag])), limit=200)
+        equal = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=self._keys))
+        runs = client.read_flow_runs(flow_run_filter=equal, limit=_EQUAL_RUNS)
         for run in runs:
             if run.state and not run.state.is_final() and not run.state.is_cancelling():
                 return run, True
+        taken = {run.idempotency_key for run in runs}
         try:
             started: Any = run_deployment(
                 self._deployment,
                 parameters=self._parameters,
                 flow_run_name=self._name,
                 timeout=0,
-                tags=[tag],
-                idempotency_key=f"{self._key}-{len(runs)}",  # of two that ask at the same time, one starts it
+                tags=self._tags,
+                # of two that ask at the same time, one starts it
+                idempotency_key=next((key for key in self._keys if key not in taken), self._keys[-1]),
             )
         except ObjectNotFound as error:
             raise ConfigurationError(

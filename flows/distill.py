@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from typing import Annotated
 
+import prefect.runtime
 from prefect import flow
 from pydantic import Field
 
 from flows.benchmarks import benchmark_settings, benchmarked, check_benchmarks
 from flows.dispatched import answers
+from flows.names import run_name
 from flows.outcome import Outcome, publish_latest
 from flows.params import OfPreset, Preset, Student, Teacher, preset_for, with_preset
 from flows.plan import plan
@@ -33,7 +35,11 @@ from tasks.train.settings import Distillation, Training, TrainingRun
 from tasks.train.task import train
 
 
-@flow(name="distill", flow_run_name="{student}-from-{teacher}-k{k}", retries=0, validate_parameters=True)
+def _run_name() -> str:
+    return run_name("{student}-from-{teacher}-k{k}".format(**prefect.runtime.flow_run.parameters))
+
+
+@flow(name="distill", flow_run_name=_run_name, retries=0, validate_parameters=True)
 @answers
 def distill(
     student: Student = "demo",

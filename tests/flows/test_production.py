@@ -27,7 +27,7 @@ from infra import prefect_server, storage
 from infra.artifacts import Record, artifact_at, read_record
 from infra.local_services import kept
 from tests.support.browser import logged_in, page
-from tests.support.cluster import SMALL, Cluster, cluster, kill
+from tests.support.cluster import SMALL, Cluster, cluster, kill, stage_of
 from tests.support.wait import wait_for
 
 STAGES = ("sft", "logits", "sft_control", "kd", "evaluate")
@@ -77,8 +77,11 @@ def test_a_sweep_sends_its_heavy_stages_to_the_gpu_pool_and_computes_what_is_sha
 ) -> None:
     run, results = swept
     stages = production.stages()
-    assert Counter(stage.name for stage in stages) == {"sft": 1, "logits": 1, "sft_control": 1, "kd": 2, "evaluate": 2}
+    assert Counter(map(stage_of, stages)) == {"sft": 1, "logits": 1, "sft_control": 1, "kd": 2, "evaluate": 2}
     assert {stage.work_pool_name for stage in stages} == {"gpu"}
+    names = {child.name for child in _children(run)}
+    assert {name.split(" · ")[0] for name in names} == {f"demo-from-demo-k10-kd.temperature={t}" for t in (1.0, 2.0)}
+    assert {stage.name for stage in stages if stage_of(stage) == "kd"} == {f"kd · {name}" for name in names}
     assert all(stage.state and stage.state.is_completed() for stage in stages)
     for result in results:
         own = [result["stages"][name] for name in ("kd", "evaluate")]
@@ -303,7 +306,7 @@ def _in_stage(production: Cluster, stage: str) -> None:
     """Wait until the stage's engine runs."""
 
     def runs() -> bool:
-        current = [s for s in production.stages() if s.name == stage and s.state and s.state.is_running()]
+        current = [s for s in production.stages() if stage_of(s) == stage and s.state and s.state.is_running()]
         return bool(current and production.engines())
 
     wait_for(runs, 300)
