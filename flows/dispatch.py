@@ -12,8 +12,15 @@ from typing import Any
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterType,
+    FlowRunFilter,
+    FlowRunFilterIdempotencyKey,
+)
 from prefect.client.schemas.objects import FlowRun, State, WorkerStatus
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelling, Crashed
@@ -25,6 +32,7 @@ from infra.errors import BY_EXIT_CODE, ConfigurationError, StageFailedError, Tra
 
 POLL_S = 2.0
 _SERVER_AWAY_S = 600.0
+_SHOW_S = 10.0
 _EQUAL_RUNS = 200  # that are looked back at
 _ELSEWHERE = {code: kind for code, kind in BY_EXIT_CODE.items() if kind is not TransientError}  # that was retried there
 
@@ -36,9 +44,10 @@ def run_there(
     name: str,
     tell: Callable[[str], None],
     tags: Sequence[str] = (),
+    show: Callable[[float, str], None] | None = None,
 ) -> Any:
     """Run a deployment to its end and return its result as `returns`; raises as `Dispatched.result` does."""
-    with Dispatched(deployment, parameters, returns, name, tell, tags) as run:
+    with Dispatched(deployment, parameters, returns, name, tell, tags, show) as run:
         while not run.is_over():
             time.sleep(POLL_S)
         return run.result()
@@ -47,7 +56,7 @@ def run_there(
 class Dispatched:
     """A run elsewhere that is wanted here. Leaving the `with` before it is over cancels it.
 
-    `tell` gets a sentence whenever what is waited for changes.
+    `tell` gets a sentence whenever what is waited for changes, `show` its progress: per cent, and its own words.
     """
 
     def __init__(
@@ -58,6 +67,7 @@ class Dispatched:
         name: str,
         tell: Callable[[str], None],
         tags: Sequence[str] = (),
+        show: Callable[[float, str], None] | None = None,
     ):
         self._deployment = deployment
         self._parameters = dict(parameters)
@@ -65,6 +75,8 @@ class Dispatched:
         self._name = name
         self._tell = tell
         self._tags = list(tags)
+        self._show = show
+        self._next_show = 0.0
         key = digest_of({"deployment": deployment, "parameters": self._parameters})[:32]
         self._keys = [f"{key}-{number}" for number in range(_EQUAL_RUNS)]
         self._run: FlowRun | None = None
@@ -118,10 +130,21 @@ class Dispatched:
             return  # its state tells the next time
         if not state.is_final():
             self._say(_waits_for(client, run))
+            self._pass_progress_on(client, run)
         elif self._joined and not state.is_completed() and not answer_of(run.id):
             self._run = None  # it was another's to cancel or to lose; we want it done
         else:
             self._state = state
+
+    def _pass_progress_on(self, client: SyncPrefectClient, run: FlowRun) -> None:
+        if self._show is None or time.monotonic() < self._next_show:
+            return
+        self._next_show = time.monotonic() + _SHOW_S
+        its = ArtifactFilter(
+            flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]), type=ArtifactFilterType(any_=["progress"])
+        )
+        for artifact in client.read_artifacts(artifact_filter=its, sort=ArtifactSort.UPDATED_DESC, limit=1):
+            self._show(float(str(artifact.data)), artifact.description or "")
 
     def _joined_or_started(self, client: SyncPrefectClient) -> tuple[FlowRun, bool]:
         equal = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=self._keys))
@@ -171,4 +194,12 @@ def _waits_for(client: SyncPrefectClient, run: FlowRun) -> str:
     online = [worker for worker in workers if worker["status"] == WorkerStatus.ONLINE.value]
     if not online:
         return f"{run.name} waits: no worker of the pool {pool!r} is online (start one: distilflow worker {pool})"
-    return f"{run.name} waits for a free place in the pool {pool!r} ({len(online)} workers online)"
+    if state.is_pending():
+        return f"{run.name} is starting in the pool {pool!r}"
+    known = client.request("GET", "/work_pools/{name}", path_params={"name": pool}).json()
+    places, taken = known["concurrency_limit"], known["active_slots"]
+    if known["is_paused"]:
+        return f"{run.name} waits: the pool {pool!r} is paused"
+    if places is not None and taken >= places:
+        return f"{run.name} waits for a free place in the pool {pool!r} ({taken} of {places} are taken)"
+    return f"{run.name} waits for a worker of the pool {pool!r} to take it ({len(online)} online)"
