@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import httpx
 import prefect.runtime
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterType,
+    FlowRunFilter,
+    FlowRunFilterIdempotencyKey,
+)
 from prefect.client.schemas.objects import FlowRun, State, WorkerStatus
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelling, Crashed
@@ -25,14 +32,23 @@ from infra.artifacts import digest_of
 from infra.errors import BY_EXIT_CODE, ConfigurationError, StageFailedError, TransientError
 
 POLL_S = 2.0
+_SERVER_AWAY_S = 600.0
+_SHOW_S = 10.0
+_EQUAL_RUNS = 200  # that are looked back at
 _ELSEWHERE = {code: kind for code, kind in BY_EXIT_CODE.items() if kind is not TransientError}  # that was retried there
 
 
 def run_there(
-    deployment: str, parameters: Mapping[str, Any], returns: Any, name: str, tell: Callable[[str], None]
+    deployment: str,
+    parameters: Mapping[str, Any],
+    returns: Any,
+    name: str,
+    tell: Callable[[str], None],
+    tags: Sequence[str] = (),
+    show: Callable[[float, str], None] | None = None,
 ) -> Any:
     """Run a deployment to its end and return its result as `returns`; raises as `Dispatched.result` does."""
-    with Dispatched(deployment, parameters, returns, name, tell) as run:
+    with Dispatched(deployment, parameters, returns, name, tell, tags, show) as run:
         while not run.is_over():
             time.sleep(POLL_S)
         return run.result()
@@ -41,18 +57,29 @@ def run_there(
 class Dispatched:
     """A run elsewhere that is wanted here. Leaving the `with` before it is over cancels it.
 
-    `tell` gets a sentence whenever what is waited for changes.
+    `tell` gets a sentence whenever what is waited for changes, `show` its progress: per cent, and its own words.
     """
 
     def __init__(
-        self, deployment: str, parameters: Mapping[str, Any], returns: Any, name: str, tell: Callable[[str], None]
+        self,
+        deployment: str,
+        parameters: Mapping[str, Any],
+        returns: Any,
+        name: str,
+        tell: Callable[[str], None],
+        tags: Sequence[str] = (),
+        show: Callable[[float, str], None] | None = None,
     ):
         self._deployment = deployment
         self._parameters = dict(parameters)
         self._returns = returns
         self._name = name
         self._tell = tell
-        self._key = digest_of({"deployment": deployment, "parameters": self._parameters})[:32]
+        self._tags = list(tags)
+        self._show = show
+        self._next_show = 0.0
+        key = digest_of({"deployment": deployment, "parameters": self._parameters})[:32]
+        self._keys = [f"{key}-{number}" for number in range(_EQUAL_RUNS)]
         self._run: FlowRun | None = None
         self._joined = False  # another asked for it first
         self._state: State[Any] | None = None
@@ -104,26 +131,39 @@ class Dispatched:
             return  # its state tells the next time
         if not state.is_final():
             self._say(_waits_for(client, run))
+            self._pass_progress_on(client, run)
         elif self._joined and (state.is_cancelled() or not (state.is_completed() or answer_of(run.id))):
             self._run = None  # it was another's to cancel or to lose; we want it done
             self._say(f"{run.name}, which another run had started, ended as {state.name}: it is started again here")
         else:
             self._state = state
 
+    def _pass_progress_on(self, client: SyncPrefectClient, run: FlowRun) -> None:
+        if self._show is None or time.monotonic() < self._next_show:
+            return
+        self._next_show = time.monotonic() + _SHOW_S
+        its = ArtifactFilter(
+            flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]), type=ArtifactFilterType(any_=["progress"])
+        )
+        for artifact in client.read_artifacts(artifact_filter=its, sort=ArtifactSort.UPDATED_DESC, limit=1):
+            self._show(float(str(artifact.data)), artifact.description or "")
+
     def _joined_or_started(self, client: SyncPrefectClient) -> tuple[FlowRun, bool]:
-        tag = f"key:{self._key}"
-        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[tag])), limit=200)
+        equal = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=self._keys))
+        runs = client.read_flow_runs(flow_run_filter=equal, limit=_EQUAL_RUNS)
         for run in runs:
             if run.state and not run.state.is_final() and not run.state.is_cancelling():
                 return run, True
+        taken = {run.idempotency_key for run in runs}
         try:
             started: Any = run_deployment(
                 self._deployment,
                 parameters=self._parameters,
                 flow_run_name=self._name,
                 timeout=0,
-                tags=[tag],
-                idempotency_key=f"{self._key}-{len(runs)}",  # of two that ask at the same time, one starts it
+                tags=self._tags,
+                # of two that ask at the same time, one starts it
+                idempotency_key=next((key for key in self._keys if key not in taken), self._keys[-1]),
             )
         except ObjectNotFound as error:
             raise ConfigurationError(
@@ -162,4 +202,12 @@ def _waits_for(client: SyncPrefectClient, run: FlowRun) -> str:
     online = [worker for worker in workers if worker["status"] == WorkerStatus.ONLINE.value]
     if not online:
         return f"{run.name} waits: no worker of the pool {pool!r} is online (start one: distilflow worker {pool})"
-    return f"{run.name} waits for a free place in the pool {pool!r} ({len(online)} workers online)"
+    if state.is_pending():
+        return f"{run.name} is starting in the pool {pool!r}"
+    known = client.request("GET", "/work_pools/{name}", path_params={"name": pool}).json()
+    places, taken = known["concurrency_limit"], known["active_slots"]
+    if known["is_paused"]:
+        return f"{run.name} waits: the pool {pool!r} is paused"
+    if places is not None and taken >= places:
+        return f"{run.name} waits for a free place in the pool {pool!r} ({taken} of {places} are taken)"
+    return f"{run.name} waits for a worker of the pool {pool!r} to take it ({len(online)} online)"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from typing import Annotated
 
+import prefect.runtime
 from prefect import flow
 from pydantic import Field
 
 from flows.benchmarks import benchmark_settings, benchmarked
 from flows.dispatched import answers
+from flows.names import run_name
 from flows.outcome import Outcome, publish_latest
-from flows.params import Preset, Student, Teacher, preset_for, with_preset
+from flows.params import OfPreset, Preset, Student, Teacher, preset_for, with_preset
 from flows.plan import plan
 from flows.preflight import check
 from flows.reproduce import command
@@ -33,7 +35,11 @@ from tasks.train.settings import Distillation, Training, TrainingRun
 from tasks.train.task import train
 
 
-@flow(name="distill", flow_run_name="{student}-from-{teacher}-k{k}", retries=0, validate_parameters=True)
+def _run_name() -> str:
+    return run_name("{student}-from-{teacher}-k{k}".format(**prefect.runtime.flow_run.parameters))
+
+
+@flow(name="distill", flow_run_name=_run_name, retries=0, validate_parameters=True)
 @answers
 def distill(
     student: Student = "demo",
@@ -45,14 +51,14 @@ def distill(
     heldout_share: Annotated[float, Field(gt=0, lt=1)] = 0.1,
     databases: str | None = None,
     seed: Annotated[int, Field(ge=0)] = 0,
-    augmentation: Augmentation | None = None,
-    sft: Training | None = None,
-    scoring: Scoring | None = None,
-    kd: Distillation | None = None,
-    evaluation: Evaluation | None = None,
-    run: TrainingRun | None = None,
-    benchmarks: Benchmarks | None = None,
-    judging: Judging | None = None,
+    augmentation: Annotated[Augmentation | None, OfPreset("augment")] = None,
+    sft: Annotated[Training | None, OfPreset("sft")] = None,
+    scoring: Annotated[Scoring | None, OfPreset("scoring")] = None,
+    kd: Annotated[Distillation | None, OfPreset("kd")] = None,
+    evaluation: Annotated[Evaluation | None, OfPreset("evaluation")] = None,
+    run: Annotated[TrainingRun | None, OfPreset("run")] = None,
+    benchmarks: Annotated[Benchmarks | None, OfPreset("benchmarks")] = None,
+    judging: Annotated[Judging | None, OfPreset("judging")] = None,
     judge_model: str = "demo",
     stages_on: str | None = None,
     plan_only: bool = False,
@@ -62,7 +68,7 @@ def distill(
 
     Finished stages are found by their records in storage and not done again, so a rerun continues where the
     last run stopped, and a changed parameter redoes only what depends on it. Nested settings need only the
-    fields that differ from the student's preset (the defaults shown are the paper's, the demo has its own).
+    fields that differ from the student's preset (the run form tells it; the defaults of --help are the paper's).
 
     Args:
         student: demo, 0.5B, 1.5B, 3B, 7B (Qwen2.5-Instruct), a folder, or a hub name

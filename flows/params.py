@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, WithJsonSchema
+from pydantic import BaseModel, GetJsonSchemaHandler, WithJsonSchema
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from infra.models import STUDENTS, TEACHERS
 from tasks.augment.settings import Augmentation
@@ -40,6 +42,30 @@ def _model_name(presets: dict[str, str]) -> WithJsonSchema:
 
 Student = Annotated[str, _model_name(STUDENTS)]
 Teacher = Annotated[str, _model_name(TEACHERS)]
+
+
+@dataclass(frozen=True)
+class OfPreset:
+    """Optional settings of which only what differs from the student's preset is given; `part` is their name there.
+
+    In the run form their fields are empty and tell the presets' values: Prefect's form would fill in a default and
+    send it, as if somebody had asked for it.
+    """
+
+    part: str
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        for name, shown in handler.resolve_ref_schema(schema["anyOf"][0])["properties"].items():
+            shown.pop("default", None)
+            if shown.get("type") == "boolean":  # the form would send "off" for a switch that nobody touched
+                shown["enum"] = [True, False]
+                del shown["type"]
+            if "anyOf" in shown:  # and all defaults of the settings that it names first
+                shown["anyOf"].sort(key=lambda kind: "$ref" in kind)
+            if values := _preset_values(self.part, name):
+                shown["description"] += f" (preset: {values})"
+        return schema
 
 
 @dataclass(frozen=True)
@@ -89,6 +115,21 @@ PRESETS: dict[str, Preset] = {
 def preset_for(student: str) -> Preset:
     """The student's preset; a model of the user's own gets the paper's settings."""
     return PRESETS.get(student, _paper(TrainingRun()))
+
+
+def _preset_values(part: str, name: str) -> str:
+    """A setting in the presets: as it usually is, then of students who have it otherwise; empty where none sets it."""
+    usual, *others = (getattr(getattr(preset, part), name) for preset in (preset_for(""), *PRESETS.values()))
+    differing = [
+        f"{student}: {_shown(value)}" for student, value in zip(PRESETS, others, strict=True) if value != usual
+    ]
+    return "; ".join([_shown(usual), *differing]) if differing or usual not in (None, (), {}) else ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
 def with_preset(given: Model | None, preset: Model) -> Model:

@@ -10,6 +10,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, cast, get_type_hints
 from prefect import flow
 from pydantic import TypeAdapter, ValidationError
 
+from flows import names
 from flows.dispatch import run_there
 from flows.dispatched import answers
 from infra.artifacts import ArtifactRef
@@ -90,18 +91,19 @@ def placed(function: Callable[P, R], deployment: str | None) -> Callable[P, R]:
         title = str(arguments.get("name", stage_name))
         if _IS_FINISHED[stage_name](**arguments):
             return function(*args, **kwargs)
+        run_name, tags = names.stage_name(title), [names.stage_tag(title)]
 
-        def dispatch() -> Any:
-            told = _as_anyone_would_ask(TypeAdapter(Any).dump_python(arguments, mode="json"))
+        def dispatch(**given: Any) -> Any:  # as arguments, from which Prefect draws the run's graph
+            told = _as_anyone_would_ask(TypeAdapter(Any).dump_python(given, mode="json"))
             parameters = {"stage": stage_name, "arguments": told}
             with stage_view(title, f"in {deployment}") as view:
-                result = run_there(deployment, parameters, returns, title, view.note)
+                result = run_there(deployment, parameters, returns, run_name, view.note, tags, view.pass_on)
                 refs = list(result.values()) if isinstance(result, dict) else [result]
                 seconds, cached = sum(ref.seconds for ref in refs), all(ref.cached for ref in refs)
                 view.done(refs[-1].model_copy(update={"seconds": seconds, "cached": cached}), f"done in {deployment}")
                 return result
 
-        return cast("R", stage_task(name=f"{title} in {deployment}")(dispatch)())
+        return cast("R", stage_task(name=f"{title} in {deployment}")(dispatch)(**arguments))
 
     return there
 

@@ -7,6 +7,7 @@ from collections import deque
 from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 
+import prefect.runtime
 from prefect import flow
 from prefect.settings import get_current_settings
 from pydantic import Field
@@ -15,6 +16,7 @@ from flows.dispatch import POLL_S, Dispatched
 from flows.dispatched import answers, raise_if_cancelled
 from flows.distill import distill
 from flows.grid import Point, deployment_of, grid
+from flows.names import child_name, run_name
 from flows.outcome import Outcome, publish_latest_leaderboard
 from flows.params import Student, Teacher
 from infra.artifacts import ArtifactRef
@@ -28,7 +30,13 @@ TopK = Annotated[int, Field(ge=1, le=256)]
 Rows = Annotated[int, Field(ge=1)]
 
 
-@flow(name="sweep", retries=0, validate_parameters=True)
+def _run_name() -> str:
+    told = prefect.runtime.flow_run.parameters
+    students, teachers, ks = ("+".join(map(str, told[name])) for name in ("students", "teachers", "ks"))
+    return run_name(f"sweep {students}-from-{teachers}-k{ks}")
+
+
+@flow(name="sweep", flow_run_name=_run_name, retries=0, validate_parameters=True)
 @answers
 def sweep(
     students: Annotated[list[Student], Field(min_length=1)] = ["demo"],  # noqa: B006 (a flow's parameters are JSON)
@@ -75,8 +83,9 @@ def sweep(
 
 def _here(point: Point) -> Entry:
     say(f"\n[bold]{point.name}[/bold]")
+    name = child_name(point.name)
     try:
-        return _finished(point, distill(**point.parameters))
+        return _finished(point, distill.with_options(flow_run_name=lambda: name)(**point.parameters))
     except DistilflowError as error:
         return _failed(point, error)
 
@@ -88,7 +97,7 @@ def _through_deployments(points: list[Point], at_once: int) -> list[Entry]:
         while waiting or under_way:
             while waiting and len(under_way) < at_once:
                 point = waiting.popleft()
-                run = Dispatched(deployment_of(point), point.parameters, Outcome, point.name, log)
+                run = Dispatched(deployment_of(point), point.parameters, Outcome, child_name(point.name), log)
                 under_way[point.name] = (point, stack.enter_context(run))
             for name, (point, run) in list(under_way.items()):
                 try:

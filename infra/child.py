@@ -46,6 +46,14 @@ class Reporter:
             self._last = now
             self.event("progress", done=done, total=total, **fields)
 
+    @contextlib.contextmanager
+    def loading(self, engine: str) -> Iterator[None]:
+        """Say that an engine is loading, which takes minutes for a large model, and when it is ready."""
+        began = time.monotonic()
+        self.event("loading", engine=engine)
+        yield
+        self.event("ready", engine=engine, seconds=round(time.monotonic() - began, 1))
+
 
 def run(main: Callable[[dict[str, Any], Reporter], dict[str, Any]], folder: Path, *, writes: bool = True) -> NoReturn:
     """Run `main(spec, reporter)` by the contract of `infra.processes` and exit.

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -41,6 +42,16 @@ def on_console() -> bool:
     return os.environ.get("DISTILFLOW_CONSOLE") == "1"
 
 
+@dataclass(frozen=True)
+class _State:
+    """Where a stage is; `counted` where `done` and `total` are rows, steps or tokens that people can read."""
+
+    done: float
+    total: int
+    note: str
+    counted: bool = True
+
+
 class StageView:
     """One stage as people see it.
 
@@ -52,15 +63,13 @@ class StageView:
         self.name = name
         self._doing = doing
         self._started = time.monotonic()
-        self._state: tuple[int, int, str] | None = None
+        self._state: _State | None = None
         self._bar: Progress | None = None
         self._over = threading.Event()
 
     def tick(self, done: int, total: int, note: str = "") -> None:
         """Report progress."""
-        self._state = (done, total, note)
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, total=total, note=note)
+        self._show(_State(done, total, note))
 
     def follow(self, describe: Callable[[Event], str]) -> Callable[[Event], None]:
         """A receiver of a supervised process's events that shows its progress, in `describe`'s words."""
@@ -68,6 +77,10 @@ class StageView:
         def on_event(event: Event) -> None:
             if event["event"] == "progress":
                 self.tick(event["done"], event["total"], describe(event))
+            elif event["event"] == "loading":
+                self._engine(f"{event['engine']} is loading")
+            elif event["event"] == "ready":
+                self._engine(f"{event['engine']} is ready after {event['seconds']:,.0f} s")
             elif event["event"] == "traffic":
                 self.note(
                     f"still at work: {event['bytes'] / 1e9:,.1f} GB read and written in {event['seconds']:,.0f} s"
@@ -81,19 +94,39 @@ class StageView:
 
         return on_event
 
+    def pass_on(self, share: float, text: str) -> None:
+        """Report the progress of a run elsewhere that does the stage: in per cent, and in its own words."""
+        self._show(_State(share, 100, text, counted=False))
+
+    def _engine(self, text: str) -> None:
+        """What the stage waits for before it gets on: in the run's log, and where its progress is shown."""
+        get_run_logger().info("%s: %s", self.name, text)
+        before = self._state or _State(0, 0, "", counted=False)
+        self._show(replace(before, note=text))
+
+    def _show(self, state: _State) -> None:
+        self._state = state
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=state.done, total=state.total or None, note=state.note)
+
     def _publish_progress(self) -> None:
         """Keep a progress artifact, and a log line now and then, until the stage is over."""
         artifact: UUID | None = None
-        shown, first = None, None
+        shown: _State | None = None
+        first: tuple[float, float] | None = None
         next_log = self._started + _LOG_INTERVAL_S
         while not self._over.wait(_UI_INTERVAL_S) or self._state != shown:
             if self._state is None or self._state == shown:
                 continue
-            shown = done, total, note = self._state
-            share = 100.0 * done / max(total, 1)
-            began, already = first = first or (time.monotonic(), done)  # a resumed stage does not start at 0
-            left = (time.monotonic() - began) * (total - done) / (done - already) if already < done < total else None
-            text = " · ".join(filter(None, [self._doing, note, f"{done:,} of {total:,}", _about(left)]))
+            shown = self._state
+            done, total = shown.done, shown.total
+            share, counts = 100.0 * done / max(total, 1), [""]
+            if shown.counted:
+                now = time.monotonic()
+                began, already = first = first or (now, done)  # a resumed stage does not start at 0
+                left = (now - began) * (total - done) / (done - already) if already < done < total else None
+                counts = [f"{done:,} of {total:,}", _about(left)]
+            text = " · ".join(filter(None, [self._doing, shown.note, *counts]))
             try:
                 if artifact is None:
                     key = re.sub("[^a-z0-9-]", "-", f"{self.name}-progress")

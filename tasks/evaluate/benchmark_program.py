@@ -48,7 +48,8 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
             [question for name in works for question in asked[name]],
             options.max_new_tokens,
             evaluation,
-            reporter.folder,
+            reporter,
+            told["name"],
             advance,
         )
         answered = benchmarks.answer(works, options, variant.generate)
@@ -66,13 +67,15 @@ class Variant:
         asked: Sequence[Question],
         max_new_tokens: int,
         evaluation: Evaluation,
-        folder: Path,
+        reporter: child.Reporter,
+        name: str,
         advance: Callable[[int], None],
     ):
         self._source = source
         self._asked = asked
         self._evaluation = evaluation
-        self._folder = folder
+        self._reporter = reporter
+        self._name = name
         self._advance = advance
         self._tokenizer = load_tokenizer(source)
         self._context = source.context()
@@ -96,7 +99,7 @@ class Variant:
             given = [Prompt(digest_of(prompts[place].model_dump(mode="json")), ids[place]) for place in at]
             sampling = Sampling(1, temperature, 1.0, self._evaluation.seed) if temperature else None
             generator = self._started()
-            with child.abort_if_a_child_dies(self._folder, "the engine that generates"):
+            with child.abort_if_a_child_dies(self._reporter.folder, "the engine that generates"):
                 for place, [answer] in zip(at, generator.answers(given, sampling), strict=True):
                     texts[place] = answer.text
                     self._advance(1)
@@ -108,21 +111,17 @@ class Variant:
 
     def _started(self) -> Generator:
         if self._generator is None:
-            how, ends = self._evaluation, Ends.of(self._source, self._tokenizer)
-            if how.engine == "transformers":
-                model = load_model(self._source)
-                self._generator = TransformersGenerator(model, ends, self._max_new_tokens, how.batch_rows)
-            else:
-                length = min(self._context, max(map(self._longest, self._asked)) + self._max_new_tokens)
-                self._generator = vllm_generator(
-                    self._source.fetch(),
-                    ends,
-                    length,
-                    self._max_new_tokens,
-                    how.tensor_parallel,
-                    how.gpu_memory,
-                )
+            with self._reporter.loading(f"{self._evaluation.engine} with {self._name}"):
+                self._generator = self._loaded()
         return self._generator
+
+    def _loaded(self) -> Generator:
+        how, ends = self._evaluation, Ends.of(self._source, self._tokenizer)
+        if how.engine == "transformers":
+            return TransformersGenerator(load_model(self._source), ends, self._max_new_tokens, how.batch_rows)
+        length = min(self._context, max(map(self._longest, self._asked)) + self._max_new_tokens)
+        source = self._source.fetch()
+        return vllm_generator(source, ends, length, self._max_new_tokens, how.tensor_parallel, how.gpu_memory)
 
     def _longest(self, question: Question) -> int:
         """Tokens of a question's last prompt, with the longest answers before it."""

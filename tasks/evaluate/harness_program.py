@@ -47,7 +47,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     for told in spec["variants"]:
         reporter.progress(len(refs), len(spec["variants"]), variant=told["key"])
         work = Workspace.from_description(told["workspace"])
-        found = _evaluated(ModelSource.model_validate(told["model"]), options, scoring, manager, reporter.folder)
+        found = _evaluated(ModelSource.model_validate(told["model"]), options, scoring, manager, reporter)
         gc.collect()  # what is left of the engine, before the next one needs its memory
         for name, samples in found["samples"].items():
             lines = "".join(json.dumps(sample, default=str) + "\n" for sample in samples)
@@ -57,15 +57,17 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     return {"refs": refs}
 
 
-def _evaluated(model: ModelSource, options: Benchmarks, scoring: Scoring, manager: Any, folder: Path) -> Any:
+def _evaluated(
+    model: ModelSource, options: Benchmarks, scoring: Scoring, manager: Any, reporter: child.Reporter
+) -> Any:
     """What lm-eval returns; its engine is gone by then."""
     from lm_eval import simple_evaluate
 
     try:
-        with (
-            _engine(model, options, scoring, folder) as engine,
-            child.abort_if_a_child_dies(folder, "lm-eval's engine"),
-        ):
+        with contextlib.ExitStack() as stack:
+            with reporter.loading(f"{scoring.engine} with {model.name}"):
+                engine = stack.enter_context(_engine(model, options, scoring, reporter.folder))
+            stack.enter_context(child.abort_if_a_child_dies(reporter.folder, "lm-eval's engine"))
             found = simple_evaluate(
                 engine,
                 tasks=list(options.harness),

@@ -85,8 +85,10 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
 
     for variant in variants:
         if not variant.work.has(_ANSWERS):
-            _answer(variant, settings, reporter.folder, tick(variant))
-    databases, teacher = open_databases(seeds), load_model(teacher_source)
+            _answer(variant, settings, reporter, tick(variant))
+    databases = open_databases(seeds)
+    with reporter.loading("the teacher"):
+        teacher = load_model(teacher_source)
     for variant in variants:
         started = time.monotonic()
         answers = variant.work.get_json(_ANSWERS)
@@ -146,13 +148,14 @@ def _tasks(rows: list[Row], mine: _Prepared, theirs: _Prepared) -> tuple[list[Ta
     return sorted(tasks, key=lambda task: (len(task.tokens.ids), task.row.id)), dict(skipped)
 
 
-def _answer(variant: _Variant, settings: Evaluation, folder: Path, advance: Callable[[int], None]) -> None:
+def _answer(variant: _Variant, settings: Evaluation, reporter: child.Reporter, advance: Callable[[int], None]) -> None:
     """Generate the variant's answers, and keep them in its workspace."""
     started = time.monotonic()
     prompts = [Prompt(task.row.id, task.tokens.ids[: task.tokens.response_start]) for task in variant.tasks]
-    generator = _generator(variant, prompts, settings)
+    with reporter.loading(f"{settings.engine} with {variant.name}"):
+        generator = _generator(variant, prompts, settings)
     kept: dict[str, dict[str, Any]] = {}
-    with child.abort_if_a_child_dies(folder, "the engine that generates"):
+    with child.abort_if_a_child_dies(reporter.folder, "the engine that generates"):
         for prompt, [answer] in zip(prompts, generator.answers(prompts, None), strict=True):
             kept[prompt.key] = {"greedy": dataclasses.asdict(answer), "samples": []}
             advance(1)

@@ -59,8 +59,8 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         queue = Queue(work, missing, claims)
         ours = iter(queue)
         if (first := next(ours, None)) is not None:
-            reporter.event("starting", engine=scoring.engine)
-            engine = _engine(scoring, teacher, k, max(len(row.ids) for row in rows))
+            with reporter.loading(scoring.engine):
+                engine = _engine(scoring, teacher, k, max(len(row.ids) for row in rows))
             started = time.monotonic()
 
             def on_progress(tokens: int, responses: int) -> None:

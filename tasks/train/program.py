@@ -9,6 +9,7 @@ and for them alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -61,12 +62,13 @@ def _train(run: Run, reporter: child.Reporter) -> dict[str, Any]:
     join(run.rank, reporter.folder, on_gpu=run.on_gpu)
     torch.manual_seed(run.seed)
 
-    base = _one_rank_first(run.rank, run.source.fetch)
-    spool, data_facts = _prepared(run, reporter.folder / "examples")
-    _check_memory(run, base, spool)
-    plan = _plan(run, len(spool))
-    owned = checkpoints.take_over(run.work, run.launch) if run.rank.is_first else None
-    student, done, curve = _resumed(run, plan, base, reporter)
+    with reporter.loading("DeepSpeed") if run.rank.is_first else contextlib.nullcontext():
+        base = _one_rank_first(run.rank, run.source.fetch)
+        spool, data_facts = _prepared(run, reporter.folder / "examples")
+        _check_memory(run, base, spool)
+        plan = _plan(run, len(spool))
+        owned = checkpoints.take_over(run.work, run.launch) if run.rank.is_first else None
+        student, done, curve = _resumed(run, plan, base, reporter)
 
     log = _log(run, plan, student, reporter)
     started = time.monotonic()

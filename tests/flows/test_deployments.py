@@ -11,7 +11,7 @@ from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
 from flows.grid import DEPLOYMENTS, grid
-from flows.params import PRESETS
+from flows.params import PRESETS, with_preset
 from infra.models import STUDENTS, TEACHERS
 
 ROOT = Path(__file__).parents[2]
@@ -60,15 +60,13 @@ def test_a_deployment_is_described_versioned_and_pulled_from_nowhere(name: str) 
 
 
 @pytest.mark.parametrize("size", list(STUDENTS))
-def test_a_students_deployment_shows_its_preset(size: str) -> None:
-    """What the run form shows is what a run without it would take."""
+def test_a_students_deployment_leaves_its_settings_to_the_preset(size: str) -> None:
+    """Another student chosen in the run form has its own settings, not this one's."""
     given, preset = BY_NAME[f"distill/qwen2.5-{size.lower()}"]["parameters"], PRESETS[size]
     assert given["student"] == size
     assert given["teacher"] in TEACHERS
     assert given["k"] == 10
-    shown = {"augmentation": preset.augment, "sft": preset.sft, "kd": preset.kd, "run": preset.run}
-    for name, settings in shown.items():
-        assert {field: getattr(settings, field) for field in given[name]} == given[name], name
+    assert not given.keys() & {"augmentation", "sft", "kd", "run"}
     assert (preset.sft.epochs, preset.sft.learning_rate, preset.kd.kd_weight) == (3, 2e-5, 0.5)
     assert preset.augment.max_rows == 100_000
 
@@ -88,6 +86,37 @@ def test_the_run_form_has_words_bounds_and_choices_for_every_parameter() -> None
                 assert described.get("description") or "$ref" in str(described), (model, field)
 
 
+def test_the_run_form_fills_in_nothing_and_tells_what_the_presets_are() -> None:
+    settings = _schema("distill/demo")["definitions"]
+    for model in ("Augmentation", "Training", "Distillation", "Scoring", "Evaluation", "TrainingRun", "Judging"):
+        for name, field in settings[model]["properties"].items():
+            assert "default" not in field, (model, name)
+            assert field.get("type") != "boolean", f"the form sends {name} of {model} as off where nobody touched it"
+            first = field.get("anyOf", [{}])[0]
+            assert "$ref" not in first, f"the form sends all defaults of {first}"
+    told = {model: {n: f["description"] for n, f in settings[model]["properties"].items()} for model in settings}
+    assert told["Training"]["learning_rate"].endswith("(preset: 2e-05; demo: 0.0012)")
+    assert told["TrainingRun"]["zero_stage"].endswith("(preset: 2; 0.5B: 1; 7B: 3)")
+    assert told["TrainingRun"]["gradient_checkpointing"].endswith("(preset: off)")
+    assert told["Augmentation"]["max_rows"].endswith("(preset: 100000; demo: none)")
+    assert "preset" not in told["TrainingRun"]["hostfile"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "changed"),
+    [
+        ({}, {}),
+        ({"learning_rate": 2e-5}, {"learning_rate": 2e-5}),  # the paper's own
+        ({"max_steps": None, "epochs": 3}, {"max_steps": None}),
+    ],
+)
+def test_what_is_typed_holds_and_what_is_not_is_the_presets(typed: dict[str, Any], changed: dict[str, Any]) -> None:
+    jsonschema.validate({"sft": typed}, _schema("distill/demo"))
+    given = _flow("distill/demo").validate_parameters({"sft": typed})["sft"]
+    demo = PRESETS["demo"].sft
+    assert with_preset(given, demo) == demo.model_copy(update=changed)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -101,6 +130,7 @@ def test_the_run_form_has_words_bounds_and_choices_for_every_parameter() -> None
         {"sft": {"epoch": 3}},
         {"run": {"zero_stage": 4}},
         {"evaluation": {"max_rows": 0}},
+        {"augmentation": {"enabled": "no"}},
     ],
 )
 def test_the_form_and_the_server_refuse_wrong_values(wrong: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from uuid import UUID
 
 import psutil
 import pytest
+from playwright.sync_api import Locator, Page
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter, FlowRunFilterId
@@ -32,7 +33,7 @@ from infra.artifacts import Record, artifact_at, read_record
 from infra.local_server import wait_until_gone
 from infra.local_services import kept
 from tests.support.browser import logged_in, page
-from tests.support.cluster import SMALL, Cluster, cluster, kill
+from tests.support.cluster import SMALL, Cluster, cluster, kill, stage_of
 from tests.support.wait import wait_for
 
 STAGES = ("sft", "logits", "sft_control", "kd", "evaluate")
@@ -82,8 +83,11 @@ def test_a_sweep_sends_its_heavy_stages_to_the_gpu_pool_and_computes_what_is_sha
 ) -> None:
     run, results = swept
     stages = production.stages()
-    assert Counter(stage.name for stage in stages) == {"sft": 1, "logits": 1, "sft_control": 1, "kd": 2, "evaluate": 2}
+    assert Counter(map(stage_of, stages)) == {"sft": 1, "logits": 1, "sft_control": 1, "kd": 2, "evaluate": 2}
     assert {stage.work_pool_name for stage in stages} == {"gpu"}
+    names = {child.name for child in _children(run)}
+    assert {name.split(" · ")[0] for name in names} == {f"demo-from-demo-k10-kd.temperature={t}" for t in (1.0, 2.0)}
+    assert {stage.name for stage in stages if stage_of(stage) == "kd"} == {f"kd · {name}" for name in names}
     assert all(stage.state and stage.state.is_completed() for stage in stages)
     for result in results:
         own = [result["stages"][name] for name in ("kd", "evaluate")]
@@ -182,26 +186,41 @@ def test_the_run_form_offers_choices_refuses_wrong_values_and_starts_a_run(produ
     with page() as form:
         logged_in(form, prefect_server.password(production.home))
         form.goto(f"http://127.0.0.1:{production.port}/deployments/deployment/{deployment.id}/run")
-        k = form.locator(".schema-form-property", has_text="teacher log-probabilities kept")
+        k = _setting(form, "teacher log-probabilities kept")
         k.locator("input").fill("0")
         form.get_by_role("button", name="Submit").click()
         form.get_by_text("0 is less than the minimum of 1").first.wait_for()
         k.locator("input").fill("5")
-        teacher = form.locator(".schema-form-property", has_text="demo, 14B, 32B, 72B")
-        choice = form.locator(".p-select-option", has_text="72B").first
-        while not choice.is_visible():  # the first click may only focus it
-            teacher.locator(".p-select-button__icon").click()
-            form.wait_for_timeout(1000)
-        choice.click()
+        _choose(form, "demo, 14B, 32B, 72B", "72B")
+        _choose(form, "demo, 0.5B, 1.5B, 3B, 7B", "7B")
+        for opened, kind in (("supervised fine-tuning", "Training"), ("how training is run", "TrainingRun")):
+            _setting(form, opened).get_by_role("button", name=kind, exact=True).click()
+        rate = _setting(form, "preset: 2e-05; demo: 0.0012").last
+        rate.locator("input").fill("0.00001")
+        _choose(form, "computes activations twice", "true")
         form.get_by_role("button", name="Submit").click()
         wait_for(lambda: _runs_of(deployment.id))
     (run,) = _runs_of(deployment.id)
     assert run.parameters["k"] == 5
     assert run.parameters["teacher"] == "72B"
-    assert run.parameters["student"] == "0.5B"
-    assert run.parameters["kd"]["kd_weight"] == 0.5
+    assert run.parameters["student"] == "7B"
+    assert run.parameters["sft"] == {"learning_rate": 1e-5, "lora": None}, "only what was typed"
+    assert run.parameters["run"] == {"gradient_checkpointing": True}, "the rest is the preset's, of the student chosen"
     assert production.wait_for_end(run.id, 120) == "Failed"  # its models are on the hub, which is not reached here
-    assert "student '0.5B'" in answer_of(run.id)["error"]
+    assert "student '7B'" in answer_of(run.id)["error"]
+
+
+def _setting(form: Page, words: str) -> Locator:
+    """A setting of the run form, by words of its description."""
+    return form.locator(".schema-form-property", has_text=words)
+
+
+def _choose(form: Page, words: str, choice: str) -> None:
+    option = form.locator(".p-select-option").get_by_text(choice, exact=True).first
+    while not option.is_visible():  # the first click may only focus it
+        _setting(form, words).last.locator(".p-select-button__icon").click()
+        form.wait_for_timeout(1000)
+    option.click()
 
 
 def _runs_of(deployment: Any) -> list[Any]:
@@ -323,7 +342,7 @@ def _in_stage(production: Cluster, stage: str) -> None:
     """Wait until the stage's engine runs."""
 
     def runs() -> bool:
-        current = [s for s in production.stages() if s.name == stage and s.state and s.state.is_running()]
+        current = [s for s in production.stages() if stage_of(s) == stage and s.state and s.state.is_running()]
         return bool(current and production.engines())
 
     wait_for(runs, 300)

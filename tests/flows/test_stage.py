@@ -29,7 +29,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(module, "_IS_FINISHED", dict.fromkeys(STAGES, lambda **_: False))
 
     class View:
-        note = done = staticmethod(lambda *_: None)
+        note = done = pass_on = staticmethod(lambda *_: None)
 
         def __enter__(self) -> "View":
             return self

@@ -154,6 +154,12 @@ def cluster(home: Path, database: Path | None = None) -> Iterator[Cluster]:
         os.environ.update(before)
 
 
+def stage_of(run: FlowRun) -> str:
+    """sft, logits, …: which stage a run of the flow `stage` does."""
+    (stage,) = (tag.removeprefix("stage:") for tag in run.tags if tag.startswith("stage:"))
+    return stage
+
+
 def kill(processes: list[psutil.Process]) -> None:
     """SIGKILL."""
     for process in processes:

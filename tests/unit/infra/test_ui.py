@@ -39,7 +39,8 @@ def _said(event: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
             {"event": "traffic", "bytes": 14_500_000_000, "seconds": 62.0},
             "still at work: 14.5 GB read and written in 62 s",
         ),
-        ({"event": "starting", "engine": "vllm"}, ""),
+        ({"event": "loading", "engine": "vllm"}, ""),  # in the bar, and in the run's log
+        ({"event": "ready", "engine": "vllm", "seconds": 61.4}, ""),
     ],
 )
 def test_each_event_is_told_in_one_line(event: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:

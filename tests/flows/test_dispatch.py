@@ -1,0 +1,162 @@
+"""A run that sends its stages elsewhere shows on its own page how they get on, and what it waits for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from uuid import UUID, uuid4
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactCreate, WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.runtime import flow_run
+from prefect.states import Pending, Running
+
+from flows import stage as module
+from flows.dispatch import Dispatched
+from flows.stage import STAGES, placed
+from infra.artifacts import ArtifactRef
+from infra.models import ModelSource
+from infra.stage_task import stage_task
+from infra.ui import stage_view
+from tasks.logits.settings import Scoring
+from tasks.train.settings import Training, TrainingRun
+from tests.support.wait import wait_for
+
+pytestmark = [pytest.mark.usefixtures("prefect", "bucket")]
+
+
+@pytest.fixture
+def client() -> Iterator[SyncPrefectClient]:
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+@pytest.fixture
+def pool(client: SyncPrefectClient) -> Iterator[str]:
+    """A work pool of one place, and a deployment in it with the same name."""
+    name = f"pool-{uuid4().hex}"
+    client.create_work_pool(WorkPoolCreate(name=name, type="process", concurrency_limit=1))
+    client.create_deployment(client.create_flow_from_name("elsewhere"), name=name, work_pool_name=name)
+    yield name
+    client.request("DELETE", "/work_pools/{name}", path_params={"name": name})
+
+
+def _sent(pool: str, said: list[str], show: Callable[[float, str], None] | None = None) -> tuple[Dispatched, UUID]:
+    run = Dispatched(f"elsewhere/{pool}", {"x": uuid4().hex}, str, "kd", said.append, show=show)
+    assert not run.is_over()
+    assert run._run is not None
+    return run, run._run.id
+
+
+def test_what_a_run_waits_for_is_what_is_missing(client: SyncPrefectClient, pool: str) -> None:
+    said: list[str] = []
+    run, sent = _sent(pool, said)
+    assert said[-1].startswith(f"kd waits: no worker of the pool {pool!r} is online")
+    client.request(
+        "POST",
+        "/work_pools/{work_pool_name}/workers/heartbeat",
+        path_params={"work_pool_name": pool},
+        json={"name": "a worker"},
+    )
+    assert not run.is_over()
+    assert said[-1] == f"kd waits for a worker of the pool {pool!r} to take it (1 online)", "its place is free"
+    _, another = _sent(pool, [])
+    client.set_flow_run_state(another, Pending(), force=True)
+    assert not run.is_over()
+    assert said[-1] == f"kd waits for a free place in the pool {pool!r} (1 of 1 are taken)"
+    client.update_work_pool(pool, WorkPoolUpdate(is_paused=True))
+    assert not run.is_over()
+    assert said[-1] == f"kd waits: the pool {pool!r} is paused"
+    client.set_flow_run_state(sent, Pending(), force=True)
+    assert not run.is_over()
+    assert said[-1] == f"kd is starting in the pool {pool!r}"
+
+
+def test_the_progress_of_a_run_elsewhere_is_shown_here(client: SyncPrefectClient, pool: str) -> None:
+    shown: list[tuple[float, str]] = []
+    run, sent = _sent(pool, [], lambda share, text: shown.append((share, text)))
+    client.set_flow_run_state(sent, Running(), force=True)
+    for key, text in (("rows", "one thing"), ("kd-progress", "distilling · loss 0.31 · about 3 min left")):
+        artifact = ArtifactCreate(key=key, type="progress", data=37.5, description=text, flow_run_id=sent)
+        client.request("POST", "/artifacts/", json=artifact.model_dump(mode="json", exclude_unset=True))
+    run._next_show = 0.0
+    assert not run.is_over()
+    assert shown == [(37.5, "distilling · loss 0.31 · about 3 min left")]
+
+
+def _descriptions(client: SyncPrefectClient, run: str) -> list[str]:
+    its = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(run)]))
+    return [artifact.description or "" for artifact in client.read_artifacts(artifact_filter=its)]
+
+
+def test_a_run_shows_that_an_engine_is_loading_and_what_a_run_elsewhere_says(client: SyncPrefectClient) -> None:
+    @flow(name="parent")
+    def parent() -> str:
+        own = str(flow_run.id)
+        with stage_view("logits", "scoring") as view:
+            follow = view.follow(lambda _: "")
+            follow({"event": "loading", "engine": "vllm"})
+            wait_for(lambda: _descriptions(client, own) == ["scoring · vllm is loading"])
+            follow({"event": "ready", "engine": "vllm", "seconds": 61.4})
+            follow({"event": "progress", "done": 1, "total": 2})
+            wait_for(lambda: _descriptions(client, own) == ["scoring · 1 of 2"])
+        with stage_view("kd", "in stage/gpu") as view:
+            view.pass_on(37.5, "distilling · loss 0.31")
+            wait_for(lambda: "in stage/gpu · distilling · loss 0.31" in _descriptions(client, own))
+        return own
+
+    run = UUID(parent())
+
+    def logged() -> set[str]:
+        of = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run]))
+        return {log.message for log in client.read_logs(of)}
+
+    wait_for(lambda: {"logits: vllm is loading", "logits: vllm is ready after 61 s"} <= logged())
+
+
+def test_the_graph_of_a_run_leads_from_stage_to_stage(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(kind: str) -> ArtifactRef:
+        digest = uuid4().hex
+        return ArtifactRef(
+            kind=kind, uri=f"s3://b/{digest}/", sha256=digest, fingerprint=digest, seconds=random.random()
+        )
+
+    monkeypatch.setattr(module, "run_there", lambda *_: made("elsewhere"))
+    monkeypatch.setattr(module, "_IS_FINISHED", dict.fromkeys(STAGES, lambda **_: False))
+
+    @stage_task("rows")
+    def augmented() -> ArtifactRef:
+        return made("augment")
+
+    @flow(name="graph")
+    def graph() -> str:
+        train, logits = (placed(STAGES[name], "stage/gpu") for name in ("train", "logits"))
+        base, rows = ModelSource(name="base", path="/a/folder"), augmented()
+        tuned = train("sft", base, rows, Training(), TrainingRun(), 0)
+        topk = logits(rows, base, 10, Scoring())
+        train("kd", ModelSource(name="sft", artifact=tuned), topk, Training(), TrainingRun(), 0)
+        return str(flow_run.id)
+
+    run = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(graph())]))
+    leads: dict[str, set[str]] = {}
+
+    def all_told() -> bool:
+        tasks = client.read_task_runs(flow_run_filter=run)
+        stage = {task.id: task.name.split()[0].split("-")[0] for task in tasks}
+        leads.update({stage[t.id]: {stage[i.id] for of in t.task_inputs.values() for i in of} for t in tasks})  # type: ignore[union-attr]
+        return len(tasks) == 4
+
+    wait_for(all_told)
+    assert leads == {"rows": set(), "sft": {"rows"}, "logits": {"rows"}, "kd": {"sft", "logits"}}
