@@ -32,7 +32,6 @@ from infra.artifacts import digest_of
 from infra.errors import BY_EXIT_CODE, ConfigurationError, StageFailedError, TransientError
 
 POLL_S = 2.0
-_SERVER_AWAY_S = 600.0
 _SHOW_S = 10.0
 _EQUAL_RUNS = 200  # that are looked back at
 _ELSEWHERE = {code: kind for code, kind in BY_EXIT_CODE.items() if kind is not TransientError}  # that was retried there
