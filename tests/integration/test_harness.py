@@ -75,7 +75,7 @@ def test_a_kill_costs_the_variant_under_way(options: Benchmarks) -> None:
     scoring = Scoring(engine="transformers")
 
     def kill(event: Event) -> None:
-        if event["variant"] == "teacher/harness":
+        if event.get("variant") == "teacher/harness":
             (program,) = named(of_home(os.environ["DISTILFLOW_HOME"]), "-m tasks.evaluate.harness_program")[-1:]
             program.kill()
 
@@ -86,8 +86,8 @@ def test_a_kill_costs_the_variant_under_way(options: Benchmarks) -> None:
     assert first is not None
     assert works["teacher/harness"].find() is None
 
-    refs = _run(options, scoring, lambda event: asked.append(event["variant"]))
-    assert set(asked) == {"teacher/harness"}
+    refs = _run(options, scoring, lambda event: asked.append(event.get("variant", "")))
+    assert set(filter(None, asked)) == {"teacher/harness"}
     assert refs["student/harness"] == first
     for name, model in MODELS.items():
         _assert_as_the_log_probs_say(refs[f"{name}/harness"], model)
