@@ -13,7 +13,10 @@ import pytest
 from infra.local_services import kept, read_state
 from infra.run_lock import exclusive
 
-US = {"pid": os.getpid(), "command": psutil.Process().cmdline(), "ports": [4200]}
+
+def _us() -> dict[str, object]:
+    """This process, as it is called by now."""
+    return {"pid": os.getpid(), "command": psutil.Process().cmdline(), "ports": [4200]}
 
 
 @pytest.mark.parametrize(
@@ -22,7 +25,7 @@ US = {"pid": os.getpid(), "command": psutil.Process().cmdline(), "ports": [4200]
         *("", "{", "[]", "null", "7", '"x"', "\x00\x00"),
         *('{"prefect": null}', '{"prefect": {}}', '{"prefect": {"pid": "1", "command": [], "ports": [1]}}'),
         *('{"prefect": {"pid": 1, "command": ["x"]}}', '{"prefect": {"pid": 1, "command": ["x"], "ports": []}}'),
-        json.dumps({"another": US}),
+        json.dumps({"another": {"pid": 1, "command": ["x"], "ports": [1]}}),
     ],
 )
 def test_a_damaged_note_of_services_is_none(tmp_path: Path, text: str) -> None:
@@ -36,7 +39,7 @@ def test_a_note_that_is_no_text_is_none(tmp_path: Path) -> None:
 
 
 def test_what_is_whole_in_a_damaged_note_is_used(tmp_path: Path) -> None:
-    (tmp_path / "services.json").write_text(json.dumps({"prefect": US, "seaweedfs": 3}))
+    (tmp_path / "services.json").write_text(json.dumps({"prefect": _us(), "seaweedfs": 3}))
     [(name, (process, server))] = kept(tmp_path).items()
     assert (name, process.pid, server.ports) == ("prefect", os.getpid(), [4200])
     assert sys.executable in server.command
