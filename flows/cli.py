@@ -308,7 +308,8 @@ def _sentence(error: CycloptsError) -> str:
     told = []
     for wrong in cause.errors(include_url=False):
         flag = ".".join([argument.name if argument else "flags", *map(str, wrong["loc"])])
-        told.append(f"{flag}: {wrong['msg'][0].lower()}{wrong['msg'][1:]}, not {wrong['input']!r}")
+        given = "" if flag.endswith(".api_base") else f", not {wrong['input']!r}"  # it may hold a key
+        told.append(f"{flag}: {wrong['msg'][0].lower()}{wrong['msg'][1:]}{given}")
     return "; ".join(told)
 
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import re
 import socket
+from typing import Annotated
 from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field
 
 from infra.demo import endpoint as demo
 from infra.errors import TransientError
 
 _ADDRESS_OF = r"(?:{})_(?:\w+_)?(?:API_BASE|BASE_URL|API_URL|ENDPOINT)"  # a provider's, in the environment
+# no user and password before the host, and no parameter that is called like a key
+_KEYLESS = (
+    r"^(?!\w+://[^/?#]*@)"
+    r"(?!.*[?&](?:[\w-]*[_-])?(?:[Kk]ey|KEY|[Tt]oken|TOKEN|[Ss]ecret|SECRET|[Pp]assword|PASSWORD|sig|signature|code)=)"
+)
 _DEFAULT_PORT = {"http": ":80", "https": ":443"}
 
 
@@ -32,10 +40,17 @@ def server_of(model: str, api_base: str | None) -> str:
     return ",".join(sorted(told))
 
 
-def without_password(api_base: str) -> str:
-    """The address as a message may show it."""
-    address = urlsplit(api_base)
-    return address._replace(netloc=address.netloc.rpartition("@")[2], query="").geturl()
+def _without_key(address: str) -> str:
+    if not re.match(_KEYLESS, address):
+        raise ValueError(
+            "it holds a key or a password, which would stand in records and in the UI: "
+            "put that into the environment (OPENAI_API_KEY, …), and the address without it here"
+        )
+    return address
+
+
+# An address that may be written down; Prefect's server refuses another before it stores it.
+Address = Annotated[str, AfterValidator(_without_key), Field(json_schema_extra={"pattern": _KEYLESS})]
 
 
 def check_address(api_base: str | None, setting: str) -> None:
@@ -48,6 +63,6 @@ def check_address(api_base: str | None, setting: str) -> None:
         socket.create_connection((address.hostname or "", port), timeout=10).close()
     except OSError as error:
         raise TransientError(
-            f"the LLM at {without_password(api_base)} cannot be reached ({error.strerror or error}): "
+            f"the LLM at {api_base} cannot be reached ({error.strerror or error}): "
             f"check {setting}.api_base and that the server runs"
         ) from error

@@ -17,7 +17,7 @@ from typing import Any
 from infra.claims import check_leases
 from infra.errors import ConfigurationError
 from tasks.augment import complaints
-from tasks.augment.addresses import check_address, server_of, without_password
+from tasks.augment.addresses import check_address, server_of
 from tasks.augment.agents import AGENTS, SELECTION, Agent, Answer, BadAnswer
 from tasks.augment.answers import AnswerCache, key_of
 from tasks.augment.budget import BudgetReached, Ledger, UsageByAgent
@@ -244,7 +244,7 @@ class LLMClient:
 
     def _where(self, model: str) -> str:
         base = self.endpoint.api_base if model == self.endpoint.model else None
-        return f"the LLM {model!r}" + (f" at {without_password(base)}" if base else "")
+        return f"the LLM {model!r}" + (f" at {base}" if base else "")
 
     async def _started(self) -> Providers:
         async with self._starting:

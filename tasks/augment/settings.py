@@ -6,6 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.augment.addresses import Address
+
 Format = Literal["alpaca", "sharegpt", "messages", "parquet"]  # of exported rows
 RowTable = Literal["kept", "rejected", "failed", "topk"]
 Price = Annotated[float, Field(ge=0)]
@@ -22,7 +24,8 @@ NEVER_CHANGES_ANSWERS = {
 class LLMCalls(BaseModel):
     """How LLMs are asked through LiteLLM: for how much money, how many requests at a time."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # what is wrong may be a key in an address
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
     setting: ClassVar[str] = "augmentation"  # what messages call these settings …
     model_setting: ClassVar[str] = "agent_model"  # … and the model that they go with
 
@@ -40,7 +43,7 @@ class LLMCalls(BaseModel):
     requests_per_minute: int | None = Field(None, ge=1, description="limit a model")
     tokens_per_minute: int | None = Field(None, ge=1, description="limit a model, prompt and answer")
     timeout_s: float = Field(120.0, gt=0, description="longest wait for one answer")
-    api_base: str | None = Field(None, description="address of a self-hosted OpenAI-compatible endpoint")
+    api_base: Address | None = Field(None, description="address of a self-hosted OpenAI-compatible endpoint")
 
     @property
     def other_models(self) -> tuple[str, ...]:

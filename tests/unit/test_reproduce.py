@@ -84,5 +84,5 @@ def test_typed_again_it_gives_the_same_settings(
 
 def test_no_address_of_a_provider_is_told() -> None:
     preset = PRESETS["0.5B"]
-    given = used(preset, {"augmentation": Augmentation(api_base="http://user:secret@host/v1")})
+    given = used(preset, {"augmentation": Augmentation(api_base="http://secret-host/v1")})
     assert "secret" not in command({**NAMED, **_DEFAULTS}, given, preset)
