@@ -43,8 +43,16 @@ _WORDS = 200  # characters of a useless answer that its row keeps
 class LLMClient:
     """One for a stage and its event loop; `close` it. LiteLLM starts with the first request that is not cached."""
 
-    def __init__(self, endpoint: Deployment, cache: AnswerCache, options: LLMCalls, max_rows: int | None = None):
+    def __init__(
+        self,
+        endpoint: Deployment,
+        cache: AnswerCache,
+        options: LLMCalls,
+        max_rows: int | None = None,
+        lender: LLMClient | None = None,
+    ):
         self.endpoint = endpoint
+        self._lender = lender
         self.ledger = Ledger(options.budget_usd, max_rows)
         self._options = options
         self._cache = cache
@@ -57,8 +65,12 @@ class LLMClient:
         self._failures = 0
         self._answers = 0
 
+    def another(self) -> LLMClient:
+        """One with a budget of its own, on this one's cache and LiteLLM, for as long as this one is open."""
+        return LLMClient(self.endpoint, self._cache, self._options, lender=self)
+
     async def close(self) -> None:
-        if self._providers is not None:
+        if self._providers is not None and self._lender is None:
             await self._providers.__aexit__(None, None, None)
 
     async def ask(self, usage: UsageByAgent, agent: Agent[Answer], row: Row, **settings: Any) -> Answer:
@@ -249,17 +261,19 @@ class LLMClient:
     async def _started(self) -> Providers:
         async with self._starting:
             if self._providers is None:
-                check_address(self.endpoint.api_base, self._options.setting)
-                providers = Providers(self._configuration, processes=self._options.processes)
-                try:
-                    await providers.__aenter__()
-                except ProviderError as error:
-                    raise ConfigurationError(f"{self._options.model_setting}: {error}") from error
-                self._providers = providers
+                self._providers = await (self._lender._started() if self._lender else self._new_providers())
             if not self._prices:
                 routes = self._providers.routes
                 self._prices = {route: self._price(route, models) for route, models in routes.items()}
             return self._providers
+
+    async def _new_providers(self) -> Providers:
+        check_address(self.endpoint.api_base, self._options.setting)
+        providers = Providers(self._configuration, processes=self._options.processes)
+        try:
+            return await providers.__aenter__()
+        except ProviderError as error:
+            raise ConfigurationError(f"{self._options.model_setting}: {error}") from error
 
     @functools.cached_property
     def _configuration(self) -> Configuration:

@@ -61,10 +61,7 @@ def benchmark(
             judged = any(_benchmark(key) in benchmarks.JUDGED for key in missing)
             judge = llm_endpoint(judge_model, judging, view) if judged else contextlib.nullcontext()
             with judge as endpoint:
-                return {
-                    key: benchmarks.score(work, given[key], options, judging, endpoint, _tick(view, key))
-                    for key, work in missing.items()
-                }
+                return benchmarks.score(missing, given, options, judging, endpoint, lambda key: _tick(view, key))
 
         refs = made_once(works, make, view.note)
         items, scored = (sum(ref.counts[name] for ref in refs.values()) for name in ("items", "scored"))

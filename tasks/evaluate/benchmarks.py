@@ -7,6 +7,7 @@ was killed, or a variant whose answer is the same, pays none twice.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.errors import ConfigurationError
 from infra.models import ModelSource
 from tasks.augment.budget import UsageByAgent
+from tasks.augment.client import LLMClient
 from tasks.augment.providers import Deployment
 from tasks.augment.stage import connected, run_async
 from tasks.evaluate import alpaca_eval, benchmark_files, ifeval, judges, mt_bench, probes, questions
@@ -150,30 +152,47 @@ def workspace(
 
 
 def score(
-    work: Workspace,
-    answers: ArtifactRef,
+    works: Mapping[str, Workspace],
+    answers: Mapping[str, ArtifactRef],
     options: Benchmarks,
     judging: Judging,
     endpoint: Deployment | None,
-    tick: Tick = lambda done, total: None,
-) -> ArtifactRef:
-    """Judge or check the answers and publish judgments, a score an item, and the result.
+    tick: Callable[[str], Tick] = lambda key: lambda done, total: None,
+) -> dict[str, ArtifactRef]:
+    """Judge or check the answers and publish judgments, a score an item, and the result, one of `works` after another.
 
-    `endpoint` is the judge's, and None for IFEval. What the budget does not reach is in the result as not
-    judged. Call it under a claim (`infra.claims.made_once`), so that two workers do not pay for one judgment.
+    `endpoint` is the judge's, and None where IFEval is all there is. Each has a budget of its own: what that does not
+    reach is in the result as not judged. Call it under claims (`infra.claims.made_once`), so that two workers do not
+    pay for one judgment.
     """
-    benchmark = work.spec["benchmark"]
+
+    async def scored() -> dict[str, ArtifactRef]:
+        judge = connected(endpoint, judging) if endpoint else contextlib.nullcontext()
+        async with judge as client:
+            return {
+                key: await _score(work, answers[key], options, judging.logprobs, client, tick(key))
+                for key, work in works.items()
+            }
+
+    return run_async(scored())
+
+
+async def _score(
+    work: Workspace, answers: ArtifactRef, options: Benchmarks, logprobs: bool, client: LLMClient | None, tick: Tick
+) -> ArtifactRef:
+    benchmark, started = work.spec["benchmark"], time.monotonic()
     if benchmark == IFEVAL:
         scored = _check(_conversations(answers))
     else:
-        assert endpoint is not None
-        scored = _judge(benchmark, answers, options, judging, endpoint, tick)
+        assert client is not None
+        scored = await _judge(benchmark, answers, options, logprobs, client.another(), tick)
     work.put(ITEMS, _items(scored.scores))
     if scored.judgments:
         work.put(JUDGMENTS, judges.to_parquet(scored.judgments))
     work.put_json(RESULTS, scored.result)
     counts = {"items": scored.items, "scored": len(scored.scores)}
-    return work.publish((ITEMS, JUDGMENTS, RESULTS), counts, {"result": scored.result, "usage": scored.usage})
+    facts = {"result": scored.result, "usage": scored.usage}
+    return work.publish((ITEMS, JUDGMENTS, RESULTS), counts, facts, seconds=time.monotonic() - started)
 
 
 def result_of(ref: ArtifactRef) -> dict[str, Any]:
@@ -212,13 +231,13 @@ def _check(conversations: Sequence[Conversation]) -> _Scored:
     return _Scored(len(followed), scores, ifeval.result([one.question for one in conversations], followed))
 
 
-def _judge(
-    benchmark: str, answers: ArtifactRef, options: Benchmarks, judging: Judging, endpoint: Deployment, tick: Tick
+async def _judge(
+    benchmark: str, answers: ArtifactRef, options: Benchmarks, logprobs: bool, client: LLMClient, tick: Tick
 ) -> _Scored:
     if benchmark == PROBES:
         probing = probes.load(str(options.probes))
         probed = _probed(answers, options.max_questions)
-        made, usage = _judgments(probes.cases(probing, probed), judging, endpoint, tick)
+        made, usage = await _judgments(probes.cases(probing, probed), client, tick)
         worst: dict[str, float] = {}
         for judgment in made:
             if judgment.value is not None:
@@ -226,25 +245,21 @@ def _judge(
         return _Scored(len(probed), worst, probes.result(probing, made), made, usage)
     conversations = _conversations(answers)
     if benchmark == MT_BENCH:
-        made, usage = _judgments(mt_bench.cases(conversations), judging, endpoint, tick)
+        made, usage = await _judgments(mt_bench.cases(conversations), client, tick)
         scores, result = mt_bench.scores(conversations, made), mt_bench.result(conversations, made)
     else:
         gamed = questions.gamed_baselines(options.alpaca_eval_gamed) if options.alpaca_eval_gamed else ()
-        made, usage = _judgments(alpaca_eval.cases(conversations), judging, endpoint, tick, judging.logprobs)
+        made, usage = await _judgments(alpaca_eval.cases(conversations), client, tick, logprobs)
         scores, result = alpaca_eval.preferences(made), alpaca_eval.result(conversations, made, gamed)
     return _Scored(len(conversations), scores, result, made, usage)
 
 
-def _judgments(
-    cases: Sequence[Case], judging: Judging, endpoint: Deployment, tick: Tick, logprobs: bool = False
+async def _judgments(
+    cases: Sequence[Case], client: LLMClient, tick: Tick, logprobs: bool = False
 ) -> tuple[list[Judgment], dict[str, dict[str, float]]]:
-    async def ask() -> tuple[list[Judgment], dict[str, dict[str, float]]]:
-        usage = UsageByAgent()
-        async with connected(endpoint, judging) as client:
-            made = await judges.judge(client, usage, cases, logprobs=logprobs, tick=tick)
-        return made, usage.plain()
-
-    return run_async(ask())
+    usage = UsageByAgent()
+    made = await judges.judge(client, usage, cases, logprobs=logprobs, tick=tick)
+    return made, usage.plain()
 
 
 def _agents(benchmark: str, options: Benchmarks) -> Sequence[Any]:

@@ -43,7 +43,9 @@ def score(url: str, answers: ArtifactRef, benchmark: str, options: Benchmarks, j
     """The judge's verdicts on the answers, from the endpoint at `url`."""
     chosen = Judging.model_validate({"concurrency": 4, **judging})
     work = benchmarks.workspace(benchmark, answers, options, chosen, JUDGE)
-    return work.find() or benchmarks.score(work, answers, options, chosen, Deployment(JUDGE, url, "key"))
+    if ref := work.find():
+        return ref
+    return benchmarks.score({"": work}, {"": answers}, options, chosen, Deployment(JUDGE, url, "key"))[""]
 
 
 def alpaca_eval(

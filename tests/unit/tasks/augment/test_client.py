@@ -414,6 +414,22 @@ def test_usage_is_booked_on_the_agent_that_asked(setting: Setting) -> None:
     assert sum_of_two["selection"].requests == 2
 
 
+def test_another_client_has_a_budget_of_its_own_and_the_same_litellm_and_answers(setting: Setting) -> None:
+    providers = setting.providers(lambda request: GOOD)
+
+    async def ask(client: LLMClient) -> None:
+        for number in range(3):  # each has cost 0.5 of its dollar
+            other = client.another()
+            await other.ask(setting.usage, VERIFICATION, Row(instruction=str(number)))
+            await other.ask(setting.usage, VERIFICATION, ROW)
+            await other.close()
+            assert other.ledger.spent == 1.0
+        assert client.ledger.spent == 0.0
+
+    setting.run(ask, budget_usd=10_000.0)
+    assert (providers.starts, len(providers.asked)) == (1, 4)
+
+
 def test_routes_and_fallbacks_reach_the_providers_in_order(setting: Setting) -> None:
     providers = setting.providers(lambda request: GOOD, other=(1.0, 1.0))
     setting.ask(row=Row(instruction="x", language="zh"), routes={"zh": "other"}, fallbacks=("one", "two"))
