@@ -48,10 +48,14 @@ def _train(
 ) -> ArtifactRef:
     """Train the demo student; `tag` makes the runs of a test different artifacts."""
     name: stage.Stage = "kd" if isinstance(training, Distillation) else "sft"
-    student = resolve("demo", "student")
-    work = stage.workspace(name, student, data, training, seed=0)
-    tagged = Workspace(work.kind, 1000 + tag, work.spec, work.inputs)
-    return stage.train(tagged, name, student, data, training, run, 0, on_event)
+    work = _work(data, training, tag)
+    return stage.train(work, name, resolve("demo", "student"), data, training, run, 0, on_event)
+
+
+def _work(data: ArtifactRef, training: Training, tag: int) -> Workspace:
+    name: stage.Stage = "kd" if isinstance(training, Distillation) else "sft"
+    work = stage.workspace(name, resolve("demo", "student"), data, training, seed=0)
+    return Workspace(work.kind, 1000 + tag, work.spec, work.inputs)
 
 
 def _curve(ref: ArtifactRef) -> list[list[float]]:
@@ -139,6 +143,48 @@ def test_a_run_killed_on_two_ranks_goes_on_with_one(rows: ArtifactRef, uninterru
     resumed = _train(rows, TRAINING, RUN.model_copy(update={"processes": 1}), tag=4, on_event=events.append)
     assert next(event["step"] for event in events if event["event"] == "resumed") in (10, 20)
     assert _difference(resumed, uninterrupted) <= 1e-3
+
+
+class _Poison:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path):
+        self._mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._mark,)
+
+
+def test_of_a_bucket_that_somebody_else_wrote_to_nothing_is_run_by_a_training_that_goes_on(
+    rows: ArtifactRef, tmp_path: Path
+) -> None:
+    """Their checkpoint has the digests that it ought to have."""
+    alone = RUN.model_copy(update={"processes": 1})
+
+    def kill(event: Event) -> None:
+        if event["event"] == "progress" and event["done"] == 20:
+            for rank in (p for p in psutil.process_iter(["cmdline"]) if _is_rank(p)):
+                os.kill(rank.pid, signal.SIGKILL)
+
+    with pytest.raises(TransientError, match="sft"):
+        _train(rows, TRAINING, alone, tag=31, on_event=kill)
+    folder = f"{_work(rows, TRAINING, 31).uri}checkpoint/"
+    mark, poison = tmp_path / "it ran", tmp_path / "poison.pt"
+    torch.save({"module": _Poison(mark)}, poison)
+    whole = json.loads(storage.get(folder + "latest.json") or b"")["whole"]
+    assert whole
+    for place in whole:
+        state = json.loads(storage.get(f"{folder}{place}/state.json") or b"")
+        for name in filter(lambda name: name.endswith("_states.pt"), state["files"]):
+            state["files"][name] = storage.file_digest(poison)
+            storage.upload(poison, f"{folder}{place}/{name}")
+        storage.put(f"{folder}{place}/state.json", json.dumps(state).encode())
+
+    with pytest.raises(TransientError, match="UnpicklingError"):
+        _train(rows, TRAINING, alone, tag=31)
+    assert not mark.exists()
+    torch.load(poison, weights_only=False)  # as it would be loaded elsewhere
+    assert mark.exists()
 
 
 def test_adapters_train_and_are_merged(rows: ArtifactRef, uninterrupted: ArtifactRef, tmp_path: Path) -> None:
