@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +21,7 @@ from infra.errors import ConfigurationError, DistilflowError, OutOfMemoryError, 
 from infra.guardian import is_alive
 from infra.program import imported
 
-_SOCKET_PATH, _SOCKET_NAME = 107, len("/pymp-12345678/listener-12345678")  # and vLLM's: a UUID
+_SOCKET_PATH, _SOCKET_NAME = 107, 1 + len(str(uuid.UUID(int=0)))  # vLLM's; those of multiprocessing are shorter
 
 # Of a wrong setting, model or line of ours. What comes from outside is an OSError, or torch's RuntimeError.
 _FAILS_AGAIN = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, ImportError)

@@ -93,7 +93,8 @@ def test_two_workers_share_a_store_and_one_finishes_it_after_the_other_is_killed
     assert {name: after[name] for name in finished} == finished  # nothing that was there was scored again
     scored = [row.row_id for row in TopKReader(ref)]
     assert sorted(scored) == sorted(row.id for row in read_rows(rows, KEPT))
-    assert list(storage.keys(work.uri + "claims/")) == []
+    left = storage.keys(work.uri + "claims/")  # of a shard that was written, if the victim died before it gave it back
+    assert all(any(key.endswith(name) for key in finished) for name in left)
     assert ArtifactReader(ref).record.facts["shards_repaired"] == []
 
 

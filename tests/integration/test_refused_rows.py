@@ -46,6 +46,8 @@ class Broken:
         self.calls += 1
         return [self._broken(row) if row.row_id in self.bad else row for row in self._engine.score(rows, k)]
 
+    def close(self) -> None: ...
+
     def _broken(self, row: ScoredRow) -> ScoredRow:
         logprobs = row.logprobs_RK.copy()
         logprobs[-1] = np.nan

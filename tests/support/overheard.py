@@ -23,6 +23,16 @@ PROGRAMS = {  # by a part of the command line; a guardian is told what it starts
 }
 
 
+def _program(process: psutil.Process) -> str:
+    """Which of them it is, or belongs to: a compiler that an engine asks is the engine's."""
+    with contextlib.suppress(psutil.Error):
+        for member in [process, *process.parents()]:
+            for part, name in PROGRAMS.items():
+                if part in words(member):
+                    return name
+    return words(process)
+
+
 class Overheard:
     """`told[name of a secret]`: the programs that had it in their environment; `shown`: in their arguments."""
 
@@ -35,7 +45,7 @@ class Overheard:
     def look(self, home: Path) -> None:
         for process in of_home(home):
             line = words(process)
-            program = next((name for part, name in PROGRAMS.items() if part in line), line)
+            program = _program(process)
             with contextlib.suppress(psutil.Error):
                 values = "\n".join(process.environ().values())
                 self.seen.add(program)
