@@ -6,11 +6,9 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 import threading
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,8 +18,6 @@ import psutil
 from infra.errors import ConfigurationError, DistilflowError, OutOfMemoryError, TransientError, disk_full, is_disk_full
 from infra.guardian import is_alive
 from infra.program import imported
-
-_SOCKET_PATH, _SOCKET_NAME = 107, 1 + len(str(uuid.UUID(int=0)))  # vLLM's; those of multiprocessing are shorter
 
 # Of a wrong setting, model or line of ours. What comes from outside is an OSError, or torch's RuntimeError.
 _FAILS_AGAIN = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, ImportError)
@@ -62,7 +58,6 @@ def run(main: Callable[[dict[str, Any], Reporter], dict[str, Any]], folder: Path
     With several ranks in one folder only the one with `writes` leaves the result; any may leave an error.
     """
     imported()
-    _keep_temporary_files(folder)
     try:
         result = main(json.loads((folder / "spec.json").read_text()), Reporter(folder))
     except Exception as error:
@@ -74,16 +69,6 @@ def run(main: Callable[[dict[str, Any], Reporter], dict[str, Any]], folder: Path
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # the work is done: engines' threads must not turn the interpreter's teardown into an abort
-
-
-def _keep_temporary_files(folder: Path) -> None:
-    """Have those of engines lie in the folder, which goes with all that is in it: sockets above all.
-
-    A socket's path has 107 bytes, so a folder far down is left out of it.
-    """
-    if len(bytes(folder)) + _SOCKET_NAME < _SOCKET_PATH:
-        os.environ["TMPDIR"] = str(folder)
-        tempfile.tempdir = None  # asked anew
 
 
 def explained(error: Exception, folder: Path) -> DistilflowError:

@@ -41,6 +41,7 @@ _POLL_S = 0.2
 _LOOK_S = 5.0  # between two looks at what is read and written
 _TREE = "DISTILFLOW_PROCESS_TREE"
 _LOG_LINES = 15
+_SHORT = "distilflow"  # how folders of temporary files begin
 
 
 @contextlib.contextmanager
@@ -101,14 +102,21 @@ def run_supervised(
     """
     settings.work_dir().mkdir(parents=True, exist_ok=True)
     remove_folders_of_the_dead(settings.work_dir())
+    remove_folders_of_the_dead(Path(tempfile.gettempdir()), _SHORT)
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-{os.getpid()}-", dir=settings.work_dir()))
+    # for engines' sockets above all, whose path has 107 bytes: `folder` may lie too deep
+    short = tempfile.mkdtemp(prefix=f"{_SHORT}-{os.getpid()}-")
+    environment = for_engine() | {"TMPDIR": short} | dict(env or {})
     (folder / "spec.json").write_text(json.dumps(spec))
     events = folder / "events.jsonl"
     events.touch()
     log = folder / "log.txt"
     oom_kills_before = _kernel_oom_kills()
     try:
-        with guarded([*command, str(folder)], log, for_engine() | dict(env or {})) as process, events.open() as stream:
+        with (
+            guarded([*command, str(folder)], log, environment) as process,
+            events.open() as stream,
+        ):
             code = _follow(process, stream, on_event, stall_timeout_s, quiet_s, timeout_h)
         result = folder / "result.json"
         if code == 0 and result.exists():
@@ -116,7 +124,8 @@ def run_supervised(
         raise _failure(name, code, folder, log, oom_kills_before, log_uri)
     finally:
         _keep_log(name, log, log_uri)
-        shutil.rmtree(folder, ignore_errors=True)
+        for scratch in (folder, short):
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _follow(
@@ -188,9 +197,9 @@ def owner_of(folder: Path) -> int | None:
     return int(owner) if owner.isdigit() else None
 
 
-def remove_folders_of_the_dead(work: Path) -> None:
+def remove_folders_of_the_dead(work: Path, name: str = "*") -> None:
     """Remove the scratch folders in `work` whose run was killed."""
-    for folder in work.glob("*-*-*"):
+    for folder in work.glob(f"{name}-*-*"):
         owner = owner_of(folder)
         if owner is not None and not psutil.pid_exists(owner):
             shutil.rmtree(folder, ignore_errors=True)
