@@ -37,17 +37,9 @@ _EQUAL_RUNS = 200  # that are looked back at
 _ELSEWHERE = {code: kind for code, kind in BY_EXIT_CODE.items() if kind is not TransientError}  # that was retried there
 
 
-def run_there(
-    deployment: str,
-    parameters: Mapping[str, Any],
-    returns: Any,
-    name: str,
-    tell: Callable[[str], None],
-    tags: Sequence[str] = (),
-    show: Callable[[float, str], None] | None = None,
-) -> Any:
-    """Run a deployment to its end and return its result as `returns`; raises as `Dispatched.result` does."""
-    with Dispatched(deployment, parameters, returns, name, tell, tags, show) as run:
+def run_there(wanted: Dispatched) -> Any:
+    """Run a deployment to its end and return its result; raises as `Dispatched.result` does."""
+    with wanted as run:
         while not run.is_over():
             time.sleep(POLL_S)
         return run.result()
@@ -70,14 +62,14 @@ class Dispatched:
         show: Callable[[float, str], None] | None = None,
     ):
         self._deployment = deployment
-        self._parameters = dict(parameters)
+        self.parameters = dict(parameters)
         self._returns = returns
         self._name = name
         self._tell = tell
         self._tags = list(tags)
         self._show = show
         self._next_show = 0.0
-        key = digest_of({"deployment": deployment, "parameters": self._parameters})[:32]
+        key = digest_of({"deployment": deployment, "parameters": self.parameters})[:32]
         self._keys = [f"{key}-{number}" for number in range(_EQUAL_RUNS)]
         self._run: FlowRun | None = None
         self._joined = False  # another asked for it first
@@ -157,7 +149,7 @@ class Dispatched:
         try:
             started: Any = run_deployment(
                 self._deployment,
-                parameters=self._parameters,
+                parameters=self.parameters,
                 flow_run_name=self._name,
                 timeout=0,
                 tags=self._tags,

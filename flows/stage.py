@@ -11,7 +11,7 @@ from prefect import flow
 from pydantic import TypeAdapter, ValidationError
 
 from flows import names
-from flows.dispatch import run_there
+from flows.dispatch import Dispatched, run_there
 from flows.dispatched import answers
 from infra.artifacts import ArtifactRef
 from infra.errors import ConfigurationError
@@ -97,7 +97,8 @@ def placed(function: Callable[P, R], deployment: str | None) -> Callable[P, R]:
             told = _as_anyone_would_ask(TypeAdapter(Any).dump_python(given, mode="json"))
             parameters = {"stage": stage_name, "arguments": told}
             with stage_view(title, f"in {deployment}") as view:
-                result = run_there(deployment, parameters, returns, run_name, view.note, tags, view.pass_on)
+                wanted = Dispatched(deployment, parameters, returns, run_name, view.note, tags, view.pass_on)
+                result = run_there(wanted)
                 refs = list(result.values()) if isinstance(result, dict) else [result]
                 seconds, cached = sum(ref.seconds for ref in refs), all(ref.cached for ref in refs)
                 view.done(refs[-1].model_copy(update={"seconds": seconds, "cached": cached}), f"done in {deployment}")

@@ -113,10 +113,7 @@ def run_supervised(
     log = folder / "log.txt"
     oom_kills_before = _kernel_oom_kills()
     try:
-        with (
-            guarded([*command, str(folder)], log, environment) as process,
-            events.open() as stream,
-        ):
+        with guarded([*command, str(folder)], log, environment) as process, events.open() as stream:
             code = _follow(process, stream, on_event, stall_timeout_s, quiet_s, timeout_h)
         result = folder / "result.json"
         if code == 0 and result.exists():

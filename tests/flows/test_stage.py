@@ -6,6 +6,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from flows import stage as module
+from flows.dispatch import Dispatched
 from flows.stage import STAGES, placed, stage
 from infra.artifacts import ArtifactRef
 from infra.errors import ConfigurationError
@@ -20,8 +21,8 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Parameters of the runs that were asked for; nothing is finished, and nothing runs."""
     asked: list[dict[str, Any]] = []
 
-    def run_there(_deployment: str, parameters: dict[str, Any], *_: Any) -> ArtifactRef:
-        asked.append(parameters)
+    def run_there(wanted: Dispatched) -> ArtifactRef:
+        asked.append(wanted.parameters)
         return ROWS
 
     monkeypatch.setattr(module, "run_there", run_there)

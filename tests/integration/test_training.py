@@ -131,14 +131,15 @@ def test_a_training_that_was_killed_three_times_has_the_same_curve(
     assert _difference(resumed, uninterrupted) <= 1e-5
 
 
-def test_a_run_killed_on_two_ranks_goes_on_with_one(rows: ArtifactRef, uninterrupted: ArtifactRef) -> None:
-    def kill(event: Event) -> None:
-        if event["event"] == "progress" and event["done"] == 20:
-            for rank in (p for p in psutil.process_iter(["cmdline"]) if _is_rank(p)):
-                os.kill(rank.pid, signal.SIGKILL)
+def _kill_at_step_20(event: Event) -> None:
+    if event["event"] == "progress" and event["done"] == 20:
+        for rank in (p for p in psutil.process_iter(["cmdline"]) if _is_rank(p)):
+            os.kill(rank.pid, signal.SIGKILL)
 
+
+def test_a_run_killed_on_two_ranks_goes_on_with_one(rows: ArtifactRef, uninterrupted: ArtifactRef) -> None:
     with pytest.raises(TransientError, match="sft"):
-        _train(rows, TRAINING, RUN, tag=4, on_event=kill)
+        _train(rows, TRAINING, RUN, tag=4, on_event=_kill_at_step_20)
     events: list[Event] = []
     resumed = _train(rows, TRAINING, RUN.model_copy(update={"processes": 1}), tag=4, on_event=events.append)
     assert next(event["step"] for event in events if event["event"] == "resumed") in (10, 20)
@@ -160,14 +161,8 @@ def test_of_a_bucket_that_somebody_else_wrote_to_nothing_is_run_by_a_training_th
 ) -> None:
     """Their checkpoint has the digests that it ought to have."""
     alone = RUN.model_copy(update={"processes": 1})
-
-    def kill(event: Event) -> None:
-        if event["event"] == "progress" and event["done"] == 20:
-            for rank in (p for p in psutil.process_iter(["cmdline"]) if _is_rank(p)):
-                os.kill(rank.pid, signal.SIGKILL)
-
     with pytest.raises(TransientError, match="sft"):
-        _train(rows, TRAINING, alone, tag=31, on_event=kill)
+        _train(rows, TRAINING, alone, tag=31, on_event=_kill_at_step_20)
     folder = f"{_work(rows, TRAINING, 31).uri}checkpoint/"
     mark, poison = tmp_path / "it ran", tmp_path / "poison.pt"
     torch.save({"module": _Poison(mark)}, poison)

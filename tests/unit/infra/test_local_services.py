@@ -49,4 +49,4 @@ def test_what_is_whole_in_a_damaged_note_is_used(tmp_path: Path) -> None:
 def test_a_damaged_lock_holds_nobody_up(tmp_path: Path, line: str) -> None:
     (tmp_path / "services.lock").write_text(f"1\n{line}\n")
     with exclusive(tmp_path):
-        pass
+        assert (tmp_path / "services.lock").read_text() == f"{os.getpid()}\n"
