@@ -64,8 +64,8 @@ def publish(to: str, artifact: str | None, hub: str | None) -> None:
                 _push(Path(made), hub)
             if not remote:
                 _move(Path(made), folder)
+        _print_run(student, report)
     place = to.rstrip("/") if remote else str(folder)
-    _print_run(student, report)
     console.print(f"model    {place}/model", soft_wrap=True)
     console.print(f"dataset  {place}/dataset ({rows:,} rows)", soft_wrap=True)
     if hub is not None:
