@@ -103,26 +103,27 @@ def run_supervised(
     settings.work_dir().mkdir(parents=True, exist_ok=True)
     remove_folders_of_the_dead(settings.work_dir())
     remove_folders_of_the_dead(Path(tempfile.gettempdir()), _SHORT)
-    folder = Path(tempfile.mkdtemp(prefix=f"{name}-{os.getpid()}-", dir=settings.work_dir()))
-    # for engines' sockets above all, whose path has 107 bytes: `folder` may lie too deep
-    short = tempfile.mkdtemp(prefix=f"{_SHORT}-{os.getpid()}-")
-    environment = for_engine() | {"TMPDIR": short} | dict(env or {})
-    (folder / "spec.json").write_text(json.dumps(spec))
-    events = folder / "events.jsonl"
-    events.touch()
-    log = folder / "log.txt"
-    oom_kills_before = _kernel_oom_kills()
-    try:
-        with guarded([*command, str(folder)], log, environment) as process, events.open() as stream:
-            code = _follow(process, stream, on_event, stall_timeout_s, quiet_s, timeout_h)
-        result = folder / "result.json"
-        if code == 0 and result.exists():
-            return json.loads(result.read_text())
-        raise _failure(name, code, folder, log, oom_kills_before, log_uri)
-    finally:
-        _keep_log(name, log, log_uri)
-        for scratch in (folder, short):
-            shutil.rmtree(scratch, ignore_errors=True)
+    own = f"-{os.getpid()}-"
+    scratch = tempfile.TemporaryDirectory(prefix=name + own, dir=settings.work_dir(), ignore_cleanup_errors=True)
+    # for engines' sockets above all, whose path has 107 bytes: `scratch` may lie too deep
+    short = tempfile.TemporaryDirectory(prefix=_SHORT + own, ignore_cleanup_errors=True)
+    with scratch, short:
+        folder = Path(scratch.name)
+        environment = for_engine() | {"TMPDIR": short.name} | dict(env or {})
+        (folder / "spec.json").write_text(json.dumps(spec))
+        events = folder / "events.jsonl"
+        events.touch()
+        log = folder / "log.txt"
+        oom_kills_before = _kernel_oom_kills()
+        try:
+            with guarded([*command, str(folder)], log, environment) as process, events.open() as stream:
+                code = _follow(process, stream, on_event, stall_timeout_s, quiet_s, timeout_h)
+            result = folder / "result.json"
+            if code == 0 and result.exists():
+                return json.loads(result.read_text())
+            raise _failure(name, code, folder, log, oom_kills_before, log_uri)
+        finally:
+            _keep_log(name, log, log_uri)
 
 
 def _follow(
