@@ -33,7 +33,7 @@ from infra.errors import BY_EXIT_CODE, ConfigurationError, StageFailedError, Tra
 
 POLL_S = 2.0
 _SHOW_S = 10.0
-_EQUAL_RUNS = 200  # that are looked back at
+_ASKED_AT_ONCE = 200  # equal runs; a server gives no more
 _ELSEWHERE = {code: kind for code, kind in BY_EXIT_CODE.items() if kind is not TransientError}  # that was retried there
 
 
@@ -69,8 +69,7 @@ class Dispatched:
         self._tags = list(tags)
         self._show = show
         self._next_show = 0.0
-        key = digest_of({"deployment": deployment, "parameters": self.parameters})[:32]
-        self._keys = [f"{key}-{number}" for number in range(_EQUAL_RUNS)]
+        self._key = digest_of({"deployment": deployment, "parameters": self.parameters})[:32]
         self._run: FlowRun | None = None
         self._joined = False  # another asked for it first
         self._state: State[Any] | None = None
@@ -140,12 +139,20 @@ class Dispatched:
             self._show(float(str(artifact.data)), artifact.description or "")
 
     def _joined_or_started(self, client: SyncPrefectClient) -> tuple[FlowRun, bool]:
-        equal = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=self._keys))
-        runs = client.read_flow_runs(flow_run_filter=equal, limit=_EQUAL_RUNS)
-        for run in runs:
-            if run.state and not run.state.is_final() and not run.state.is_cancelling():
-                return run, True
-        taken = {run.idempotency_key for run in runs}
+        first = 0
+        while True:
+            keys = [f"{self._key}-{number}" for number in range(first, first + _ASKED_AT_ONCE)]
+            equal = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=keys))
+            runs = client.read_flow_runs(flow_run_filter=equal, limit=_ASKED_AT_ONCE)
+            for run in runs:
+                if run.state and not run.state.is_final() and not run.state.is_cancelling():
+                    return run, True
+            if free := next((key for key in keys if key not in {run.idempotency_key for run in runs}), None):
+                return self._started(client, free)
+            first += _ASKED_AT_ONCE
+
+    def _started(self, client: SyncPrefectClient, key: str) -> tuple[FlowRun, bool]:
+        """Of two that ask at the same time, and so with the same key, one starts it."""
         try:
             started: Any = run_deployment(
                 self._deployment,
@@ -153,8 +160,7 @@ class Dispatched:
                 flow_run_name=self._name,
                 timeout=0,
                 tags=self._tags,
-                # of two that ask at the same time, one starts it
-                idempotency_key=next((key for key in self._keys if key not in taken), self._keys[-1]),
+                idempotency_key=key,
             )
         except ObjectNotFound as error:
             raise ConfigurationError(

@@ -11,6 +11,7 @@ from typing import Any
 from prefect.exceptions import ParameterBindError, ParameterTypeError
 
 from flows.distill import distill
+from flows.preflight import in_one_sentence
 from infra.errors import ConfigurationError
 
 _GRID = ("student", "teacher", "k")
@@ -48,13 +49,17 @@ def grid(
         raise ConfigurationError(f"{', '.join(twice)}: both among the sweep's lists and in `shared`; leave one out")
     if empty := [key for key, values in axes.items() if not values]:
         raise ConfigurationError(f"{', '.join(empty)}: the list is empty")
-    points = {}
+    points: dict[str, Point] = {}
+    refused: dict[str, list[str]] = {}  # names by reason
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         alike = _name({key: value for key, value in chosen.items() if key != "seed"})
         point = Point(_name(chosen), _nested({**shared, **chosen}), alike)
-        _check(point)
+        if point.name not in points and (reason := _refused(point)):
+            refused.setdefault(reason, []).append(point.name)
         points[point.name] = point
+    if refused:
+        raise ConfigurationError(in_one_sentence([f"{_some(names)}: {reason}" for reason, names in refused.items()]))
     return list(points.values())
 
 
@@ -93,8 +98,15 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def _check(point: Point) -> None:
+def _refused(point: Point) -> str | None:
+    """Why `distill` would not take it, if it would not."""
     try:
         distill.validate_parameters(point.parameters)
     except (ParameterTypeError, ParameterBindError, TypeError) as error:
-        raise ConfigurationError(f"{point.name}: {' '.join(str(error).split())}") from error
+        return " ".join(str(error).split())
+    return None
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -124,10 +124,12 @@ def _check(base: ModelSource | None, teacher: ModelSource | None, preset: Preset
     """What a run would refuse at its start."""
     try:
         check_settings(preset.kd)
-        if base is not None and teacher is not None:
-            problems.extend(Problem(stops=False, text=text) for text in check_models(base, teacher, preset.kd))
     except ConfigurationError as error:
         problems.append(Problem(stops=True, text=str(error)))
+    if base is not None and teacher is not None:
+        wrong, remarks = check_models(base, teacher, preset.kd)
+        problems.extend(Problem(stops=True, text=text) for text in wrong)
+        problems.extend(Problem(stops=False, text=text) for text in remarks)
 
 
 def _done(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from prefect import task
@@ -43,8 +44,10 @@ def check(
     base = _tried(problems, lambda: resolve(student, "student"))
     scorer = _tried(problems, lambda: resolve(teacher, "teacher"))
     if base and scorer:
-        for sentence in _tried(problems, lambda: check_models(base, scorer, kd)) or ():
-            say(f"[dim]{sentence}[/dim]")
+        found, remarks = check_models(base, scorer, kd)
+        problems += found
+        for remark in remarks:
+            say(f"[dim]{remark}[/dim]")
     _tried(problems, lambda: check_benchmarks(benchmarks, judge_model))
     if _tried(problems, _storage_answers):
         problems.extend(check_sources(sources))
@@ -85,25 +88,37 @@ def _storage_answers() -> bool:
     return True
 
 
-def check_models(base: ModelSource, scorer: ModelSource, kd: Distillation) -> list[str]:
-    """Refuse what their files tell will fail; raises ConfigurationError. Sentences about what will be left out."""
-    check_trainable(base.name, base.json_file("config.json"))
+def check_models(base: ModelSource, scorer: ModelSource, kd: Distillation) -> tuple[list[str], list[str]]:
+    """What the models' files tell will fail, and what will be left out for their sake: sentences, each once."""
+    problems: list[str] = []
+    remarks: list[str] = []
+    _tried(problems, lambda: check_trainable(base.name, base.json_file("config.json")))
+    remarks += _tried(problems, lambda: _check_tokenizers(base, scorer, kd)) or ()
+    for role, model in (("student", base), ("teacher", scorer)):
+        _tried(problems, model.check_weights)
+        remarks += _tried(problems, partial(_limits, role, model, kd)) or ()
+    return list(dict.fromkeys(problems)), remarks
+
+
+def _check_tokenizers(base: ModelSource, scorer: ModelSource, kd: Distillation) -> list[str]:
     digests = tokenizer_digests(scorer)
-    told = []
     if digests["vocabulary"] == tokenizer_digests(base)["vocabulary"]:
         check_same_template(digests, base)
-    else:
+        return []
+    return [
+        f"{base.name} and {scorer.name} have different tokenizers: the teacher's distributions go where both cut "
+        f"the text alike, and training refuses less than kd.min_alignment = {kd.min_alignment:g}"
+    ]
+
+
+def _limits(role: str, model: ModelSource, kd: Distillation) -> list[str]:
+    """Which rows this model cannot take."""
+    told = []
+    if model.context() < kd.max_length:
         told.append(
-            f"{base.name} and {scorer.name} have different tokenizers: the teacher's distributions go where both cut "
-            f"the text alike, and training refuses less than kd.min_alignment = {kd.min_alignment:g}"
+            f"{role} {model.name} was made for texts of {model.context():,} tokens: longer rows are left out "
+            f"(kd.max_length is {kd.max_length:,})"
         )
-    for role, model in (("student", base), ("teacher", scorer)):
-        model.check_weights()
-        if model.context() < kd.max_length:
-            told.append(
-                f"{role} {model.name} was made for texts of {model.context():,} tokens: longer rows are left out "
-                f"(kd.max_length is {kd.max_length:,})"
-            )
-        if not takes_system_turns(model):
-            told.append(f"the chat template of {role} {model.name} takes no system message: rows with one are left out")
+    if not takes_system_turns(model):
+        told.append(f"the chat template of {role} {model.name} takes no system message: rows with one are left out")
     return told

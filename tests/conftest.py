@@ -1,5 +1,6 @@
 """Real servers for the tests that need them, in a home of their own; marks, order and time limits by folder."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,15 @@ LONGEST = (
     *("test_worker", "test_logits", "test_harness", "test_services", "test_bootstrap"),
     *("test_report_in_browser", "test_report_page", "test_hostile_seeds"),
 )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What thousands of tests import is made without passes of the collector, and is none of its business later."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

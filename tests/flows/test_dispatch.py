@@ -19,7 +19,7 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
 )
 from prefect.runtime import flow_run
-from prefect.states import Pending, Running
+from prefect.states import Completed, Pending, Running
 
 from flows import stage as module
 from flows.dispatch import Dispatched
@@ -80,6 +80,20 @@ def test_what_a_run_waits_for_is_what_is_missing(client: SyncPrefectClient, pool
     client.set_flow_run_state(sent, Pending(), force=True)
     assert not run.is_over()
     assert said[-1] == f"kd is starting in the pool {pool!r}"
+
+
+def test_however_often_an_equal_run_was_made_the_next_is_a_new_one(
+    client: SyncPrefectClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.dispatch._ASKED_AT_ONCE", 2)
+    made = set()
+    for _ in range(5):
+        run = Dispatched(f"elsewhere/{pool}", {"x": pool}, str, "kd", lambda said: None)
+        assert not run.is_over()
+        assert run._run is not None
+        made.add(run._run.id)
+        client.set_flow_run_state(run._run.id, Completed(), force=True)
+    assert len(made) == 5
 
 
 def test_the_progress_of_a_run_elsewhere_is_shown_here(client: SyncPrefectClient, pool: str) -> None:

@@ -44,6 +44,9 @@ def test_a_combination_named_twice_is_one() -> None:
         ({"others": {"seed": []}}, "seed: the list is empty"),
         ({"shared": {"teacher": "demo"}}, "teacher: both among the sweep's lists and in `shared`"),
         ({"shared": {"sft": {"max_steps": 0}}}, "max_steps"),
+        ({"others": {"kd.tail": ["tale", "bucket", "saga"]}}, "kd.tail=tale, demo-from-demo-k10-kd.tail=saga: "),
+        ({"others": {"kd.tail": ["tale", "bucket"], "sft.max_steps": [0, 5]}}, "^3 problems: .*bucket-sft.max_steps=0"),
+        ({"others": {"seed": [0, 1, 2, 3]}, "shared": {"sft": {"max_steps": 0}}}, "seed=2 and 1 more: .*max_steps"),
     ],
 )
 def test_what_no_run_would_take_is_refused_in_one_sentence(changes: dict[str, Any], words: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shlex
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,6 +77,19 @@ def test_a_published_folder_loads_in_transformers_and_its_rows_in_datasets(
     assert shlex.split(command)[-1] == str(to / "model")
 
 
+@pytest.fixture
+def storage_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where none is kept running: it is there for as long as the command asks for it, and no longer."""
+
+    @contextlib.contextmanager
+    def embedded() -> Iterator[None]:
+        yield
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+
+    monkeypatch.setattr("flows.publish.embedded_storage", embedded)
+
+
+@pytest.mark.usefixtures("storage_of_its_own")
 def test_a_student_of_a_run_is_published_with_the_runs_card_and_the_console_says_which_run_that_is(
     rows: ArtifactRef, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+_RESTS = 9  # times as long as it took to ask
+_AT_LEAST_EVERY_S = 2.0
+
 
 class _Process(Protocol):
     def poll(self) -> int | None: ...
@@ -15,15 +18,19 @@ class _Process(Protocol):
 def wait_for(
     condition: Callable[[], Any], timeout_s: float = 60.0, alive: Iterable[_Process] = (), every_s: float = 0.05
 ) -> float:
-    """Ask until it holds; the seconds that it took. Processes in `alive` must not end before it does."""
-    began = time.monotonic()
+    """Ask until it holds; the seconds that it took. Processes in `alive` must not end before it does.
+
+    Asking takes a tenth of the time at most, for a question to a server costs both of us.
+    """
+    began = asked = time.monotonic()
     while not condition():
         ended = [process for process in alive if process.poll() is not None]
         if ended and not condition():
             raise AssertionError(f"ended before its time, waited for {_words(condition)}: {ended}")
         if time.monotonic() - began > timeout_s:
             raise AssertionError(f"waited {timeout_s:.0f} s in vain for {_words(condition)}")
-        time.sleep(every_s)
+        time.sleep(max(every_s, min(_RESTS * (time.monotonic() - asked), _AT_LEAST_EVERY_S)))
+        asked = time.monotonic()
     return time.monotonic() - began
 
 

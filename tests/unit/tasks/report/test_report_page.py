@@ -36,6 +36,12 @@ LOADING = {"src", "srcset", "href", "xlink:href", "action", "data", "poster", "b
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page without figures, for what is about its words: to draw them takes a second or two."""
+    monkeypatch.setattr("tasks.report.page.plots", lambda data: {})
+
+
 class Page(HTMLParser):
     """Tags, attributes and text of a page; raises when a tag is closed that is not open."""
 
@@ -165,8 +171,9 @@ def test_page_loads_nothing() -> None:
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_verdict_comes_first_and_the_demo_is_labelled() -> None:
-    page = Page(sample_page())
+    page = Page(render_page(sample_report()))
     assert next(tag for tag, _ in page.tags if tag in ("h1", "h2", "h3")) == "h1"
     assert page.text.index("Distillation helps") < page.text.index("Comparison")
     assert DEMO_NOTE in page.text
@@ -174,6 +181,7 @@ def test_verdict_comes_first_and_the_demo_is_labelled() -> None:
     assert DEMO_NOTE in render_markdown(sample_report())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_was_left_out_of_the_data_is_in_the_first_lines_as_text() -> None:
     sentence = "seeds: 20 of 220 rows are left out (20: asks what a held-out row asks); <b>column</b>"
     report = sample_report(left_out=[sentence])
@@ -250,7 +258,9 @@ def test_page_is_equal_in_another_process() -> None:
     ],
     ids=lambda missing: "+".join(missing),
 )
-def test_missing_parts_are_left_out(missing: dict[str, Any]) -> None:
+def test_missing_parts_are_left_out(missing: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    if not missing.keys() & {"coverage", "analysis", "data_flow", "curves", "stages", "variants"}:
+        request.getfixturevalue("undrawn")  # no figure shows it
     data = sample_report(**{"analysis": None, **missing})  # most of the figures are the analysis's
     page = Page(render_page(data))
     assert page.open == []
@@ -297,6 +307,7 @@ def test_importing_the_report_does_not_load_matplotlib() -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_held_out_requests_left_out_are_said_with_the_variant_that_had_none() -> None:
     some = {name: one.model_copy(update={"left_out": {"longer than 9 tokens": 2}}) for name, one in variants().items()}
     one = some["kd"].model_copy(update={"left_out": {"longer than 9 tokens": 2, "without a number": 1}})
@@ -304,4 +315,4 @@ def test_held_out_requests_left_out_are_said_with_the_variant_that_had_none() ->
     said = f"Held-out requests left out for every variant: 2 longer than 9 tokens; 1 without a number ({LABELS['kd']})."
     assert said in Page(render_page(data)).text
     assert said in render_markdown(data)
-    assert "left out for every variant" not in sample_page()
+    assert "left out for every variant" not in render_page(sample_report())
