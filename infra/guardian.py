@@ -27,6 +27,7 @@ import psutil
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 KILLED = 137
+_ACCOUNTS_S = 5.0
 
 
 def _prctl(option: int, value: int) -> None:
@@ -40,14 +41,18 @@ def _in_child() -> None:
 
 
 def end_tree(grace_s: float) -> None:
-    """End all descendants of this process: TERM, wait, KILL."""
+    """End all descendants of this process: TERM, wait, KILL.
+
+    Python's resource trackers are left a while longer: they unlink the shared memory of those who had to be killed,
+    and end by themselves after them.
+    """
     deadline = time.monotonic() + grace_s
     me = psutil.Process()
     told: set[int] = set()
     while alive := [p for p in me.children(recursive=True) if is_alive(p)]:
         for process in alive:
             try:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline + (_ACCOUNTS_S if _is_tracker(process) else 0.0):
                     process.kill()
                 elif process.pid not in told:
                     process.terminate()
@@ -56,6 +61,10 @@ def end_tree(grace_s: float) -> None:
                 continue
         _reap()
         time.sleep(0.05)
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    return any("multiprocessing.resource_tracker" in word for word in process.cmdline())
 
 
 def is_alive(process: psutil.Process) -> bool:

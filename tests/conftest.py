@@ -25,7 +25,7 @@ LIMITS_S = {"unit": 60, "integration": 300, "flows": 600}  # for a test with its
 # Files that take longest begin, of those that run side by side.
 LONGEST = (
     *("test_production", "test_training", "test_distill", "test_benchmarks", "test_training_nodes", "test_limits"),
-    *("test_worker", "test_logits", "test_harness", "test_services", "test_bootstrap"),
+    *("test_worker", "test_logits", "test_providers", "test_harness", "test_services", "test_bootstrap"),
     *("test_report_in_browser", "test_report_page", "test_hostile_seeds"),
 )
 

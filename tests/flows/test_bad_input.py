@@ -30,10 +30,6 @@ def _sentence(*words: str, **environment: str) -> str:
     return done.stderr
 
 
-def test_a_missing_seeds_file() -> None:
-    assert "no file 'nowhere.jsonl'" in _sentence("run", "--seeds=nowhere.jsonl")
-
-
 def test_a_malformed_row_is_named_with_file_row_and_field(tmp_path: Path) -> None:
     seeds = tmp_path / "seeds.jsonl"
     seeds.write_text(json.dumps({"instruction": "x", "output": "y"}) + "\n" + json.dumps({"instruction": 3}) + "\n")
@@ -41,16 +37,21 @@ def test_a_malformed_row_is_named_with_file_row_and_field(tmp_path: Path) -> Non
     assert f"{seeds}, row 2, field 'instruction': expected text, found int" in message
 
 
-def test_an_unknown_student() -> None:
-    message = _sentence("run", "--student=0.7B")
-    assert "unknown student '0.7B'" in message
-    assert "0.5B" in message
-
-
 def test_all_that_is_wrong_is_named_and_the_runs_log_has_it_once() -> None:
-    message = _sentence("run", "--student=0.7B", "--teacher=99B", "--seeds=nowhere.jsonl", "--databases=nowhere")
-    for wrong in ("student '0.7B'", "teacher '99B'", "no file 'nowhere.jsonl'", "nowhere holds no *.sql"):
-        assert message.count(wrong) == 1
+    flags = ["--student=0.7B", "--teacher=72B", "--seeds=nowhere.jsonl", "--databases=nowhere"]
+    flags += ["--kd.tail=bucket", "--kd.temperature=2"]
+    message = _sentence("run", *flags, HF_HUB_OFFLINE="1", DISTILFLOW_MIN_FREE_MIB="99999999999")
+    for wrong in (
+        "unknown student '0.7B'",
+        "teacher '72B'",
+        "no file 'nowhere.jsonl'",
+        "nowhere holds no *.sql",
+        "kd.tail=bucket needs kd.temperature=1",
+        "is full",
+    ):
+        assert message.count(wrong) == 1, wrong
+    assert message.startswith("distilflow: 6 problems: (1) ")
+    assert "0.5B" in message, "which students there are"
     with talking_to(), get_client(sync_client=True) as client:
         (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
         ours = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
@@ -59,10 +60,6 @@ def test_all_that_is_wrong_is_named_and_the_runs_log_has_it_once() -> None:
     assert not [log for log in logs if "Traceback" in log]
     sentence = message.removeprefix("distilflow: ").strip()
     assert [log for log in logs if "0.7B" in log and "nowhere" in log] == [sentence]
-
-
-def test_a_hub_model_that_cannot_be_reached() -> None:
-    assert "teacher '72B'" in _sentence("run", "--teacher=72B", HF_HUB_OFFLINE="1")
 
 
 def test_wrong_s3_credentials() -> None:
@@ -94,10 +91,6 @@ def test_a_taken_port(tmp_path: Path) -> None:
     assert f"port {port} is taken" in message
 
 
-def test_a_full_disk() -> None:
-    assert "is full" in _sentence("run", DISTILFLOW_MIN_FREE_MIB="99999999999")
-
-
 @pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
 @pytest.mark.parametrize(
     ("flag", "words"),
@@ -126,7 +119,3 @@ def test_a_wrong_flag(
 
 def test_a_wrong_flag_of_a_process() -> None:
     assert "--colour" in _sentence("run", "--colour=red")
-
-
-def test_settings_that_contradict_each_other() -> None:
-    assert "kd.tail=bucket needs kd.temperature=1" in _sentence("run", "--kd.tail=bucket")

@@ -4,12 +4,12 @@ import inspect
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from cyclopts import CycloptsError
 from prefect.flows import Flow, load_flow_from_entrypoint
 
 from flows import cli
@@ -34,15 +34,16 @@ def test_make_targets_of_the_readme_exist(command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(".venv/bin/distilflow")])
-def test_run_takes_the_flags_of_the_readme(command: str) -> None:
-    parse = (
-        "import sys; from flows import cli; cli._quiet_libraries(); cli.register_flow(sys.argv[1]); "
-        "cli.app.parse_args(sys.argv[1:], exit_on_error=False)"
-    )
-    words = shlex.split(command)[1:]
-    done = subprocess.run([sys.executable, "-c", parse, *words], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_distilflow_takes_the_flags_of_the_readme() -> None:
+    commands = [c for c in COMMANDS if c.startswith(".venv/bin/distilflow")]
+    assert len(commands) > 5
+    for command in commands:
+        words = shlex.split(command)[1:]
+        cli.register_flow(words[0])
+        try:
+            cli.app.parse_args(words, exit_on_error=False, print_error=False)
+        except CycloptsError as error:
+            raise AssertionError(f"{command}: {error}") from error
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(".venv/bin/prefect deployment run")])

@@ -29,6 +29,16 @@ time.sleep(600)
 """
 
 
+HOLDS_MEMORY = """
+import signal, sys, time
+from multiprocessing.shared_memory import SharedMemory
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+memory = SharedMemory(create=True, size=4096)
+print(memory.name, flush=True)
+time.sleep(600)
+"""
+
+
 def _script(folder: Path, text: str) -> str:
     path = folder / "child.py"
     path.write_text(textwrap.dedent(text))
@@ -51,6 +61,16 @@ def _run(folder: Path, text: str, events: list[dict[str, Any]] | None = None, **
     command = [sys.executable, _script(folder, program)]
     on_event = (events if events is not None else []).append
     return run_supervised("test", command, {"x": 20}, on_event=on_event, **options)
+
+
+def test_shared_memory_of_a_process_that_had_to_be_killed_is_given_back(tmp_path: Path) -> None:
+    """As vLLM's EngineCore holds it, 160 MiB each."""
+    log = tmp_path / "log.txt"
+    with guarded([sys.executable, _script(tmp_path, HOLDS_MEMORY)], log, grace_s=0.3):
+        wait_for(lambda: log.exists() and log.read_text().endswith("\n"))
+        memory = Path("/dev/shm") / log.read_text().splitlines()[0]
+        assert memory.exists()
+    assert not memory.exists()
 
 
 def test_result_and_events_come_back(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Requests through real provider processes to a real endpoint, which fails in every way that it can."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -8,9 +9,9 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -35,14 +36,16 @@ SCHEMA = {"type": "object", "properties": {"instruction": {"type": "string"}, "r
 NOBODY = "http://127.0.0.1:9/v1"
 
 
-def _request(text: str = "Sort a list") -> Request:
+def _request(text: str = "Sort a list", route: str = "default") -> Request:
     payload = {"agent": "rewriting", "instruction": text, "input": ""}
-    return Request([{"role": "user", "content": json.dumps(payload)}], schema=SCHEMA, schema_name="Rewritten")
+    return Request(
+        [{"role": "user", "content": json.dumps(payload)}], route=route, schema=SCHEMA, schema_name="Rewritten"
+    )
 
 
-def _to(*bases: str, key: str | None = None, retries: int = 4, timeout_s: float = 20.0) -> Configuration:
-    models = [Deployment(f"openai/model-{place}", base, key) for place, base in enumerate(bases)]
-    return Configuration({"default": models}, retries, timeout_s)
+def _to(*bases: str, retries: int = 4) -> Configuration:
+    models = [Deployment(f"openai/model-{place}", base) for place, base in enumerate(bases)]
+    return Configuration({"default": models}, retries, timeout_s=20.0)
 
 
 def _with(configuration: Configuration, work: Callable[[Providers], Awaitable[Result]], processes: int = 1) -> Result:
@@ -55,6 +58,30 @@ def _with(configuration: Configuration, work: Callable[[Providers], Awaitable[Re
 
 def _ask(configuration: Configuration) -> Reply:
     return _with(configuration, lambda providers: providers.complete(_request()))
+
+
+def _ask_each(bases: dict[str, str], retries: int = 4, timeout_s: float = 20.0) -> dict[str, Any]:
+    """Each route once, of one process: its reply, or why there is none, and the seconds until then."""
+    configuration = Configuration(
+        {name: [Deployment("openai/m", base)] for name, base in bases.items()}, retries, timeout_s
+    )
+
+    async def one(providers: Providers, name: str) -> tuple[Reply | BaseException, float]:
+        began = time.monotonic()
+        (said,) = await asyncio.gather(providers.complete(_request(route=name)), return_exceptions=True)
+        return said, time.monotonic() - began
+
+    async def each(providers: Providers) -> dict[str, Any]:
+        return dict(zip(bases, await asyncio.gather(*(one(providers, name) for name in bases)), strict=True))
+
+    return _with(configuration, each)
+
+
+@contextlib.contextmanager
+def _failing(kinds: Iterable[str], **options: Any) -> Iterator[dict[str, str]]:
+    """For each kind an endpoint that always fails so; their addresses."""
+    with contextlib.ExitStack() as stack:
+        yield {kind: stack.enter_context(endpoint(faults=1.0, kinds=[kind], **options)) for kind in kinds}
 
 
 def _gone(pids: list[int]) -> bool:
@@ -72,34 +99,34 @@ def test_an_answer_comes_back_with_what_it_took() -> None:
     assert (reply.model, reply.finish_reason, reply.cost_usd) == ("openai/model-0", "stop", 0.0)
 
 
-@pytest.mark.parametrize("fault", ["429", "500", "hang", "cut"])
-def test_a_request_that_fails_once_is_answered_in_the_end(fault: str) -> None:
-    with endpoint(faults=1.0, kinds=[fault], faults_of_a_body=1) as url:
-        started = time.monotonic()
-        reply = _ask(_to(url, timeout_s=2.0))
-        assert json.loads(reply.text)["response"]
-        assert list(tell(url, "seen").values()) == [2]
-        assert tell(url, "stats")["by_fault"] == {fault: 1}
-    if fault == "429":
-        assert time.monotonic() - started > 1.0, "Retry-After: 1 was not honoured"
+def test_a_request_that_fails_once_is_answered_in_the_end() -> None:
+    with _failing(["429", "500", "hang", "cut"], faults_of_a_body=1) as urls:
+        for fault, (reply, seconds) in _ask_each(urls, timeout_s=2.0).items():
+            assert json.loads(reply.text)["response"], fault
+            assert list(tell(urls[fault], "seen").values()) == [2], fault
+            assert tell(urls[fault], "stats")["by_fault"] == {fault: 1}
+            if fault == "429":
+                assert seconds > 1.0, "Retry-After: 1 was not honoured"
 
 
-@pytest.mark.parametrize(
-    ("fault", "kind"), [("429", "rate_limit"), ("500", "server"), ("hang", "timeout"), ("cut", "unreachable")]
-)
-def test_a_request_that_always_fails_says_how(fault: str, kind: str) -> None:
-    with endpoint(faults=1.0, kinds=[fault]) as url, pytest.raises(ProviderError) as caught:
-        _ask(_to(url, retries=0, timeout_s=1.0))
-    assert caught.value.kind == kind
-    assert caught.value.retry_after_s == (1.0 if fault == "429" else None)
+def test_a_request_that_always_fails_says_how() -> None:
+    kinds = {"429": "rate_limit", "500": "server", "hang": "timeout", "cut": "unreachable", "nobody": "unreachable"}
+    with _failing(["429", "500", "hang", "cut"]) as urls:
+        for fault, (caught, _) in _ask_each(urls | {"nobody": NOBODY}, retries=0, timeout_s=1.0).items():
+            assert isinstance(caught, ProviderError), fault
+            assert caught.kind == kinds[fault]
+            assert caught.retry_after_s == (1.0 if fault == "429" else None), fault
 
 
-@pytest.mark.parametrize(("fault", "text"), [("empty", ""), ("refusal", "I'm sorry"), ("big", "word word")])
-def test_strange_texts_come_back_as_they_are(fault: str, text: str) -> None:
-    with endpoint(faults=1.0, kinds=[fault]) as url:
-        reply = _ask(_to(url))
-    assert reply.text.startswith(text)
-    assert len(reply.text) == {"empty": 0, "refusal": 38, "big": 1_000_000}[fault]
+def test_strange_texts_come_back_as_they_are() -> None:
+    begins, lengths = (
+        {"empty": "", "refusal": "I'm sorry", "big": "word word"},
+        {"empty": 0, "refusal": 38, "big": 10**6},
+    )
+    with _failing(begins) as urls:
+        for fault, (reply, _) in _ask_each(urls).items():
+            assert reply.text.startswith(begins[fault])
+            assert len(reply.text) == lengths[fault]
 
 
 def test_the_fallback_answers_where_the_primary_is_down() -> None:
@@ -111,28 +138,16 @@ def test_the_fallback_answers_where_the_primary_is_down() -> None:
     assert {reply.model for reply in replies} == {"openai/model-2"}
 
 
-def test_a_fallback_is_asked_in_the_form_that_it_takes() -> None:
+def test_a_model_is_asked_in_the_form_that_it_takes_a_fallback_too_and_the_form_is_remembered() -> None:
+    async def one_after_the_other(providers: Providers) -> list[Reply]:
+        return [await providers.complete(_request(f"Sort list {number}")) for number in range(5)]
+
     with endpoint() as url:
         models = [Deployment("openai/no_schema", NOBODY), Deployment("openai/no_json", url)]
-        reply = _ask(Configuration({"default": models}, retries=0))
-    assert (reply.model, reply.place) == ("openai/no_json", 1)
-    assert "response" in reply.text
-
-
-def test_the_form_that_a_server_takes_is_remembered() -> None:
-    async def one_after_the_other(providers: Providers) -> None:
-        for number in range(5):
-            await providers.complete(_request(f"Sort list {number}"))
-
-    with endpoint() as url:
-        _with(Configuration({"default": [Deployment("openai/no_json", url)]}), one_after_the_other)
+        replies = _with(Configuration({"default": models}, retries=0), one_after_the_other)
         assert tell(url, "stats")["requests"] == 5 + 2
-
-
-def test_nobody_there_is_unreachable() -> None:
-    with pytest.raises(ProviderError) as caught:
-        _ask(_to(NOBODY, retries=0))
-    assert caught.value.kind == "unreachable"
+    assert {(reply.model, reply.place) for reply in replies} == {("openai/no_json", 1)}
+    assert all("response" in reply.text for reply in replies)
 
 
 def test_many_faults_lose_no_request_and_never_cool_the_only_model_down() -> None:
@@ -145,17 +160,23 @@ def test_many_faults_lose_no_request_and_never_cool_the_only_model_down() -> Non
     assert len(replies) == 200
 
 
-@pytest.mark.parametrize("configured", [True, False], ids=["configured", "from the environment"])
-def test_a_refused_key_is_named_but_not_shown(configured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    key = "plain0key0of0no0known0shape"
-    monkeypatch.setenv("OPENAI_API_KEY", key)
+def test_a_refused_key_is_named_but_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {"configured": "plain0key0of0no0known0shape", "of the environment": "another0key0of0no0shape"}
+    monkeypatch.setenv("OPENAI_API_KEY", keys["of the environment"])
+
+    async def ask(providers: Providers) -> list[Reply | BaseException]:
+        asked = [providers.complete(_request(route=name)) for name in keys]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
     with endpoint(require_key="right") as url:
-        with pytest.raises(ProviderError, match="Incorrect API key") as caught:
-            _ask(_to(url, key=key if configured else None))
+        given = {"configured": keys["configured"], "of the environment": None}
+        refusals = _with(Configuration({n: [Deployment("openai/m", url, key)] for n, key in given.items()}), ask)
         assert tell(url, "stats")["requests"] == 0
-    assert caught.value.kind == "refused_key"
-    assert key not in str(caught.value)
-    assert key not in log_path().read_text()
+    for refused in refusals:
+        assert isinstance(refused, ProviderError)
+        assert refused.kind == "refused_key"
+        assert "Incorrect API key" in str(refused)
+        assert not [key for key in keys.values() if key in str(refused) + log_path().read_text()]
 
 
 @pytest.mark.parametrize(
@@ -238,22 +259,17 @@ def test_no_process_survives_a_killed_parent(when: str, tmp_path: Path) -> None:
     wait_for(lambda: _gone(pids), 10)
 
 
-def test_leaving_ends_the_processes() -> None:
-    async def pids(providers: Providers) -> list[int]:
-        return providers.pids
-
-    with endpoint() as url:
-        assert _gone(_with(_to(url), pids, processes=2))
-
-
-def test_as_many_requests_are_under_way_as_allowed_and_no_more() -> None:
-    async def ask_many(providers: Providers) -> None:
+def test_as_many_requests_are_under_way_as_allowed_and_leaving_ends_the_processes() -> None:
+    async def ask_many(providers: Providers) -> list[int]:
         await asyncio.gather(*[providers.complete(_request(f"Sort list {n}")) for n in range(60)])
+        return providers.pids
 
     with endpoint(latency=0.5) as url:
         routes = {"default": [Deployment("openai/x", url)]}
-        _with(Configuration(routes, concurrency=20), ask_many, processes=2)
+        pids = _with(Configuration(routes, concurrency=20), ask_many, processes=2)
         assert tell(url, "stats")["max_in_flight"] == 20
+    assert len(pids) == 2
+    assert _gone(pids)
 
 
 def test_requests_keep_to_a_limit_a_minute() -> None:
