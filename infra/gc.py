@@ -115,6 +115,8 @@ def tally(objects: Iterable[Listed], before: float, listed: Collection[str] | No
             told.unlisted += 1
             told.unlisted_bytes += one.size
             told.unlisted_newest = max(told.unlisted_newest, one.modified)
+            folder, inside, _ = one.name.partition("/")
+            told.unlisted_in.add(folder + inside if inside else "files")
     if told.objects == len(told.claims):
         told.touched = max((one.modified for one in told.claims), default=0.0)
     return told
@@ -177,8 +179,8 @@ def _judge(
         found.garbage.append(Garbage(what, kind, uri, told.objects, told.bytes, age_s))
     else:
         found.keeps(kind, 1, told.objects - told.unlisted, told.bytes - told.unlisted_bytes)
-        age_s = now - told.unlisted_newest
-        found.garbage.append(Garbage("leftovers", kind, uri, told.unlisted, told.unlisted_bytes, age_s))
+        age_s, of = now - told.unlisted_newest, " and ".join(sorted(told.unlisted_in))
+        found.garbage.append(Garbage("leftovers", kind, uri, told.unlisted, told.unlisted_bytes, age_s, of))
 
 
 def _expired(found: Plan, policy: Policy, now: float, folder: str) -> None:

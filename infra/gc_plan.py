@@ -12,7 +12,7 @@ What = Literal["unreachable", "unfinished", "leftovers", "expired", "local copy"
 _WHY: dict[What, str] = {
     "unreachable": "no kept report refers to it; last used {age} ago",
     "unfinished": "never finished; untouched for {age}",
-    "leftovers": "files beside a finished artifact that its record does not list; the newest is {age} old",
+    "leftovers": "{of} beside a finished artifact, which its record does not list; the newest is {age} old",
     "expired": "older than the limit; the newest is {age} old",
     "local copy": "its artifact is gone; fetched {age} ago",
 }
@@ -56,10 +56,11 @@ class Garbage:
     objects: int
     bytes: int
     age_s: float
+    of: str = ""  # which files of an artifact
 
     @property
     def why(self) -> str:
-        return _WHY[self.what].format(age=f"{self.age_s / DAY_S:.1f} days")
+        return _WHY[self.what].format(age=f"{self.age_s / DAY_S:.1f} days", of=self.of)
 
 
 @dataclass
@@ -97,3 +98,4 @@ class Tally:
     unlisted: int = 0  # objects that the record does not list, past the grace age
     unlisted_bytes: int = 0
     unlisted_newest: float = 0.0
+    unlisted_in: set[str] = field(default_factory=set)  # folders, such as checkpoint/; "files" for those in none

@@ -37,6 +37,7 @@ from infra.child_environment import for_flow
 from infra.errors import ConfigurationError, TransientError
 from infra.limits import answering
 from infra.local_server import find_process, identity, wait_until_gone
+from infra.printable import printable
 from infra.processes import guarded
 
 MAX_TRIES = 5
@@ -53,7 +54,7 @@ def run_worker(pool: str, limit: int | None) -> None:
         with answering(), get_client(sync_client=True) as client:
             _check_pool(client, pool)
             for line in return_runs(client, pool, name):
-                print(line, flush=True)
+                print(printable(line), flush=True)
         log = settings.home() / "logs" / f"worker-{pool}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "prefect", "--no-prompt", "worker", "start"]
@@ -71,7 +72,7 @@ def run_worker(pool: str, limit: int | None) -> None:
                 _stop(process, pool, name)
         with answering(), get_client(sync_client=True) as client:
             for line in return_runs(client, pool, name):
-                print(line, flush=True)
+                print(printable(line), flush=True)
     if not stopped:
         raise TransientError(f"the Prefect worker {name} ended with exit code {process.returncode}; its log: {log}")
 

@@ -136,6 +136,15 @@ def _garbage(policy: Policy) -> dict[str, str]:
     return {one.uri: one.what for one in gc.plan(policy).garbage if one.what != "leftovers"}
 
 
+def test_what_lies_beside_a_finished_artifact_is_named(store: Store) -> None:
+    ref = _artifact(store, "report", 1, age_days=12.0)
+    store.write(ref.uri + "notes.txt", b"mine", age_days=20.0)
+    (one,) = gc.plan(_policy(keep_last=1)).garbage
+    assert one.objects == 2
+    assert one.why.startswith("checkpoint/ and files beside a finished artifact, which its record does not list; the ")
+    assert one.why.endswith("the newest is 12.0 days old")
+
+
 @dataclass(frozen=True)
 class Node:
     kind: str
