@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from infra import settings
 from infra.local_server import free_ports
 from tasks.train.program import join
 from tasks.train.ranks import Rank
@@ -21,6 +22,8 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     for name, value in place.items():
         monkeypatch.setenv(name, value)
+    # built by `make setup`: a process that is not told where builds it for a minute
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", settings.torch_extensions_dir())
     yield
     torch.distributed.destroy_process_group()
 
