@@ -73,7 +73,7 @@ def test_two_workers_share_a_store_and_one_finishes_it_after_the_other_is_killed
             owners.update(_owners(work))
             return len(_owners(work)) == 2 and len(_written(work)) >= 3
 
-        wait_for(both_are_at_it, 180, alive=workers)
+        wait_for(both_are_at_it, 180, alive=workers, every_s=0.02)
         victim = next(w for w in workers if any(child.pid in owners for child in psutil.Process(w.pid).children(True)))
         scorer = next(child for child in psutil.Process(victim.pid).children(True) if child.pid in owners)
         os.kill(scorer.pid, signal.SIGKILL)

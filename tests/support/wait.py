@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 _RESTS = 9  # times as long as it took to ask
-_AT_LEAST_EVERY_S = 2.0
+_EVERY_S, _AT_LEAST_EVERY_S = 0.05, 0.5
 
 
 class _Process(Protocol):
@@ -16,11 +16,12 @@ class _Process(Protocol):
 
 
 def wait_for(
-    condition: Callable[[], Any], timeout_s: float = 60.0, alive: Iterable[_Process] = (), every_s: float = 0.05
+    condition: Callable[[], Any], timeout_s: float = 60.0, alive: Iterable[_Process] = (), every_s: float | None = None
 ) -> float:
     """Ask until it holds; the seconds that it took. Processes in `alive` must not end before it does.
 
-    Asking takes a tenth of the time at most, for a question to a server costs both of us.
+    Asking takes a tenth of the time at most, or nearly, for a question to a server costs both of us. What holds for a
+    moment only is asked `every_s`.
     """
     began = asked = time.monotonic()
     while not condition():
@@ -29,7 +30,7 @@ def wait_for(
             raise AssertionError(f"ended before its time, waited for {_words(condition)}: {ended}")
         if time.monotonic() - began > timeout_s:
             raise AssertionError(f"waited {timeout_s:.0f} s in vain for {_words(condition)}")
-        time.sleep(max(every_s, min(_RESTS * (time.monotonic() - asked), _AT_LEAST_EVERY_S)))
+        time.sleep(every_s or min(max(_RESTS * (time.monotonic() - asked), _EVERY_S), _AT_LEAST_EVERY_S))
         asked = time.monotonic()
     return time.monotonic() - began
 
