@@ -60,8 +60,11 @@ def test_a_stage_killed_three_times_publishes_the_rows_of_one_that_was_not(
             lambda: stats()["by_agent"].get("verification", 0) > third,
         ):
             _kill_when(start(url, SEEDS, OPTIONS, BATCH, **home), reached)
+            written_so_far = list(storage.keys("s3://killed-again-and-again/augment/"))
+            assert not [name for name in written_so_far if name.endswith("/record.json")], "a record before its shards"
         ref = _ref(start(url, SEEDS, OPTIONS, BATCH, **home))
         asked = stats()
+    assert ref.counts["rows"] > 0
     assert ref.sha256 == unkilled.sha256
     assert ref.counts == unkilled.counts
     assert asked["distinct"] == sum(needed.values())
