@@ -55,7 +55,8 @@ def verdict(entries: list[Entry]) -> str:
     cheapest = min([best, *as_good], key=lambda entry: entry.device_seconds)
     among = ", ".join(entry.name for entry in as_good[:_NAMED])
     among += f" and {len(as_good) - _NAMED} more" if len(as_good) > _NAMED else ""
-    sentence = f"No combination is significantly the best: {best.name} answers most ({shown} correctly), and {among} "
+    most = "answers most" if _accuracy(best) > max(map(_accuracy, others)) else "answers as many as any"
+    sentence = f"No combination is significantly the best: {best.name} {most} ({shown} correctly), and {among} "
     sentence += "cannot be told from it"
     if cheapest is best:
         return f"{sentence}; it took the least device time of these.{note}"

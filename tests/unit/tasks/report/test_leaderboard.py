@@ -49,6 +49,11 @@ def test_where_no_test_bears_out_a_best_one_none_is_called_that_and_the_cheapest
     assert "it took the least device time of these" in verdict([_entry("dear", 0.690, 10), cheap])
 
 
+def test_of_equals_none_answers_most() -> None:
+    sentence = verdict([_entry("one", KD, 10), _entry("another", KD, 20)])
+    assert sentence.startswith("No combination is significantly the best: one answers as many as any (69.5 % of 640")
+
+
 def test_one_that_is_better_than_each_other_is_best() -> None:
     sentence = verdict([_entry("dear", 0.69, 100), _entry("poor", 0.50, 1)])
     assert sentence.startswith("dear is best: it answers 69.5 % of 640 held-out requests correctly, significantly more")
