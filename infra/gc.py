@@ -25,7 +25,7 @@ from infra import settings, storage
 from infra.artifacts import DELETED, RECORD, Record
 from infra.claims import owner_lives
 from infra.errors import ConfigurationError
-from infra.gc_plan import DAY_S, Garbage, Made, Plan, Policy, Tally, Total, What
+from infra.gc_plan import DAY_S, FOLDERS_NAMED, Garbage, Made, Plan, Policy, Tally, Total, What
 from infra.storage import Listed
 
 CLAIMS = "claims/"
@@ -117,6 +117,9 @@ def tally(objects: Iterable[Listed], before: float, listed: Collection[str] | No
             told.unlisted_newest = max(told.unlisted_newest, one.modified)
             folder, inside, _ = one.name.partition("/")
             told.unlisted_in.add(folder + inside if inside else "files")
+            if len(told.unlisted_in) > FOLDERS_NAMED:
+                told.unlisted_in.remove(max(told.unlisted_in))
+                told.unlisted_more = True
     if told.objects == len(told.claims):
         told.touched = max((one.modified for one in told.claims), default=0.0)
     return told
@@ -179,7 +182,10 @@ def _judge(
         found.garbage.append(Garbage(what, kind, uri, told.objects, told.bytes, age_s))
     else:
         found.keeps(kind, 1, told.objects - told.unlisted, told.bytes - told.unlisted_bytes)
-        age_s, of = now - told.unlisted_newest, " and ".join(sorted(told.unlisted_in))
+        age_s, of = (
+            now - told.unlisted_newest,
+            " and ".join([*sorted(told.unlisted_in), *["others"] * told.unlisted_more]),
+        )
         found.garbage.append(Garbage("leftovers", kind, uri, told.unlisted, told.unlisted_bytes, age_s, of))
 
 

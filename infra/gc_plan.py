@@ -8,6 +8,7 @@ from typing import Literal
 from infra.storage import Listed
 
 DAY_S = 86400.0
+FOLDERS_NAMED = 3  # of leftovers beside one artifact
 What = Literal["unreachable", "unfinished", "leftovers", "expired", "local copy"]
 _WHY: dict[What, str] = {
     "unreachable": "no kept report refers to it; last used {age} ago",
@@ -99,3 +100,4 @@ class Tally:
     unlisted_bytes: int = 0
     unlisted_newest: float = 0.0
     unlisted_in: set[str] = field(default_factory=set)  # folders, such as checkpoint/; "files" for those in none
+    unlisted_more: bool = False  # there are more folders than are named

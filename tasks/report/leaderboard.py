@@ -21,7 +21,7 @@ _NAMED = 3
 def ranked(entries: list[Entry]) -> list[Entry]:
     """The best first, failed ones last: by accuracy where all were checked, else by cross-entropy."""
     finished = [entry for entry in entries if entry.data]
-    checked = all(_kd(entry).exec_accuracy is not None for entry in finished)
+    checked = len(_checked(finished)) == len(finished)
 
     def quality(entry: Entry) -> tuple[float, float]:
         kd = _kd(entry)
@@ -41,8 +41,9 @@ def verdict(entries: list[Entry]) -> str:
         return repeats.verdict(over_seeds) + note
     best, *others = finished
     kd = _kd(best)
-    if kd.exec_accuracy is None:
-        shown = f"{nats(kd.cross_entropy)} nats a token; no answer was checked, and no difference is tested"
+    if len(checked := _checked(finished)) < len(finished):
+        which = f"answers of {len(checked)} of {len(finished)} were checked" if checked else "no answer was checked"
+        shown = f"{nats(kd.cross_entropy)} nats a token; {which}, and no difference is tested"
         return f"{best.name} has the lowest cross-entropy, {shown}.{note}"
     shown = f"{percent(kd.exec_accuracy)} of {kd.n:,} held-out requests"
     if not others:
@@ -108,6 +109,11 @@ def _as_good(best: Entry, others: list[Entry]) -> list[Entry]:
             tested[place] = mcnemar(difference.gained or 0, difference.lost or 0)
     told = {place for place, p in zip(tested, holm(list(tested.values())), strict=True) if p < ALPHA}
     return [other for place, other in enumerate(others) if place not in told]
+
+
+def _checked(finished: list[Entry]) -> list[Entry]:
+    """Those whose answers were run: without them all there is no order by accuracy."""
+    return [entry for entry in finished if _kd(entry).exec_accuracy is not None]
 
 
 def _kd(entry: Entry) -> Any:

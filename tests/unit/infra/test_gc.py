@@ -143,6 +143,10 @@ def test_what_lies_beside_a_finished_artifact_is_named(store: Store) -> None:
     assert one.objects == 2
     assert one.why.startswith("checkpoint/ and files beside a finished artifact, which its record does not list; the ")
     assert one.why.endswith("the newest is 12.0 days old")
+    for number in range(9):
+        store.write(f"{ref.uri}{number}/x", b"mine", age_days=20.0)
+    (one,) = gc.plan(_policy(keep_last=1)).garbage
+    assert one.why.startswith("0/ and 1/ and 2/ and others beside a finished artifact")
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,13 @@ def test_of_equals_none_answers_most() -> None:
     assert sentence.startswith("No combination is significantly the best: one answers as many as any (69.5 % of 640")
 
 
+def test_where_some_answers_were_not_checked_nothing_is_said_of_accuracy() -> None:
+    unchecked = Entry(name="unchecked", data=sample_report(variants=unmarked_variants(kd={"cross_entropy": 0.9})))
+    sentence = verdict([unchecked, _entry("checked", KD, 10)])
+    assert sentence.startswith("checked has the lowest cross-entropy, ")
+    assert "answers of 1 of 2 were checked, and no difference is tested" in sentence
+
+
 def test_one_that_is_better_than_each_other_is_best() -> None:
     sentence = verdict([_entry("dear", 0.69, 100), _entry("poor", 0.50, 1)])
     assert sentence.startswith("dear is best: it answers 69.5 % of 640 held-out requests correctly, significantly more")
