@@ -32,7 +32,7 @@ $(INSTALLED): $(EXTRA).lock infra/build.lock pyproject.toml
 	@$(BIN)/python infra/install.py $(EXTRA).lock $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable . 2>.pip.log || { cat .pip.log; exit 1; }
 	@rm -f .pip.log
-	@$(BIN)/python -m infra.warm_up
+	@$(BIN)/python -m infra.processes.warm_up
 	@touch $@
 
 quickstart: setup ## Distil the demo student: every real part, a few minutes on two cores
@@ -89,4 +89,4 @@ lock: ## Resolve the locks anew (needs uv; UV_FIND_LINKS or UV_INDEX for PyTorch
 	  --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --no-annotate --quiet --output-file light.lock
 
 demo: setup ## Make the demo's data and models anew (about half an hour on one core)
-	@$(BIN)/python -m infra.demo.build
+	@$(BIN)/python -m tasks.demo.build

@@ -6,20 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from flows.stage import placed
-from infra.artifacts import ArtifactRef
-from infra.models import ModelSource
-from tasks.evaluate import benchmarks, harness
-from tasks.evaluate.benchmark_settings import Benchmarks, Judging
-from tasks.evaluate.benchmark_tasks import benchmark, benchmark_answers, lm_eval
+from infra.store.artifacts import ArtifactRef
+from tasks.evaluate.benchmarks import artifacts, harness
+from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
+from tasks.evaluate.benchmarks.task import benchmark, benchmark_answers, lm_eval
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
+from tasks.models import ModelSource
 
 
 def check_benchmarks(options: Benchmarks, judge_model: str) -> None:
     """Refuse benchmarks that could not run, hours before their turn; raises ConfigurationError."""
     if not options.asked:
         return
-    benchmarks.preflight(options, judge_model)
+    artifacts.preflight(options, judge_model)
     if options.harness:
         harness.preflight(options)
 
@@ -37,7 +37,7 @@ def benchmarked(
     """The results by variant and benchmark ("kd/alpaca_eval"); what generates goes where `stages_on` says."""
     answers: dict[str, ArtifactRef] = {}
     results: dict[str, ArtifactRef] = {}
-    if benchmarks.asked_for(options):
+    if artifacts.asked_for(options):
         answers = placed(benchmark_answers, stages_on)(models, options, evaluation)
     if answers or options.probes:
         results |= benchmark(answers, evaluations, options, judging, judge_model)
@@ -51,4 +51,4 @@ def benchmark_settings(options: Benchmarks, judging: Judging, judge_model: str) 
     if not options.asked:
         return {}
     told: dict[str, Any] = {"benchmarks": options.model_dump(mode="json", exclude_defaults=True)}
-    return told | ({"judge": {"model": judge_model, **judging.identity()}} if benchmarks.needs_judge(options) else {})
+    return told | ({"judge": {"model": judge_model, **judging.identity()}} if artifacts.needs_judge(options) else {})

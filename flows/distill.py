@@ -10,22 +10,22 @@ from prefect import flow
 from pydantic import Field
 
 from flows.benchmarks import benchmark_settings, benchmarked
-from flows.dispatched import answers
-from flows.names import run_name
 from flows.outcome import Outcome, publish_latest
 from flows.params import OfPreset, Preset, Student, Teacher, preset_for, with_preset
 from flows.plan import plan
 from flows.preflight import check
 from flows.reproduce import command
 from flows.stage import placed
-from infra.models import ModelSource
+from infra.orchestration.names import run_name
+from infra.orchestration.remote_run import answers
 from tasks.augment.settings import Augmentation
 from tasks.augment.task import augment
-from tasks.evaluate.benchmark_settings import Benchmarks, Judging
+from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
 from tasks.evaluate.task import evaluate
 from tasks.logits.settings import Scoring
 from tasks.logits.task import score_logits
+from tasks.models import ModelSource
 from tasks.plan.hardware import Hardware
 from tasks.plan.model import Plan
 from tasks.report.task import report

@@ -8,10 +8,10 @@ from prefect import flow
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, Field
 
-from flows.garbage import in_words, policy_of, rows_by_kind, rows_of
-from infra.gc import plan
-from infra.gc_deletion import delete
-from infra.ui import publish_table
+from flows.commands.gc import in_words, policy_of, rows_by_kind, rows_of
+from infra.gc.delete import delete
+from infra.gc.find import plan
+from infra.orchestration.view import publish_table
 
 _ROWS_SHOWN = 1_000
 

@@ -12,8 +12,8 @@ import prefect.runtime
 from pydantic import BaseModel, Field
 
 from infra import settings
-from infra.artifacts import ArtifactReader, ArtifactRef
-from tasks.evaluate.predictions import perplexity
+from infra.store.artifacts import ArtifactReader, ArtifactRef
+from tasks.evaluate.heldout.predictions import perplexity
 from tasks.report.benchmarks import as_data
 from tasks.report.data import ReportData, Variant
 from tasks.report.stage import report_data

@@ -13,11 +13,11 @@ from pydantic import BaseModel, GetJsonSchemaHandler, WithJsonSchema
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from infra.models import STUDENTS, TEACHERS
 from tasks.augment.settings import Augmentation
-from tasks.evaluate.benchmark_settings import Benchmarks, Judging
+from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
+from tasks.models import STUDENTS, TEACHERS
 from tasks.train.settings import Distillation, Training, TrainingRun
 
 Model = TypeVar("Model", bound=BaseModel)

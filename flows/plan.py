@@ -13,19 +13,20 @@ from urllib.parse import urlparse
 from flows.benchmarks import check_benchmarks
 from flows.params import Preset
 from flows.preflight import check_models, check_settings
-from infra import settings, storage
-from infra.artifacts import ArtifactRef
-from infra.demo import endpoint as demo
+from infra import settings
 from infra.errors import ConfigurationError, DistilflowError, disk_full
-from infra.models import ModelSource, load_tokenizer, resolve
+from infra.store import storage
+from infra.store.artifacts import ArtifactRef
 from tasks.augment import stage as augment
 from tasks.augment.estimate import Estimate, estimate, sampled
-from tasks.augment.providers import Deployment
 from tasks.augment.settings import Augmentation
-from tasks.evaluate import benchmark_answers as answers_stage
-from tasks.evaluate import benchmarks
+from tasks.demo import endpoint as demo
 from tasks.evaluate import stage as evaluate
+from tasks.evaluate.benchmarks import artifacts
+from tasks.evaluate.benchmarks import stage as answers_stage
+from tasks.llm.litellm_pool import Deployment
 from tasks.logits import stage as logits
+from tasks.models import ModelSource, load_tokenizer, resolve
 from tasks.plan.hardware import Hardware, machine
 from tasks.plan.known import Known
 from tasks.plan.lengths import Lengths, guessed, measured
@@ -199,7 +200,7 @@ def _benchmarks(preset: Preset, judge_model: str, heldout: int, problems: list[P
     try:
         check_benchmarks(preset.benchmarks, judge_model)
         rows = min(heldout, preset.evaluation.max_rows or heldout)
-        return benchmarks.turns(preset.benchmarks), benchmarks.judge_requests(preset.benchmarks, rows)
+        return artifacts.turns(preset.benchmarks), artifacts.judge_requests(preset.benchmarks, rows)
     except DistilflowError as error:
         problems.append(Problem(stops=True, text=str(error)))
         return 0, {}

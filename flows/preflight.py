@@ -10,16 +10,17 @@ from typing import TypeVar
 from prefect import task
 
 from flows.benchmarks import check_benchmarks
-from infra import settings, storage
+from infra import settings
 from infra.errors import ConfigurationError, disk_full
-from infra.models import ModelSource, resolve
-from infra.ui import say
-from tasks.chat import takes_system_turns
-from tasks.evaluate.benchmark_settings import Benchmarks
-from tasks.logits.alignment import check_same_template
+from infra.orchestration.view import say
+from infra.store import storage
+from tasks.evaluate.benchmarks.settings import Benchmarks
+from tasks.models import ModelSource, resolve
 from tasks.seeds.stage import Sources, check_sources
-from tasks.tokens import tokenizer_digests
-from tasks.train.families import check_trainable
+from tasks.tokens.alignment import check_same_template
+from tasks.tokens.chat import takes_system_turns
+from tasks.tokens.rows import tokenizer_digests
+from tasks.train.model.families import check_trainable
 from tasks.train.settings import Distillation
 
 T = TypeVar("T")

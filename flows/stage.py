@@ -10,17 +10,17 @@ from typing import Any, Literal, ParamSpec, TypeVar, cast, get_type_hints
 from prefect import flow
 from pydantic import TypeAdapter, ValidationError
 
-from flows import names
-from flows.dispatch import Dispatched, run_there
-from flows.dispatched import answers
-from infra.artifacts import ArtifactRef
 from infra.errors import ConfigurationError
-from infra.stage_task import stage_task
-from infra.ui import stage_view
-from tasks.evaluate import benchmark_answers as answers_stage
-from tasks.evaluate import harness
+from infra.orchestration import names
+from infra.orchestration.dispatch import Dispatched, run_there
+from infra.orchestration.remote_run import answers
+from infra.orchestration.stage_task import stage_task
+from infra.orchestration.view import stage_view
+from infra.store.artifacts import ArtifactRef
 from tasks.evaluate import stage as evaluation_stage
-from tasks.evaluate.benchmark_tasks import benchmark_answers, lm_eval
+from tasks.evaluate.benchmarks import harness
+from tasks.evaluate.benchmarks import stage as answers_stage
+from tasks.evaluate.benchmarks.task import benchmark_answers, lm_eval
 from tasks.evaluate.task import evaluate
 from tasks.logits import stage as logits_stage
 from tasks.logits.task import score_logits

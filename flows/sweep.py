@@ -12,17 +12,17 @@ from prefect import flow
 from prefect.settings import get_current_settings
 from pydantic import Field
 
-from flows.dispatch import POLL_S, Dispatched
-from flows.dispatched import answers, raise_if_cancelled
 from flows.distill import distill
 from flows.grid import Point, deployment_of, grid
-from flows.names import child_name, run_name
 from flows.outcome import Outcome, publish_latest_leaderboard
 from flows.params import Student, Teacher
-from infra.artifacts import ArtifactRef
 from infra.errors import DistilflowError, SomeFailedError
-from infra.ui import log, say
-from tasks.report.entry import Entry
+from infra.orchestration.dispatch import POLL_S, Dispatched
+from infra.orchestration.names import child_name, run_name
+from infra.orchestration.remote_run import answers, raise_if_cancelled
+from infra.orchestration.view import log, say
+from infra.store.artifacts import ArtifactRef
+from tasks.report.leaderboard.entry import Entry
 from tasks.report.stage import report_data
 from tasks.report.task import leaderboard
 

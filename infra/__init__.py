@@ -1,1 +1,1 @@
-"""Where distilflow runs: storage, artifact records, process supervision, embedded services, the demo."""
+"""Where distilflow runs: storage, processes, services, orchestration, sandboxes, and what they are deployed with."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from infra.artifacts import ArtifactReader, ArtifactRef
+from infra.store.artifacts import ArtifactReader, ArtifactRef
 
 TRAIN, HELDOUT = "train/", "heldout/"  # where a seeds artifact keeps its rows
 KEPT, REJECTED, FAILED = "kept/", "rejected/", "failed/"  # and an augment artifact

@@ -8,7 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from infra.services import Services, embedded_services
+from infra.services.embedded import Services, embedded_services
 from tests.support.prefect_database import give, migrated_database
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
@@ -81,7 +81,7 @@ def services(home: Path, database: Path) -> Iterator[Services]:
 @pytest.fixture
 def prefect(services: Services) -> Iterator[None]:
     """Prefect's client in this process talks to the session's server, whatever a test before had set."""
-    from infra.prefect_client import talking_to
+    from infra.orchestration.prefect_client import talking_to
 
     with talking_to():
         yield
@@ -90,7 +90,7 @@ def prefect(services: Services) -> Iterator[None]:
 @pytest.fixture
 def bucket(services: Services, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     """A bucket of the test's own."""
-    from infra import storage
+    from infra.store import storage
 
     name = "".join(c if c.isalnum() else "-" for c in request.node.name.lower())[:50].strip("-") + "-t"
     monkeypatch.setenv("DISTILFLOW_BUCKET", name)

@@ -1,63 +1,21 @@
 """The agents: a prompt file each, the JSON that each must answer, and their identity.
 
 The paper's four (Expansion, Rewriting, Selection, Verification) and the two checks that it asks of them:
-does an expansion stay in its task category, does a rewriting keep the meaning. What an agent works on goes
-into the user message as one JSON object, so that no seed can end its own quotation.
+does an expansion stay in its task category, does a rewriting keep the meaning.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from importlib import resources
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from jinja2 import Environment, StrictUndefined, Template
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    StringConstraints,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    model_validator,
-)
+from pydantic import Field, PrivateAttr, ValidationError, ValidatorFunctionWrapHandler, model_validator
 
-from infra.artifacts import digest_of
-from tasks import categories
-from tasks.augment.reading import MAX_CHARS, BadAnswer, object_in, quotes
-from tasks.rows import Row
+from infra.store.artifacts import digest_of
+from tasks.llm.agent import Agent, AgentAnswer, Score, Text, Words, empty_as, first_of
+from tasks.text import categories
 
-Answer = TypeVar("Answer", bound="AgentAnswer")
-
-
-def _or(empty: Any) -> BeforeValidator:
-    """Models say null where there is nothing to say."""
-    return BeforeValidator(lambda value: empty if value is None else value)
-
-
-def _whole(value: Any) -> Any:
-    """JSON does not tell 7.0 from 7."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Text = Annotated[str, Field(max_length=MAX_CHARS), _or("")]
-Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_CHARS)]
-Score = Annotated[int, Field(ge=1, le=10), BeforeValidator(_whole)]
-
-
-class AgentAnswer(BaseModel):
-    """What an agent must answer. The types are strict (no "yes" for true, no true for 1); a field more is left out."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, json_schema_extra={"additionalProperties": False})
-
-    def unfit(self, shown: Mapping[str, Any]) -> str:
-        """Why it is no answer to what was shown; empty where it is one."""
-        return ""
+_PACKAGE = "tasks.augment"
 
 
 class NewRow(AgentAnswer):
@@ -92,7 +50,7 @@ class Expansions(AgentAnswer):
             try:
                 good.append(NewRow.model_validate(row))
             except ValidationError as error:
-                left_out.append(_first_of(error))
+                left_out.append(first_of(error))
         answer = validated({**value, "instructions": good or rows})
         answer._left_out = left_out
         return answer
@@ -103,7 +61,7 @@ class Expansions(AgentAnswer):
 
 class CategoryVerdict(AgentAnswer):
     same_category: bool
-    category: Annotated[str, Field(max_length=200), _or("")]
+    category: Annotated[str, Field(max_length=200), empty_as("")]
 
 
 class CategoryVerdicts(AgentAnswer):
@@ -135,85 +93,15 @@ class Scores(AgentAnswer):
 class Verdict(AgentAnswer):
     correct: bool
     evidence: Text
-    tests: Annotated[list[Text], Field(max_length=20), _or([])]
+    tests: Annotated[list[Text], Field(max_length=20), empty_as([])]
 
 
-@dataclass(frozen=True)
-class Agent(Generic[Answer]):
-    """A role for the LLM. Its prompt and schema are part of the stage's fingerprint and of a request's key."""
-
-    name: str
-    answer: type[Answer]
-    writes: bool = False  # rows, and not judgements
-    package: str = "tasks.augment"  # whose `prompts/` holds the prompt …
-    text: str = ""  # … unless this is it, to the letter: no template, whatever stands in it
-
-    @cached_property
-    def prompt(self) -> str:
-        return self.text or resources.files(self.package).joinpath(f"prompts/{self.name}.jinja").read_text()
-
-    @cached_property
-    def _template(self) -> Template:
-        return _TEMPLATES.from_string(self.prompt)
-
-    @cached_property
-    def schema(self) -> dict[str, Any]:
-        return self.answer.model_json_schema()
-
-    def messages(self, row: Row, **settings: Any) -> list[dict[str, str]]:
-        """The chat messages that put `row` before this agent."""
-        payload: dict[str, Any] = {
-            "task_category": row.task_category,
-            "language": row.language,
-            "instruction": row.instruction,
-            "input": row.input,
-        }
-        if row.response:
-            payload["response"] = row.response
-        if row.history:
-            payload["history"] = [message.model_dump() for message in row.history]
-        return self.about({**payload, **settings}, **settings)
-
-    def about(self, payload: Mapping[str, Any], **settings: Any) -> list[dict[str, str]]:
-        """The chat messages that put `payload`, as one JSON object, before this agent."""
-        return [
-            {"role": "system", "content": self.text or self._template.render(**settings)},
-            {"role": "user", "content": json.dumps({"agent": self.name, **payload}, ensure_ascii=False)},
-        ]
-
-    def read(self, text: str, shown: str = "") -> Answer:
-        """The answer in a model's text; BadAnswer where it is not the one JSON object asked for.
-
-        Lenient about form and strict about what could be injected (`tasks.augment.reading`): no text quoted inside an
-        answer can pass for the answer, and no field may occur twice. A writer's slips of punctuation are repaired, a
-        judge's are not. `shown` is the user message: a verdict that stands there is the row's and not the judge's.
-        """
-        value, own_text = object_in(text, mend=self.writes)
-        try:
-            answer = self.answer.model_validate(value)
-        except ValidationError as error:
-            raise BadAnswer(_first_of(error)) from error
-        if not self.writes and quotes(answer.model_dump(mode="json"), own_text, shown):
-            raise BadAnswer("quotes the row")
-        if shown and (why := answer.unfit(json.loads(shown))):
-            raise BadAnswer(why)
-        return answer
-
-
-def _first_of(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(map(str, first["loc"])) or "the object"
-    return f"{where[:100]}: {first['msg']}"
-
-
-_TEMPLATES = Environment(undefined=StrictUndefined, trim_blocks=True, autoescape=False)  # plain text, not HTML
-
-EXPANSION = Agent("expansion", Expansions, writes=True)
-CATEGORY = Agent("category", CategoryVerdicts)
-REWRITING = Agent("rewriting", Rewritten, writes=True)
-PRESERVATION = Agent("preservation", Preservation)
-SELECTION = Agent("selection", Scores)
-VERIFICATION = Agent("verification", Verdict)
+EXPANSION = Agent("expansion", Expansions, _PACKAGE, writes=True, stage=0)
+CATEGORY = Agent("category", CategoryVerdicts, _PACKAGE, stage=1)
+REWRITING = Agent("rewriting", Rewritten, _PACKAGE, writes=True, stage=2)
+PRESERVATION = Agent("preservation", Preservation, _PACKAGE, stage=3)
+SELECTION = Agent("selection", Scores, _PACKAGE, stage=4, sets_aside=True)
+VERIFICATION = Agent("verification", Verdict, _PACKAGE, stage=5)
 AGENTS: tuple[Agent[Any], ...] = (EXPANSION, CATEGORY, REWRITING, PRESERVATION, SELECTION, VERIFICATION)
 
 

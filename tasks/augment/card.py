@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from infra.artifacts import Workspace
+from infra.store.artifacts import Workspace
 from tasks.rows import KEPT
 
 NAME = "card.md"

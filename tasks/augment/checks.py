@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from infra.python_sandbox import Outcome, PythonSandbox
-from infra.sandbox import QueryError, ReadOnlyDatabase
-from tasks import categories
-from tasks.answers import answer_of, fences, sql_in, without_fences
+from infra.sandbox.python import Outcome, PythonSandbox
+from infra.sandbox.sql import QueryError, ReadOnlyDatabase
 from tasks.rows import Row
+from tasks.text import categories
+from tasks.text.answers import answer_of, fences, sql_in, without_fences
 
 _PYTHON = ("python", "py", "python3")
 _DEFINES = re.compile(r"^(?:async )?(?:def|class) \w+", re.MULTILINE)

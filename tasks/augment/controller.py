@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra.python_sandbox import PythonSandbox
-from infra.sandbox import ReadOnlyDatabase
+from infra.sandbox.python import PythonSandbox
+from infra.sandbox.sql import ReadOnlyDatabase
 from tasks.augment.agents import (
     CATEGORY,
     EXPANSION,
@@ -25,10 +25,10 @@ from tasks.augment.agents import (
     wants_chain_of_thought,
 )
 from tasks.augment.checks import python_of, run_checks
-from tasks.augment.client import Unanswered
 from tasks.augment.settings import Augmentation
-from tasks.language import language_change
+from tasks.llm.usefulness import Unanswered
 from tasks.rows import Row
+from tasks.text.language import language_change
 
 Ask = Callable[..., Awaitable[Any]]  # ask(agent, row, **settings) -> the agent's answer, or Unanswered
 

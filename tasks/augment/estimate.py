@@ -18,15 +18,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra.artifacts import ArtifactRef
-from infra.python_sandbox import PythonSandbox
+from infra.sandbox.python import PythonSandbox
+from infra.store.artifacts import ArtifactRef
 from tasks.augment import agents
-from tasks.augment.agents import Agent
-from tasks.augment.budget import Usage, UsageByAgent
 from tasks.augment.controller import verify, write_and_score
-from tasks.augment.providers import Deployment
 from tasks.augment.settings import Augmentation
-from tasks.augment.stage import connected
+from tasks.llm.agent import Agent
+from tasks.llm.budget import Usage, UsageByAgent
+from tasks.llm.litellm_pool import Deployment
+from tasks.llm.session import connected
 from tasks.rows import TRAIN, Row, databases_by_input, read_rows
 from tasks.seeds.stage import open_databases
 

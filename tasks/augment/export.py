@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.artifacts import ArtifactReader, ArtifactRef
+from infra.store.artifacts import ArtifactReader, ArtifactRef
 from tasks.augment.settings import Format, RowTable
 from tasks.rows import FAILED, KEPT, REJECTED, SCHEMA, Message, Row, read_rows
 from tasks.seeds.turns import history_of, pairs_of

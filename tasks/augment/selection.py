@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import rensa
 
-from infra.artifacts import digest_of
-from tasks.overlap import HeldOut
+from infra.store.artifacts import digest_of
 from tasks.rows import Row
 from tasks.seeds.account import HELD_OUT
+from tasks.text.overlap import HeldOut
 
 LOW_SCORE = "score below {:g}"
 DUPLICATE = "near-duplicate of a better row"

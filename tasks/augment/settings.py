@@ -1,58 +1,22 @@
-"""What augmentation can be told, and what whatever else asks LLMs can be told about that."""
+"""What augmentation can be told."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from tasks.augment.addresses import Address
+from tasks.llm.settings import NEVER_CHANGES_ANSWERS, LLMCalls
 
 Format = Literal["alpaca", "sharegpt", "messages", "parquet"]  # of exported rows
 RowTable = Literal["kept", "rejected", "failed", "topk"]
-Price = Annotated[float, Field(ge=0)]
-NEVER_CHANGES_ANSWERS = {
-    "concurrency",
-    "processes",
-    "requests_per_minute",
-    "tokens_per_minute",
-    "timeout_s",
-    "api_base",
-}
-
-
-class LLMCalls(BaseModel):
-    """How LLMs are asked through LiteLLM: for how much money, how many requests at a time."""
-
-    # what is wrong may be a key in an address
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-    setting: ClassVar[str] = "augmentation"  # what messages call these settings …
-    model_setting: ClassVar[str] = "agent_model"  # … and the model that they go with
-
-    fallbacks: tuple[str, ...] = Field((), description="models to ask, in order, where the first one fails")
-    temperature: float = Field(0.7, ge=0, le=2, description="sampling temperature of the agents")
-    max_output_tokens: int = Field(4096, ge=64, description="longest answer of an agent, in tokens")
-    budget_usd: float | None = Field(
-        None, gt=0, description="the dataset may cost this much; what is not reached by then is left out"
-    )
-    usd_per_million_tokens: tuple[Price, Price] | None = Field(
-        None, description="price of input and output where LiteLLM does not know the model's"
-    )
-    concurrency: int = Field(64, ge=1, le=1024, description="requests in flight")
-    processes: int = Field(1, ge=1, le=16, description="processes that talk to providers (LiteLLM needs CPU)")
-    requests_per_minute: int | None = Field(None, ge=1, description="limit a model")
-    tokens_per_minute: int | None = Field(None, ge=1, description="limit a model, prompt and answer")
-    timeout_s: float = Field(120.0, gt=0, description="longest wait for one answer")
-    api_base: Address | None = Field(None, description="address of a self-hosted OpenAI-compatible endpoint")
-
-    @property
-    def other_models(self) -> tuple[str, ...]:
-        """Models beside the default one that requests may name as their route."""
-        return ()
 
 
 class Augmentation(LLMCalls):
     """How the agents work on the seeds."""
+
+    setting: ClassVar[str] = "augmentation"
+    model_setting: ClassVar[str] = "agent_model"
 
     enabled: bool = Field(True, description="off: the seeds' own responses are the training rows")
     expansions_per_seed: int = Field(5, ge=0, le=50, description="new instructions that Expansion writes per seed")

@@ -7,27 +7,25 @@ killed worker had been told by the agents is in the answer cache, so no batch is
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
-from infra import settings, storage
-from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
-from infra.claims import Claims, Pauses, working_under
-from infra.errors import ConfigurationError, DistilflowError
-from infra.python_sandbox import PythonSandbox
+from infra import settings
+from infra.errors import ConfigurationError
+from infra.sandbox.python import PythonSandbox
+from infra.store import storage
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
+from infra.store.claims import Claims, Pauses, working_under
 from tasks.augment import card, selection
 from tasks.augment.agents import agents_digest
-from tasks.augment.answers import AnswerCache
-from tasks.augment.budget import UsageByAgent
-from tasks.augment.client import LLMClient
 from tasks.augment.controller import Batch, Dropped, verify, write_and_score
-from tasks.augment.providers import Deployment
-from tasks.augment.settings import Augmentation, LLMCalls
-from tasks.overlap import HeldOut
+from tasks.augment.settings import Augmentation
+from tasks.llm.budget import UsageByAgent
+from tasks.llm.litellm_pool import Deployment
+from tasks.llm.session import connected, run_async
 from tasks.rows import (
     FAILED,
     HELDOUT,
@@ -41,13 +39,12 @@ from tasks.rows import (
     to_parquet,
 )
 from tasks.seeds.stage import open_databases
+from tasks.text.overlap import HeldOut
 
 KIND = "augment"
 STAGE_VERSION = 3
 _SEEDS_PER_BATCH = 100
 _BATCHES_AT_ONCE = 2  # so that requests are in flight while the last rows of a batch are waited for
-_SHARE_S = 60.0
-Result = TypeVar("Result")
 Tick = Callable[[int, int], None]
 AsTask = Callable[[str, Callable[[], Awaitable[None]]], Awaitable[None]]
 
@@ -191,28 +188,6 @@ def _progress(seeds: int, tick: Tick) -> Callable[..., None]:
     return one
 
 
-@contextlib.asynccontextmanager
-async def connected(endpoint: Deployment, options: LLMCalls, max_rows: int | None = None) -> AsyncIterator[LLMClient]:
-    """The client with its cache, whose answers are shared now and then and at the end, however that comes."""
-    cache = AnswerCache(settings.cache_dir() / "llm_answers.sqlite")
-    client = LLMClient(endpoint, cache, options, max_rows)
-
-    async def share() -> None:
-        while True:
-            await asyncio.sleep(_SHARE_S)
-            cache.push()
-
-    await asyncio.to_thread(cache.pull)
-    sharing = asyncio.create_task(share())
-    try:
-        yield client
-    finally:
-        sharing.cancel()
-        await client.close()
-        cache.push()
-        cache.close()
-
-
 def _selected(work: Workspace, index: int, chosen: selection.Selection) -> tuple[list[Row], list[Dropped]]:
     reasons = chosen.reasons(index)
     rows, dropped = [], []
@@ -287,22 +262,3 @@ def _batches(seeds: ArtifactRef) -> Iterator[tuple[int, list[Row]]]:
         if not (batch := list(islice(rows, _SEEDS_PER_BATCH))):
             return
         yield index, batch
-
-
-def run_async(work: Coroutine[Any, Any, Result]) -> Result:
-    """asyncio.run, with our own error, or the signal, out of the group that the task group raises."""
-    try:
-        return asyncio.run(work)
-    except BaseExceptionGroup as group:
-        ours, others = group.split(DistilflowError)
-        error: BaseException | None = group.subgroup(_is_signal) or (ours if others is None else None)
-        if error is None:
-            raise
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from group
-
-
-def _is_signal(error: BaseException) -> bool:
-    """Whether a batch was interrupted by TERM or Ctrl-C, which ends the whole, whatever failed in its wake."""
-    return not isinstance(error, Exception | BaseExceptionGroup | asyncio.CancelledError)

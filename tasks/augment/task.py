@@ -9,14 +9,15 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from infra.artifacts import ArtifactReader, ArtifactRef, facts_of
-from infra.demo import endpoint as demo
-from infra.limits import held, llm
-from infra.stage_task import stage_task
-from infra.ui import StageView, publish_table, stage_view
+from infra.orchestration.limits import held, llm
+from infra.orchestration.stage_task import stage_task
+from infra.orchestration.view import StageView, publish_table, stage_view
+from infra.store.artifacts import ArtifactReader, ArtifactRef, facts_of
 from tasks.augment import card, stage
-from tasks.augment.providers import Deployment
-from tasks.augment.settings import Augmentation, LLMCalls
+from tasks.augment.settings import Augmentation
+from tasks.demo import endpoint as demo
+from tasks.llm.litellm_pool import Deployment
+from tasks.llm.settings import LLMCalls
 
 
 @stage_task(name="augment")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from infra import program
-from infra.artifacts import ArtifactRef, Workspace
-from infra.models import ModelSource
-from infra.processes import Event, run_supervised
-from infra.vllm_environment import vllm_environment
+from infra.processes import program
+from infra.processes.supervise import Event, run_supervised
+from infra.processes.vllm_environment import vllm_environment
+from infra.store.artifacts import ArtifactRef, Workspace
 from tasks.evaluate.settings import Evaluation
+from tasks.models import ModelSource
 
 KIND = "evaluate"
 STAGE_VERSION = 5
@@ -45,7 +45,7 @@ def evaluate(
         }
         run_supervised(
             KIND,
-            program.command("tasks.evaluate.program"),
+            program.command("tasks.evaluate.heldout.program"),
             spec,
             on_event=on_event,
             env=vllm_environment(),

@@ -21,18 +21,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from infra import child, storage
-from infra.artifacts import ArtifactRef, Workspace
-from infra.claims import Claims, Pauses
 from infra.errors import ConfigurationError
-from infra.models import ModelSource, load_tokenizer
+from infra.processes import child
+from infra.store import storage
+from infra.store.artifacts import ArtifactRef, Workspace
+from infra.store.claims import Claims, Pauses
+from tasks.engines.scoring import Engine, TransformersEngine, VLLMEngine, vllm_options
 from tasks.logits.coverage import Coverage
-from tasks.logits.engines import Engine, TransformersEngine, VLLMEngine, vllm_options
 from tasks.logits.settings import Scoring
-from tasks.logits.shards import Shard, cut, plan
-from tasks.logits.store import ScoredRow, ShardError, read_shard, write_shard, write_tokenizer
+from tasks.logits.shards import Shard, plan
+from tasks.logits.store.reader import ShardError, read_shard, write_shard, write_tokenizer
+from tasks.models import ModelSource, load_tokenizer
 from tasks.rows import KEPT, read_rows
-from tasks.tokens import Skipped, TokenisedRow, tokenise
+from tasks.tokens.rows import Skipped, TokenisedRow, cut, tokenise
+from tasks.tokens.scored import ScoredRow
 
 CLAIMS, REFUSED = "claims/", "refused/"
 _NAMED_ROWS = 20

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasks.logits.format import MAX_ERROR
+from tasks.logits.store.format import MAX_ERROR
 
 
 class Scoring(BaseModel):

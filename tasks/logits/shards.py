@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tasks.logits.store import SHARDS
-from tasks.tokens import TokenisedRow
+from tasks.logits.store.reader import SHARDS
+from tasks.tokens.rows import TokenisedRow, cut
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,3 @@ def plan(rows: Iterable[TokenisedRow], tokens_per_shard: int) -> list[Shard]:
     by_length = sorted(rows, key=lambda row: (len(row.ids), row.row_id))
     groups = cut(by_length, tokens_per_shard)
     return [Shard(f"{SHARDS}{index:05}.topk", group) for index, group in enumerate(groups)]
-
-
-def cut(rows: Iterable[TokenisedRow], tokens_each: int) -> Iterator[list[TokenisedRow]]:
-    """Groups of neighbours with at most so many tokens, or of one longer row."""
-    group: list[TokenisedRow] = []
-    tokens = 0
-    for row in rows:
-        tokens += len(row.ids)
-        if group and tokens > tokens_each:
-            yield group
-            group, tokens = [], len(row.ids)
-        group.append(row)
-    if group:
-        yield group

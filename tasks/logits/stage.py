@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from infra import program
-from infra.artifacts import ArtifactRef, Workspace
-from infra.models import ModelSource
-from infra.processes import Event, run_supervised
-from infra.vllm_environment import vllm_environment
+from infra.processes import program
+from infra.processes.supervise import Event, run_supervised
+from infra.processes.vllm_environment import vllm_environment
+from infra.store.artifacts import ArtifactRef, Workspace
 from tasks.logits.settings import Scoring
-from tasks.logits.store import SHARDS, TOKENIZER
-from tasks.tokens import tokenizer_digests
+from tasks.logits.store.reader import SHARDS, TOKENIZER
+from tasks.models import ModelSource
+from tasks.tokens.rows import tokenizer_digests
 
 KIND = "logits"
 STAGE_VERSION = 4

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from infra.artifacts import ArtifactRef, facts_of
 from infra.devices import gpu_slots
-from infra.limits import GPU, held
-from infra.models import ModelSource
-from infra.stage_task import stage_task
-from infra.ui import publish_table, skipped_note, stage_view
+from infra.orchestration.limits import GPU, held
+from infra.orchestration.stage_task import stage_task
+from infra.orchestration.view import publish_table, skipped_note, stage_view
+from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.logits import stage
 from tasks.logits.settings import Scoring
+from tasks.models import ModelSource
 
 
 @stage_task(name="logits")

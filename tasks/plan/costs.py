@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 
 from tasks.evaluate.settings import Evaluation
-from tasks.logits.format import MAX_ERROR
 from tasks.logits.settings import Scoring
+from tasks.logits.store.format import MAX_ERROR
 from tasks.plan.hardware import Machine
 from tasks.plan.sizes import Size
 from tasks.train.settings import Training, TrainingRun

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from infra.artifacts import ArtifactRef
+from infra.store.artifacts import ArtifactRef
 from tasks.augment.estimate import Estimate
 from tasks.augment.settings import Augmentation
 from tasks.evaluate.settings import Evaluation

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tasks.rows import Row
-from tasks.tokens import Skipped, tokenise
+from tasks.tokens.rows import Skipped, tokenise
 
 _ANY_LENGTH = 10**9
 _BYTES_PER_TOKEN = 4.0  # of UTF-8, in English and in Chinese, for tokenizers of 150,000 tokens

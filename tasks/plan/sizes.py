@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.errors import ConfigurationError
-from infra.models import ModelSource
+from tasks.models import ModelSource
 from tasks.train.memory import ModelShape
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tasks.plan import costs
 from tasks.plan.known import AGENT_TOKENS_S, VARIANTS, Known
 from tasks.plan.model import StagePlan
-from tasks.train.data import total_steps
+from tasks.train.data.order import total_steps
 from tasks.train.memory import estimate as training_memory
 from tasks.train.settings import Training
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
-from infra.ui import publish_table
+from infra.orchestration.view import publish_table
 from tasks.plan.model import Plan
 from tasks.plan.view import plan_markdown, stage_rows
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tasks.evaluate.statistics import Interval
-from tasks.markup import markdown_text
 from tasks.report.analysis_view import FEW, Cell, Row, Told, label_of, share_cell, taken_cells, told
 from tasks.report.comparison import nats
 from tasks.report.data import ReportData, variants_in_order
 from tasks.report.markdown import table
+from tasks.stats.intervals import Interval
+from tasks.text.markup import markdown_text
 
 _MARKS = {"better": "▲", "worse": "▼", "same": "=", "other": "◆"}
 

@@ -6,16 +6,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tasks.evaluate.analysis import Analysis
-from tasks.evaluate.comparisons import METRICS
-from tasks.evaluate.inherited import Taken
-from tasks.evaluate.predictions import perplexity
-from tasks.evaluate.significance import Comparison
-from tasks.evaluate.slices import Regression, Regressions
-from tasks.evaluate.statistics import Interval
+from tasks.evaluate.analysis.analysis import Analysis
+from tasks.evaluate.analysis.comparisons import METRICS
+from tasks.evaluate.analysis.inherited import Taken
+from tasks.evaluate.analysis.slices import Regression, Regressions
+from tasks.evaluate.heldout.predictions import perplexity
 from tasks.report.comparison import CONTROL, nats, points, points_range
 from tasks.report.data import ReportData
 from tasks.report.differences import Piece, unlike
+from tasks.stats.intervals import Interval
+from tasks.stats.significance import Comparison
 
 FEW = 30  # rows below which a slice's figures are marked: its interval is wider than most differences
 SHOWN = 4  # regressions of each kind on the page; all that were listed stand in data.json

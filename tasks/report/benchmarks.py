@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from infra.artifacts import ArtifactReader, ArtifactRef, Record, read_record
 from infra.errors import ConfigurationError
-from tasks.evaluate import benchmarks, harness
-from tasks.evaluate.benchmark_analysis import BenchmarkAnalysis, Figure, Result, Unit, analyse
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Record, read_record
+from tasks.evaluate.benchmarks import artifacts, harness
+from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis, Figure, Result, Unit, analyse
 
-_ORDER = (benchmarks.ALPACA_EVAL, benchmarks.MT_BENCH, benchmarks.IFEVAL, benchmarks.PROBES, harness.KIND)
+_ORDER = (artifacts.ALPACA_EVAL, artifacts.MT_BENCH, artifacts.IFEVAL, artifacts.PROBES, harness.KIND)
 
 
 def gather(verdicts: Mapping[str, ArtifactRef], labels: Mapping[str, str]) -> BenchmarkAnalysis | None:
@@ -39,8 +39,8 @@ def _result(benchmark: str, ref: ArtifactRef) -> Result:
         return Result(ArtifactReader(ref).read_json(harness.RESULTS), {})
     record = _record(ref)
     return Result(
-        benchmarks.result_of(ref),
-        benchmarks.scores_of(ref),
+        artifacts.result_of(ref),
+        artifacts.scores_of(ref),
         judge=str(record.spec.get("judge", "")),
         empty=record.inputs["answers"].counts.get("empty", 0),
     )

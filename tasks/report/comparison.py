@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tasks.evaluate.significance import ALPHA, Comparison, p_words
-from tasks.evaluate.statistics import Difference, Interval, paired_difference, unpaired_difference, wilson
 from tasks.report.data import ReportData, Variant
+from tasks.stats.intervals import Difference, Interval, paired_difference, unpaired_difference, wilson
+from tasks.stats.significance import ALPHA, Comparison, p_words
 
 CONTROL = "sft_control"
 

@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from infra.artifacts import ArtifactReader, ArtifactRef
+from infra.store.artifacts import ArtifactReader, ArtifactRef
 from tasks.report.page import comparison_rows, verdict
 from tasks.report.stage import report_data
 

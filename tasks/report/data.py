@@ -11,8 +11,8 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from tasks.evaluate.analysis import Analysis
-from tasks.evaluate.benchmark_analysis import BenchmarkAnalysis
+from tasks.evaluate.analysis.analysis import Analysis
+from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis
 
 AGENTS = ("expansion", "category", "rewriting", "preservation", "selection", "verification")
 VARIANTS = ("base", "sft", "sft_control", "kd", "teacher")

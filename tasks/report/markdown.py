@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tasks.markup import markdown_text
+from tasks.text.markup import markdown_text
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

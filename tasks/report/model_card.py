@@ -9,12 +9,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from infra.artifacts import Record
-from infra.models import LICENCES
-from tasks.markup import markdown_text
+from infra.store.artifacts import Record
+from tasks.models import LICENCES
 from tasks.report.comparison import comparison_rows, verdict
 from tasks.report.data import ReportData
 from tasks.report.markdown import table
+from tasks.text.markup import markdown_text
 
 _TRAINED = {
     "kd": "on the teacher's top-{k} log-probabilities, after supervised fine-tuning",

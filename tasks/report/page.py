@@ -15,8 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from tasks.evaluate.benchmark_analysis import BenchmarkAnalysis
-from tasks.markup import markdown_text
+from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis
 from tasks.report import benchmarks, paper
 from tasks.report.analysis_markdown import analysis_markdown
 from tasks.report.analysis_view import label_of, taken_cells, told
@@ -34,9 +33,10 @@ from tasks.report.comparison import (
 )
 from tasks.report.data import ReportData, variants_in_order
 from tasks.report.differences import unlike
+from tasks.report.figures.run import Plot, duration, plots
 from tasks.report.markdown import indented, table
 from tasks.report.paper import published_for
-from tasks.report.plots import Plot, duration, plots
+from tasks.text.markup import markdown_text
 
 __all__ = ["comparison_rows", "render_markdown", "render_page", "verdict"]
 

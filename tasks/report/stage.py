@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from infra.artifacts import ArtifactReader, ArtifactRef, Record, Workspace, read_record
 from infra.errors import ConfigurationError
-from tasks.evaluate.analysis import analyse
-from tasks.evaluate.predictions import Table, from_parquet
-from tasks.report import benchmarks, leaderboard_page
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Record, Workspace, read_record
+from tasks.evaluate.analysis.analysis import analyse
+from tasks.evaluate.heldout.predictions import Table, from_parquet
+from tasks.report import benchmarks
 from tasks.report.data import AgentUse, Coverage, DataFlow, Example, Output, ReportData, Stage, Variant
-from tasks.report.entry import Entry
-from tasks.report.leaderboard import over_seeds, rows, verdict
+from tasks.report.leaderboard import page
+from tasks.report.leaderboard.entry import Entry
+from tasks.report.leaderboard.ranking import over_seeds, rows, verdict
 from tasks.report.page import render_markdown, render_page
 from tasks.seeds.account import sentences
 
@@ -71,8 +72,8 @@ def leaderboard_workspace(entries: Sequence[Entry]) -> Workspace:
 
 def leaderboard(work: Workspace, entries: list[Entry]) -> ArtifactRef:
     """Write the page, the Markdown and the table as JSON."""
-    work.put("leaderboard.html", leaderboard_page.render_page(entries).encode())
-    work.put("leaderboard.md", leaderboard_page.render_markdown(entries).encode())
+    work.put("leaderboard.html", page.render_page(entries).encode())
+    work.put("leaderboard.md", page.render_markdown(entries).encode())
     told = {"verdict": verdict(entries), "rows": rows(entries), "over_seeds": over_seeds(entries)}
     work.put_json("leaderboard.json", told)
     return work.publish(("leaderboard.",), {"combinations": len(entries)}, {})

@@ -6,12 +6,13 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
 
-from infra.artifacts import ArtifactReader, ArtifactRef
-from infra.stage_task import stage_task
-from infra.ui import publish_table, stage_view
-from tasks.report import leaderboard_page, stage
-from tasks.report.entry import Entry
-from tasks.report.leaderboard import rows, verdict
+from infra.orchestration.stage_task import stage_task
+from infra.orchestration.view import publish_table, stage_view
+from infra.store.artifacts import ArtifactReader, ArtifactRef
+from tasks.report import stage
+from tasks.report.leaderboard import page
+from tasks.report.leaderboard.entry import Entry
+from tasks.report.leaderboard.ranking import rows, verdict
 from tasks.report.page import comparison_rows
 
 
@@ -39,5 +40,5 @@ def leaderboard(entries: list[Entry]) -> ArtifactRef:
     with stage_view("leaderboard", "comparing") as view:
         ref = work.find() or stage.leaderboard(work, entries)
         publish_table("leaderboard-table", rows(entries), verdict(entries))
-        create_markdown_artifact(leaderboard_page.render_markdown(entries), key="leaderboard", description="sweep")
+        create_markdown_artifact(page.render_markdown(entries), key="leaderboard", description="sweep")
         return view.done(ref, f"{len(entries)} combinations")

@@ -17,8 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from infra import settings, storage
+from infra import settings
 from infra.errors import ConfigurationError
+from infra.store import storage
 from tasks.seeds import parquet
 
 LONGEST_ROW = 2**24  # characters: no model's context holds more

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from infra.errors import ConfigurationError
-from tasks.language import is_language, language_of
 from tasks.rows import Message, Row
 from tasks.seeds import columns, files, parquet, turns
 from tasks.seeds.account import Account, LeftOutError
 from tasks.seeds.columns import Entry
+from tasks.text.language import is_language, language_of
 
 _ACCEPTED = (
     "Alpaca ('instruction', 'input', 'output'), Dolly ('instruction', 'context', 'response'), Self-Instruct "

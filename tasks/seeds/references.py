@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from infra.sandbox import QueryError, ReadOnlyDatabase
-from tasks.answers import sql_in
+from infra.sandbox.sql import QueryError, ReadOnlyDatabase
 from tasks.rows import Row
 from tasks.seeds.account import Account
+from tasks.text.answers import sql_in
 
 FAILS = "its reference SQL fails on its database"
 _NAMED = 100

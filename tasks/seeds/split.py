@@ -13,9 +13,9 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tasks.overlap import HeldOut, conversations
 from tasks.rows import HELDOUT, TRAIN, Row
 from tasks.seeds.account import DUPLICATE, HELD_OUT, OTHER_DATABASE, Account
+from tasks.text.overlap import HeldOut, conversations
 
 _TABLES = """
 PRAGMA journal_mode=OFF;

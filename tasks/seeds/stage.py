@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra import settings, storage
-from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
+from infra import settings
 from infra.errors import ConfigurationError
-from infra.models import DEMO
-from infra.sandbox import QueryError, ReadOnlyDatabase
+from infra.sandbox.sql import QueryError, ReadOnlyDatabase
+from infra.store import storage
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
+from tasks.models import DEMO
 from tasks.rows import HELDOUT, TRAIN, Row, to_parquet
 from tasks.seeds import files, formats, references, split
 from tasks.seeds.account import Account, sentences

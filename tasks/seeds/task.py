@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from infra.artifacts import ArtifactRef, facts_of
-from infra.stage_task import stage_task
-from infra.ui import stage_view
+from infra.orchestration.stage_task import stage_task
+from infra.orchestration.view import stage_view
+from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.seeds.account import sentences
 from tasks.seeds.references import named
 from tasks.seeds.stage import Sources, load

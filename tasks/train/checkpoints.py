@@ -31,11 +31,12 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from pydantic import BaseModel, Field, ValidationError
 
-from infra import child, storage
-from infra.artifacts import RelativeName, Workspace
-from infra.claims import LeaseLost
 from infra.errors import TransientError
-from tasks.train.ranks import Rank
+from infra.processes import child
+from infra.store import storage
+from infra.store.artifacts import RelativeName, Workspace
+from infra.store.claims import LeaseLost
+from tasks.train.launch.ranks import Rank
 
 _LATEST = "checkpoint/latest.json"
 _STATE = "state.json"

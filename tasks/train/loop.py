@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from infra.errors import ConfigurationError
-from tasks.train.feed import Feed, Step, moved
+from tasks.train.data.feed import Feed, Step, moved
 from tasks.train.pace import Pace
 from tasks.train.settings import Training
 

@@ -15,7 +15,7 @@ from infra.errors import OutOfMemoryError
 from tasks.train.settings import Lora, TrainingRun
 
 _GIB = 2**30
-_LOSS_BUFFERS = 300 << 20  # of the fused head, see `tasks.train.fused_head`
+_LOSS_BUFFERS = 300 << 20  # of the fused head, see `tasks.train.model.fused_head`
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ModelShape:
         )
 
     def adapters(self, lora: Lora) -> int:
-        """Parameters of the adapters of `tasks.train.adapters`."""
+        """Parameters of the adapters of `tasks.train.model.adapters`."""
         return lora.rank * self.linear_widths
 
 

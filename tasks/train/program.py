@@ -26,20 +26,21 @@ from deepspeed.monitor.config import TensorBoardConfig
 from deepspeed.monitor.tensorboard import TensorBoardMonitor
 from transformers import AutoConfig
 
-from infra import child
 from infra.errors import ConfigurationError, OutOfMemoryError
-from infra.torch_extensions import survive_kills
-from tasks.train import checkpoints, nodes
-from tasks.train.data import total_steps
-from tasks.train.examples import Examples
-from tasks.train.feed import feeding
+from infra.processes import child
+from infra.processes.torch_extensions import survive_kills
+from tasks.train import checkpoints
+from tasks.train.data.examples import Examples
+from tasks.train.data.feed import feeding
+from tasks.train.data.order import total_steps
+from tasks.train.data.spool import Spool, write_spool
+from tasks.train.launch import nodes
+from tasks.train.launch.ranks import Rank
 from tasks.train.loop import Plan, run_steps
 from tasks.train.memory import ModelShape, advice, check_fits, checkpoint_bytes
+from tasks.train.model.student import Student
 from tasks.train.pace import Pace
-from tasks.train.ranks import Rank
 from tasks.train.run import Run
-from tasks.train.spool import Spool, write_spool
-from tasks.train.student import Student
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=1)

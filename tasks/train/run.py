@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from infra.artifacts import ArtifactRef, Workspace
-from infra.models import ModelSource
-from tasks.train.losses import DistillationLoss
-from tasks.train.ranks import Rank
+from infra.store.artifacts import ArtifactRef, Workspace
+from tasks.models import ModelSource
+from tasks.train.launch.ranks import Rank
+from tasks.train.model.losses import DistillationLoss
 from tasks.train.settings import Distillation, Training, TrainingRun
 
 _TITLES = {

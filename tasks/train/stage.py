@@ -7,14 +7,15 @@ import time
 from importlib import resources
 from typing import Any, Literal
 
-from infra import devices, storage
-from infra.artifacts import ArtifactRef, Workspace
+from infra import devices
 from infra.errors import ConfigurationError, TransientError
-from infra.models import ModelSource
-from infra.processes import Event, run_supervised
-from infra.shared_memory import remove_buffers_of, remove_unused_buffers
-from tasks.train import local, nodes
-from tasks.train.nodes import PROGRAM, Launch
+from infra.processes.shared_memory import remove_buffers_of, remove_unused_buffers
+from infra.processes.supervise import Event, run_supervised
+from infra.store import storage
+from infra.store.artifacts import ArtifactRef, Workspace
+from tasks.models import ModelSource
+from tasks.train.launch import local, nodes
+from tasks.train.launch.nodes import PROGRAM, Launch
 from tasks.train.settings import Training, TrainingRun
 
 STAGE_VERSION = 4

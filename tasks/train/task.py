@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from infra.artifacts import ArtifactRef, facts_of
-from infra.claims import made_once
 from infra.devices import gpu_slots, gpus
-from infra.limits import GPU, held
-from infra.models import ModelSource
-from infra.stage_task import stage_task
-from infra.ui import skipped_note, stage_view
+from infra.orchestration.limits import GPU, held
+from infra.orchestration.stage_task import stage_task
+from infra.orchestration.view import skipped_note, stage_view
+from infra.store.artifacts import ArtifactRef, facts_of
+from infra.store.claims import made_once
+from tasks.models import ModelSource
 from tasks.train import stage
 from tasks.train.settings import Distillation, Training, TrainingRun
 

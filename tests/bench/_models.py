@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from infra.artifacts import ArtifactRef
-from infra.models import DEMO, ModelSource
+from infra.store.artifacts import ArtifactRef
 from tasks.augment import stage
 from tasks.augment.settings import Augmentation
+from tasks.models import DEMO, ModelSource
 from tasks.rows import KEPT, Row, to_parquet
 from tasks.seeds.stage import Sources, load
 from tests.support.endpoint_answers import answer
@@ -50,7 +50,7 @@ def wordy_rows(count: int) -> list[Row]:
 
 def as_artifact(rows: list[Row]) -> ArtifactRef:
     """Rows as what augmentation leaves."""
-    from infra.artifacts import Workspace
+    from infra.store.artifacts import Workspace
 
     work = Workspace("augment", 1000, {"enabled": False, "rows": len(rows)}, {})
     work.put(f"{KEPT}00000.parquet", to_parquet(rows))

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from infra import child
-from tasks.train import program, student
-from tasks.train.packing import use_packed_attention
+from infra.processes import child
+from tasks.train import program
+from tasks.train.data.packing import use_packed_attention
+from tasks.train.model import student
 
 
 class OnlineLoss(student.SupervisedLoss):

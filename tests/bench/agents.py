@@ -14,7 +14,7 @@ import statistics
 import sys
 from typing import Any
 
-from infra.artifacts import ArtifactRef, facts_of
+from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.augment.settings import Augmentation
 
 AGENTS = ("expansion", "rewriting", "selection", "verification")
@@ -25,8 +25,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--without", nargs="*", choices=AGENTS, default=list(AGENTS))
     options = parser.parse_args(arguments)
-    from infra import storage
-    from infra.services import embedded_storage
+    from infra.services.embedded import embedded_storage
+    from infra.store import storage
 
     with embedded_storage():
         storage.ensure_bucket()
@@ -63,9 +63,9 @@ def _configuration(without: str, seeds: list[int]) -> dict[str, Any]:
 
 
 def _rows(options: Augmentation) -> tuple[ArtifactRef, ArtifactRef]:
-    from infra.demo import endpoint as demo
     from tasks.augment import stage
-    from tasks.augment.providers import Deployment
+    from tasks.demo import endpoint as demo
+    from tasks.llm.litellm_pool import Deployment
     from tasks.seeds.stage import Sources, load
 
     data = load(Sources.of("demo", None, None), heldout_share=0.1, response_required=False)
@@ -79,8 +79,8 @@ def _rows(options: Augmentation) -> tuple[ArtifactRef, ArtifactRef]:
 
 def _sft_accuracy(data: ArtifactRef, rows: ArtifactRef, seed: int) -> float:
     from flows.params import PRESETS
-    from infra.models import ModelSource, resolve
     from tasks.evaluate import stage as evaluation
+    from tasks.models import ModelSource, resolve
     from tasks.train import stage as training
 
     preset = PRESETS["demo"]
@@ -98,9 +98,9 @@ def _sft_accuracy(data: ArtifactRef, rows: ArtifactRef, seed: int) -> float:
 
 def _right_share(data: ArtifactRef, rows: ArtifactRef) -> float:
     """Share of the rows whose SQL returns what the demo domain's own SQL returns."""
-    from infra.demo.parse import parse
-    from infra.demo.schemas import database_of_schema
-    from infra.demo.styles import render_sql
+    from tasks.demo.parse import parse
+    from tasks.demo.schemas import database_of_schema
+    from tasks.demo.styles import render_sql
     from tasks.rows import KEPT, read_rows
     from tasks.seeds.stage import open_databases
 

@@ -27,12 +27,12 @@ from typing import Any
 
 import psutil
 
-from infra import storage
-from infra.python_sandbox import PythonSandbox
-from infra.services import embedded_storage
-from tasks.augment.agents import Agent
+from infra.sandbox.python import PythonSandbox
+from infra.services.embedded import embedded_storage
+from infra.store import storage
 from tasks.augment.controller import verify, write_and_score
 from tasks.augment.settings import Augmentation
+from tasks.llm.agent import Agent
 from tasks.rows import TRAIN, Row, read_rows
 from tests.bench.requests import raw_litellm
 from tests.support import augmentation, program
@@ -115,7 +115,7 @@ def _bare(asks: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, 
 def _provider_memory(pid: int) -> Iterator[float]:
     try:
         for child in psutil.Process(pid).children():
-            if "tasks.augment.provider" in child.cmdline():
+            if "tasks.llm.litellm_process" in child.cmdline():
                 yield augmentation.memory_mib(child.pid)
     except (psutil.Error, OSError, IndexError):  # it ended meanwhile
         return

@@ -24,9 +24,9 @@ def run(arguments: list[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="checkpoints")
     parser.add_argument("--steps", type=int, default=100)
     options = parser.parse_args(arguments)
-    from infra import storage
-    from infra.artifacts import Workspace, facts_of
-    from infra.services import embedded_storage
+    from infra.services.embedded import embedded_storage
+    from infra.store import storage
+    from infra.store.artifacts import Workspace, facts_of
     from tasks.plan.sizes import size_of
     from tasks.train import stage
     from tasks.train.memory import checkpoint_bytes

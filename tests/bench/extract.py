@@ -23,17 +23,17 @@ def run(arguments: list[str]) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from infra import storage
-    from infra.artifacts import Workspace
-    from infra.models import load_tokenizer, resolve
-    from infra.services import embedded_storage
-    from tasks.logits.engines import VLLMEngine, vllm_options
+    from infra.services.embedded import embedded_storage
+    from infra.store import storage
+    from infra.store.artifacts import Workspace
+    from tasks.engines.scoring import VLLMEngine, vllm_options
     from tasks.logits.program import score_shards
     from tasks.logits.settings import Scoring
     from tasks.logits.shards import plan
+    from tasks.models import load_tokenizer, resolve
     from tasks.rows import HELDOUT, read_rows
     from tasks.seeds.stage import Sources, load
-    from tasks.tokens import TokenisedRow, tokenise
+    from tasks.tokens.rows import TokenisedRow, tokenise
 
     teacher, scoring = resolve("demo", "teacher"), Scoring()
     with embedded_storage():

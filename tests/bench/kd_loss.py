@@ -32,9 +32,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.train.fused_head import fused_head_loss
-from tasks.train.losses import DistillationLoss
-from tasks.train.nodes import KEPT_PAGES
+from tasks.train.launch.nodes import KEPT_PAGES
+from tasks.train.model.fused_head import fused_head_loss
+from tasks.train.model.losses import DistillationLoss
 
 _SCALE = 1 / 1024  # as the loop does: a sum, over the supervised tokens of the global batch
 

@@ -65,7 +65,7 @@ def _sent_away(production: Any) -> float:
 
 
 def _distil(*words: str) -> float:
-    return _seconds([sys.executable, "-m", "flows.cli", "run", *SMALL, *words])
+    return _seconds([sys.executable, "-m", "flows.commands.main", "run", *SMALL, *words])
 
 
 def _seconds(command: list[str]) -> float:

@@ -43,7 +43,9 @@ def run(arguments: list[str]) -> dict[str, Any]:
 
 
 def _distil(seed: int, flags: list[str]) -> dict[str, dict[str, float]]:
-    subprocess.run([sys.executable, "-m", "flows.cli", "run", f"--seed={seed}", *flags], check=True, stdout=sys.stderr)
+    subprocess.run(
+        [sys.executable, "-m", "flows.commands.main", "run", f"--seed={seed}", *flags], check=True, stdout=sys.stderr
+    )
     home = Path(os.environ.get("DISTILFLOW_HOME", ".distilflow"))
     numbers: dict[str, dict[str, float]] = json.loads((home / "latest" / "results.json").read_text())["variants"]
     return numbers
@@ -56,14 +58,14 @@ def _mean_and_deviation(values: list[float]) -> list[float]:
 def _greedy_label_flags() -> list[str]:
     """The agents' rows with the teacher's greedy answers, as a seeds file for the same flow."""
     from flows.params import PRESETS
-    from infra.models import DEMO, load_tokenizer, resolve
-    from infra.services import embedded_services
+    from infra.services.embedded import embedded_services
     from tasks.augment import stage
-    from tasks.evaluate.engines import Ends, Prompt, TransformersGenerator
-    from tasks.evaluate.scoring import load_model
+    from tasks.engines.generation import Ends, Prompt, TransformersGenerator
+    from tasks.evaluate.heldout.scoring import load_model
+    from tasks.models import DEMO, load_tokenizer, resolve
     from tasks.rows import KEPT, read_rows
     from tasks.seeds.stage import Sources, load
-    from tasks.tokens import TokenisedRow, tokenise
+    from tasks.tokens.rows import TokenisedRow, tokenise
 
     preset = PRESETS["demo"]
     _distil(0, [])  # the agents' rows are made (or found) by an ordinary run

@@ -48,7 +48,7 @@ def raw_litellm(url: str, asks: list[dict[str, Any]], concurrency: int) -> dict[
 
 def through_providers(url: str, requests: int, concurrency: int, processes: int) -> dict[str, float]:
     """Requests a second through provider processes, and the CPU ms a request on both sides of the pipes."""
-    from tasks.augment.providers import Configuration, Deployment, Providers, Request
+    from tasks.llm.litellm_pool import Configuration, Deployment, Providers, Request
 
     async def measured() -> dict[str, float]:
         configuration = Configuration({"default": [Deployment("openai/bench", url, "key")]}, concurrency=concurrency)

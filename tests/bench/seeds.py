@@ -61,11 +61,11 @@ def _loaded(path: Path, folder: str) -> dict[str, Any]:
 
 def load_here(path: str) -> None:
     """Load the file and print what it took."""
-    from infra import storage
     from infra.errors import ConfigurationError
-    from infra.services import embedded_storage
-    from tasks.language import language_of
+    from infra.services.embedded import embedded_storage
+    from infra.store import storage
     from tasks.seeds.stage import Sources, load
+    from tasks.text.language import language_of
 
     told: dict[str, Any] = {}
     language_of("its model is loaded before")

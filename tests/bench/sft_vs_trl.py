@@ -37,9 +37,9 @@ def run(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args(arguments)
-    from infra import storage
-    from infra.models import load_tokenizer
-    from infra.services import embedded_storage
+    from infra.services.embedded import embedded_storage
+    from infra.store import storage
+    from tasks.models import load_tokenizer
     from tests.bench._models import as_artifact, random_model, wordy_rows
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -74,7 +74,7 @@ def _prompt_completion(row: Any) -> dict[str, Any]:
 
 
 def _ours(model: Any, data: Any, steps: int, turn: int) -> float:
-    from infra.artifacts import Workspace, facts_of
+    from infra.store.artifacts import Workspace, facts_of
     from tasks.train import stage
     from tasks.train.settings import Training, TrainingRun
 

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from tasks.logits.exchange import export_parquet
-from tasks.logits.format import decode_head, decode_shard, encode_shard
-from tasks.logits.store import ScoredRow
+from tasks.logits.store.format import decode_head, decode_shard, encode_shard
+from tasks.logits.store.parquet import export_parquet
+from tasks.tokens.scored import ScoredRow
 
 _RANDOM_ROWS = 500
 _SECONDS = 2.0
@@ -101,10 +101,10 @@ def _given(path: Path, k: int) -> list[ScoredRow]:
 
 
 def _scored_by_the_demo_teacher(k: int) -> list[ScoredRow]:
-    from infra.models import DEMO, load_tokenizer, resolve
-    from tasks.logits.engines import TransformersEngine
+    from tasks.engines.scoring import TransformersEngine
+    from tasks.models import DEMO, load_tokenizer, resolve
     from tasks.seeds.formats import parse, read_bytes
-    from tasks.tokens import TokenisedRow, tokenise
+    from tasks.tokens.rows import TokenisedRow, tokenise
 
     teacher, source = resolve("demo", "teacher"), str(DEMO / "seeds.jsonl")
     tokenizer, engine = load_tokenizer(teacher), TransformersEngine(teacher.fetch())

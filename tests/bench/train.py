@@ -26,11 +26,11 @@ def run(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args(arguments)
-    from infra import storage
-    from infra.models import resolve
-    from infra.services import embedded_storage
+    from infra.services.embedded import embedded_storage
+    from infra.store import storage
     from tasks.logits import stage as logits
     from tasks.logits.settings import Scoring
+    from tasks.models import resolve
     from tasks.train.settings import Distillation
     from tests.bench._models import demo_rows, random_model
 
@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
 
 def _trained(way: str, student: Any, data: Any, settings: Any, turn: int) -> dict[str, Any]:
     """Facts of one training."""
-    from infra.artifacts import Workspace, facts_of
+    from infra.store.artifacts import Workspace, facts_of
     from tasks.train import stage
     from tasks.train.settings import TrainingRun
 

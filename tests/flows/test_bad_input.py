@@ -13,8 +13,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.sorting import FlowRunSort
 
-from flows.cli import main
-from infra.prefect_client import talking_to
+from flows.commands.main import main
+from infra.orchestration.prefect_client import talking_to
 from tests.support import cli
 from tests.support.wait import wait_for
 

@@ -11,10 +11,10 @@ import pytest
 from pydantic import TypeAdapter
 
 from flows.stage import STAGES
-from infra.models import ModelSource
-from tasks.evaluate.benchmark_settings import Benchmarks
+from tasks.evaluate.benchmarks.settings import Benchmarks
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
+from tasks.models import ModelSource
 from tests.support import cli
 from tests.support.endpoint import endpoint, tell
 from tests.support.eval_data import QUESTIONS as QUESTIONS_OF_OWN_TASK

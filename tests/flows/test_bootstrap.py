@@ -17,7 +17,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate, WorkPoolUpdate
 
 from infra.errors import ConfigurationError
-from infra.notifications import apprise_address
+from infra.orchestration.notifications import apprise_address
 from tests.support.own_server import OwnServer, own_server
 from tests.support.wait import wait_for
 
@@ -53,7 +53,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _bootstrap(server: OwnServer, root: Path, call: str = "", **environment: str) -> list[str]:
     """Its lines. `call` is what comes after gpus and llm."""
-    code = "import sys; from pathlib import Path; from infra.bootstrap import bootstrap; "
+    code = "import sys; from pathlib import Path; from infra.orchestration.bootstrap import bootstrap; "
     code += f"bootstrap(**{{'gpus': None, 'llm': {{}}, 'kubernetes': False, 'redeploy': False, {call}}}, "
     code += f"root=Path({str(root)!r}))"
     env = {**server.env, "PYTHONPATH": str(Path(__file__).parents[2]), **environment}

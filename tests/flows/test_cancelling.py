@@ -15,12 +15,13 @@ from prefect.exceptions import CancelledRun
 from prefect.states import Cancelling
 
 from flows import sweep as module
-from flows.dispatch import Dispatched
-from flows.dispatched import CANCELLED, set_state
 from flows.sweep import sweep
-from infra import settings, storage
+from infra import settings
 from infra.errors import ConfigurationError
-from infra.prefect_client import talking_to
+from infra.orchestration.dispatch import Dispatched
+from infra.orchestration.prefect_client import talking_to
+from infra.orchestration.remote_run import CANCELLED, set_state
+from infra.store import storage
 
 DEPLOYMENT = "stage/nobody"  # which no worker takes
 pytestmark = pytest.mark.usefixtures("services")

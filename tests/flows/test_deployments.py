@@ -12,7 +12,7 @@ from prefect.utilities.callables import parameter_schema
 
 from flows.grid import DEPLOYMENTS, grid
 from flows.params import PRESETS, with_preset
-from infra.models import STUDENTS, TEACHERS
+from tasks.models import STUDENTS, TEACHERS
 
 ROOT = Path(__file__).parents[2]
 FILE = yaml.safe_load((ROOT / "prefect.yaml").read_text())

@@ -22,13 +22,13 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Pending, Running
 
 from flows import stage as module
-from flows.dispatch import Dispatched
 from flows.stage import STAGES, placed
-from infra.artifacts import ArtifactRef
-from infra.models import ModelSource
-from infra.stage_task import stage_task
-from infra.ui import stage_view
+from infra.orchestration.dispatch import Dispatched
+from infra.orchestration.stage_task import stage_task
+from infra.orchestration.view import stage_view
+from infra.store.artifacts import ArtifactRef
 from tasks.logits.settings import Scoring
+from tasks.models import ModelSource
 from tasks.train.settings import Training, TrainingRun
 from tests.support.wait import wait_for
 
@@ -85,7 +85,7 @@ def test_what_a_run_waits_for_is_what_is_missing(client: SyncPrefectClient, pool
 def test_however_often_an_equal_run_was_made_the_next_is_a_new_one(
     client: SyncPrefectClient, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.dispatch._ASKED_AT_ONCE", 2)
+    monkeypatch.setattr("infra.orchestration.dispatch._ASKED_AT_ONCE", 2)
     made = set()
     for _ in range(5):
         run = Dispatched(f"elsewhere/{pool}", {"x": pool}, str, "kd", lambda said: None)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from infra import storage
-from tasks.logits.exchange import import_parquet
+from infra.store import storage
+from tasks.logits.store.parquet import import_parquet
 from tests.support import cli
 from tests.support.overheard import Overheard, overheard
 from tests.support.wait import wait_for

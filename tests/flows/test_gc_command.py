@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.garbage import KINDS, ROOTS
-from infra import storage
-from infra.artifacts import Workspace
+from flows.commands.gc import KINDS, ROOTS
+from infra.store import storage
+from infra.store.artifacts import Workspace
 from tests.support import cli
 from tests.support.wait import wait_for
 

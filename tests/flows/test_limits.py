@@ -13,15 +13,15 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 
-from infra import limits
 from infra.errors import ConfigurationError
-from infra.limits import held
+from infra.orchestration import limits
+from infra.orchestration.limits import held
 from tests.support.own_server import OwnServer, own_server
 from tests.support.wait import wait_for
 
 _HOLDER = """
 import sys, time
-from infra.limits import held
+from infra.orchestration.limits import held
 name, slots, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 with held(name, slots, lambda text: print(text, flush=True)):
     print("in", time.time(), flush=True)

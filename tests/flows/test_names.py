@@ -14,11 +14,11 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.flow_engine import run_flow
 
-from flows import names
-from flows.dispatch import Dispatched
 from flows.distill import distill
 from flows.sweep import sweep
 from infra.errors import DistilflowError
+from infra.orchestration import names
+from infra.orchestration.dispatch import Dispatched
 
 pytestmark = [pytest.mark.usefixtures("prefect", "bucket")]
 NOBODY = "./none"  # a teacher that is not there: the run ends as soon as it has its name

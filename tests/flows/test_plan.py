@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from infra import storage
-from infra.artifacts import ArtifactRef, facts_of
-from infra.demo import endpoint as demo
-from infra.models import load_tokenizer, resolve
+from infra.store import storage
+from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.augment import stage as augment
-from tasks.augment.providers import Deployment
+from tasks.demo import endpoint as demo
+from tasks.llm.litellm_pool import Deployment
+from tasks.models import load_tokenizer, resolve
 from tasks.plan.model import Plan, StagePlan
 from tasks.rows import KEPT, read_rows
 from tasks.seeds.stage import Sources, load
-from tasks.tokens import TokenisedRow, tokenise
+from tasks.tokens.rows import TokenisedRow, tokenise
 from tests.support import cli
 from tests.support.endpoint import endpoint, tell
 
@@ -157,7 +157,7 @@ def test_settings_that_contradict_each_other_are_a_problem_of_the_plan() -> None
 def test_a_benchmark_without_its_data_is_not_done_and_stops_no_plan() -> None:
     from flows.params import PRESETS
     from flows.plan import _answered
-    from tasks.evaluate.benchmark_settings import Benchmarks
+    from tasks.evaluate.benchmarks.settings import Benchmarks
 
     preset = dataclasses.replace(PRESETS["demo"], benchmarks=Benchmarks(ifeval="missing.jsonl"))
     assert _answered([resolve("demo", "student")], preset) is None

@@ -27,11 +27,12 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId,
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import SCHEDULE_TYPES, IntervalSchedule
 
-from flows.dispatched import answer_of
-from infra import prefect_server, storage
-from infra.artifacts import Record, artifact_at, read_record
-from infra.local_server import wait_until_gone
-from infra.local_services import kept
+from infra.orchestration.remote_run import answer_of
+from infra.services import prefect_server
+from infra.services.server import wait_until_gone
+from infra.services.start import kept
+from infra.store import storage
+from infra.store.artifacts import Record, artifact_at, read_record
 from tests.support.browser import logged_in, page
 from tests.support.cluster import SMALL, Cluster, cluster, kill, stage_of
 from tests.support.wait import wait_for
@@ -250,8 +251,8 @@ def _kill_gpu_worker(production: Cluster) -> None:
 
 
 def _kill_rank(production: Cluster) -> None:
-    wait_for(lambda: _named(production, " -m infra.program tasks.train.program"))
-    kill(_named(production, " -m infra.program tasks.train.program")[-1:])
+    wait_for(lambda: _named(production, " -m infra.processes.program tasks.train.program"))
+    kill(_named(production, " -m infra.processes.program tasks.train.program")[-1:])
 
 
 def _kill_engine_core(production: Cluster) -> None:

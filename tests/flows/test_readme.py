@@ -12,7 +12,7 @@ import yaml
 from cyclopts import CycloptsError
 from prefect.flows import Flow, load_flow_from_entrypoint
 
-from flows import cli
+from flows.commands import main
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -39,9 +39,9 @@ def test_distilflow_takes_the_flags_of_the_readme() -> None:
     assert len(commands) > 5
     for command in commands:
         words = shlex.split(command)[1:]
-        cli.register_flow(words[0])
+        main.register_flow(words[0])
         try:
-            cli.app.parse_args(words, exit_on_error=False, print_error=False)
+            main.app.parse_args(words, exit_on_error=False, print_error=False)
         except CycloptsError as error:
             raise AssertionError(f"{command}: {error}") from error
 
@@ -59,10 +59,10 @@ def test_deployments_and_their_parameters_in_the_readme_exist(command: str) -> N
 def test_every_flag_that_the_readme_names_is_real() -> None:
     known = set(OF_PREFECT)
     for command in ("run", "sweep"):
-        cli.register_flow(command)
-    for command in cli.app:
+        main.register_flow(command)
+    for command in main.app:
         if not command.startswith("-"):
-            for argument in cli.app[command].assemble_argument_collection():
+            for argument in main.app[command].assemble_argument_collection():
                 known |= set(argument.names) | set(argument.negatives)
     for flag in sorted(set(re.findall(r"`(--[a-z][a-z0-9_.-]+)", README))):
         parent = flag.rpartition(".")[0]  # a key of a table: --augmentation.routes.zh

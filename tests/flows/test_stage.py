@@ -6,11 +6,11 @@ import pytest
 from pydantic import TypeAdapter
 
 from flows import stage as module
-from flows.dispatch import Dispatched
 from flows.stage import STAGES, placed, stage
-from infra.artifacts import ArtifactRef
 from infra.errors import ConfigurationError
-from infra.models import ModelSource
+from infra.orchestration.dispatch import Dispatched
+from infra.store.artifacts import ArtifactRef
+from tasks.models import ModelSource
 from tasks.train.settings import Distillation, Training, TrainingRun
 
 ROWS = ArtifactRef(kind="augment", uri="s3://b/augment/f/", sha256="d", fingerprint="f", counts={"rows": 3})

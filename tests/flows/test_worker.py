@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator
     root = tmp_path_factory.mktemp("root")
     (root / "prefect.yaml").write_text(_PREFECT_YAML)
     with own_server(tmp_path_factory.mktemp("worker"), database) as running:
-        code = "from pathlib import Path; from infra.bootstrap import bootstrap; "
+        code = "from pathlib import Path; from infra.orchestration.bootstrap import bootstrap; "
         code += f"bootstrap(None, {{}}, False, False, root=Path({str(root)!r}))"
         subprocess.run([sys.executable, "-c", code], check=True, env=_env(running), stdout=subprocess.DEVNULL)
         yield running
@@ -57,7 +57,7 @@ def _env(server: OwnServer) -> dict[str, str]:
 
 
 def _worker(server: OwnServer) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "flows.cli", "worker", "cpu"]
+    words = [sys.executable, "-m", "flows.commands.main", "worker", "cpu"]
     env = {**_env(server), "PREFECT_WORKER_QUERY_SECONDS": "2"}
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     return process
@@ -199,7 +199,7 @@ def test_a_second_worker_of_a_pool_and_a_missing_pool_are_refused_in_a_sentence(
     _stop(worker)
     with get_client(sync_client=True) as client:
         client.delete_work_pool("gpu")
-    words = [sys.executable, "-m", "flows.cli", "worker", "gpu"]
+    words = [sys.executable, "-m", "flows.commands.main", "worker", "gpu"]
     done = subprocess.run(words, env=_env(server), capture_output=True, text=True, check=False)
     assert done.returncode == 78
     assert "has no work pool 'gpu': run `make bootstrap`" in done.stderr

@@ -2,8 +2,8 @@
 
 import pytest
 
-from infra import storage
-from infra.artifacts import ArtifactRef
+from infra.store import storage
+from infra.store.artifacts import ArtifactRef
 from tasks.augment import stage
 from tasks.augment.settings import Augmentation
 from tasks.seeds.stage import Sources, load

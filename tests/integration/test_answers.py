@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from infra import settings, storage
-from tasks.augment import answers
-from tasks.augment.answers import AnswerCache
+from infra import settings
+from infra.store import storage
+from tasks.llm import cache
+from tasks.llm.cache import AnswerCache
 
 
 @pytest.mark.usefixtures("bucket")
 def test_answers_travel_in_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "_SEGMENT", 3)
+    monkeypatch.setattr(cache, "_SEGMENT", 3)
     here, there = AnswerCache(tmp_path / "here.sqlite"), AnswerCache(tmp_path / "there.sqlite")
     said = {f"key-{number}": {"text": f"answer {number}", "cost": number / 8} for number in range(7)}
     for key, answer in said.items():

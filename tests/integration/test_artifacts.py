@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from infra import storage
-from infra.artifacts import RECORD, ArtifactReader, ArtifactRef, Workspace
 from infra.errors import ConfigurationError, TransientError
+from infra.store import storage
+from infra.store.artifacts import RECORD, ArtifactReader, ArtifactRef, Workspace
 
 pytestmark = pytest.mark.usefixtures("bucket")
 

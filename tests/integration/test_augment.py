@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from infra.artifacts import ArtifactReader, ArtifactRef
-from infra.demo import endpoint as demo
 from infra.errors import TransientError
+from infra.store.artifacts import ArtifactReader, ArtifactRef
 from tasks.augment import stage
-from tasks.augment.providers import Deployment
 from tasks.augment.settings import Augmentation
+from tasks.demo import endpoint as demo
+from tasks.llm.litellm_pool import Deployment
 from tasks.rows import FAILED, KEPT, REJECTED, read_rows
 from tasks.seeds.stage import Sources, load
 
@@ -48,7 +48,7 @@ def test_a_provider_that_goes_away_is_reported_and_the_rerun_gives_the_same_rows
     with demo.demo_llm() as address:
         expected = _digest(_augment(seeds, address))
     monkeypatch.setenv("DISTILFLOW_BUCKET", "augment-again")  # nothing of the first run to find
-    from infra import storage
+    from infra.store import storage
 
     storage.ensure_bucket()
     again = load(Sources.of("demo", None, None), heldout_share=0.1, response_required=False)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from infra.artifacts import ArtifactRef, facts_of
 from infra.errors import ConfigurationError
+from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.augment import stage
 from tasks.rows import FAILED, KEPT, REJECTED, read_rows
 from tests.support import augmentation

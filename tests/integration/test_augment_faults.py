@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infra import settings, storage
-from infra.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
+from infra import settings
 from infra.errors import ConfigurationError
+from infra.store import storage
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
 from tasks.augment import card, stage
 from tasks.rows import FAILED, KEPT, REJECTED
 from tests.support import augmentation

@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
-from infra import storage
-from infra.artifacts import ArtifactRef
+from infra.store import storage
+from infra.store.artifacts import ArtifactRef
 from tests.support.augmentation import start
 from tests.support.endpoint import endpoint, tell
 from tests.support.program import told
@@ -25,7 +25,7 @@ def _kill_when(process: subprocess.Popen[str], reached: Callable[[], bool]) -> N
     """SIGKILL to the stage, and to nothing else; then no child of it may live on."""
     wait_for(reached, alive=[process], every_s=0.02)
     children = psutil.Process(process.pid).children(recursive=True)
-    assert any("tasks.augment.provider" in child.cmdline() for child in children)
+    assert any("tasks.llm.litellm_process" in child.cmdline() for child in children)
     process.kill()
     process.communicate(timeout=30)
     wait_for(lambda: not any(_lives(child) for child in children), 20)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from infra import settings, storage
-from infra.artifacts import ArtifactRef
+from infra import settings
+from infra.store import storage
+from infra.store.artifacts import ArtifactRef
 from tasks.augment import stage
 from tasks.augment.settings import Augmentation
 from tests.support import augmentation

@@ -14,14 +14,14 @@ import psutil
 import pytest
 
 from infra import settings
-from infra.artifacts import ArtifactReader, ArtifactRef, read_record
-from infra.models import ModelSource, load_tokenizer, resolve
-from tasks.evaluate import benchmark_answers, benchmarks
-from tasks.evaluate.benchmark_settings import Benchmarks
-from tasks.evaluate.engines import Ends, Prompt, TransformersGenerator
-from tasks.evaluate.questions import Conversation
-from tasks.evaluate.scoring import load_model
+from infra.store.artifacts import ArtifactReader, ArtifactRef, read_record
+from tasks.engines.generation import Ends, Prompt, TransformersGenerator
+from tasks.evaluate.benchmarks import artifacts, stage
+from tasks.evaluate.benchmarks.questions import Conversation
+from tasks.evaluate.benchmarks.settings import Benchmarks
+from tasks.evaluate.heldout.scoring import load_model
 from tasks.evaluate.settings import Evaluation
+from tasks.models import ModelSource, load_tokenizer, resolve
 from tests.support.wait import wait_for
 
 HOW = Evaluation(engine="transformers", batch_rows=4)
@@ -49,12 +49,12 @@ def _options(folder: Path, **more: Any) -> Benchmarks:
 def _answered(
     options: Benchmarks, models: dict[str, ModelSource], events: list[dict[str, object]], how: Evaluation = HOW
 ) -> dict[str, ArtifactRef]:
-    works = benchmark_answers.workspaces(models, options, how)
-    return benchmark_answers.answer(works, models, options, how, events.append)
+    works = stage.workspaces(models, options, how)
+    return stage.answer(works, models, options, how, events.append)
 
 
 def _conversations(ref: ArtifactRef) -> list[Conversation]:
-    lines = ArtifactReader(ref).read(benchmarks.ANSWERS).decode().split("\n")
+    lines = ArtifactReader(ref).read(artifacts.ANSWERS).decode().split("\n")
     return [Conversation.model_validate_json(line) for line in lines if line]
 
 
@@ -104,7 +104,7 @@ def test_a_question_that_fills_the_context_gets_no_answer_and_is_counted(tmp_pat
 
 def test_a_killed_run_generates_no_finished_variant_again(tmp_path: Path) -> None:
     options = _options(tmp_path, alpaca_eval="demo", max_questions=80)
-    works = benchmark_answers.workspaces(MODELS, options, HOW)
+    works = stage.workspaces(MODELS, options, HOW)
     process = multiprocessing.get_context("fork").Process(target=_answered, args=(options, MODELS, []))
     process.start()
     assert process.pid is not None

@@ -5,8 +5,8 @@ import json
 import pytest
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
-from infra.demo.build_data import DATA
-from infra.demo.training import execution_accuracy
+from tasks.demo.build_data import DATA
+from tasks.demo.training import execution_accuracy
 
 
 @pytest.mark.parametrize(("name", "every", "low", "high"), [("teacher", 16, 0.85, 1.0), ("student", 40, 0.0, 0.05)])

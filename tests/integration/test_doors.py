@@ -17,8 +17,10 @@ from typing import Any
 import psutil
 import pytest
 
-from infra import prefect_server, settings, storage
-from infra.services import Services
+from infra import settings
+from infra.services import prefect_server
+from infra.services.embedded import Services
+from infra.store import storage
 from tests.support.browser import logged_in, page
 from tests.support.processes import of_home
 

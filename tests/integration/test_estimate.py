@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from infra.artifacts import ArtifactRef, facts_of
+from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.augment import stage
 from tasks.augment.estimate import estimate
-from tasks.augment.providers import Deployment
 from tasks.augment.settings import Augmentation
+from tasks.llm.litellm_pool import Deployment
 from tasks.seeds.stage import Sources, load
 from tests.support.endpoint import endpoint, tell
 

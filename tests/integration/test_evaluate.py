@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from infra.artifacts import ArtifactReader, ArtifactRef, facts_of
-from infra.models import ModelSource, resolve
+from infra.store.artifacts import ArtifactReader, ArtifactRef, facts_of
 from tasks.evaluate import stage
 from tasks.evaluate.settings import Evaluation
+from tasks.models import ModelSource, resolve
 from tasks.seeds.stage import Sources, load
 
 SETTINGS = Evaluation(max_rows=24, max_new_tokens=32, max_length=384, batch_rows=12, engine="transformers", samples=2)

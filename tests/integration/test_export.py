@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.artifacts import ArtifactRef
 from infra.errors import ConfigurationError
+from infra.store.artifacts import ArtifactRef
 from tasks.augment import stage
 from tasks.augment.export import export
 from tasks.augment.settings import Augmentation, Format
@@ -92,7 +92,7 @@ def test_rejected_rows_keep_agent_and_reason(augmented: ArtifactRef, tmp_path: P
 
 
 def test_a_corrupt_artifact_leaves_no_file(augmented: ArtifactRef, tmp_path: Path) -> None:
-    from infra import storage
+    from infra.store import storage
 
     storage.put(f"{augmented.uri}{KEPT}00001.parquet", b"rubbish")
     with pytest.raises(ConfigurationError):

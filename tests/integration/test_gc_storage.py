@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from infra import gc, gc_deletion, storage
-from infra.artifacts import ArtifactReader, ArtifactRef, Workspace, read_record
-from infra.claims import Claims
-from infra.gc_plan import DAY_S, Plan, Policy
+from infra.gc import delete, find
+from infra.gc.policy import DAY_S, Plan, Policy
+from infra.store import storage
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace, read_record
+from infra.store.claims import Claims
 
 pytestmark = pytest.mark.usefixtures("bucket")
 POLICY = Policy(kinds=("rows", "model", "report"), roots=("report",), keep_last=1)
@@ -54,16 +55,16 @@ def test_what_a_kept_report_reaches_stays_and_the_rest_is_listed_then_deleted(
     foreign = {"seeds.jsonl", "datasets/0123456789abcdef0123456789abcdef/x", f"answers/{'0' * 32}.parquet"}
     for name in foreign:
         storage.put(f"s3://{bucket}/{name}", b"x")
-    assert gc.plan(POLICY).garbage == []  # all within the grace age
+    assert find.plan(POLICY).garbage == []  # all within the grace age
 
     _later(monkeypatch, 8)
     before = _everything(bucket)
-    planned = gc.plan(POLICY)
+    planned = find.plan(POLICY)
     gone = {ref.uri for ref in lost} | {ref.uri for one in lost for ref in _inputs(one)} | {half.uri}
     assert {uri for uri, what in _found(planned).items() if what != "leftovers"} == gone
     assert _everything(bucket) == before
 
-    deleted = gc_deletion.delete(planned, POLICY)
+    deleted = delete.delete(planned, POLICY)
     assert deleted.spared == []
     left = _everything(bucket)
     assert deleted.objects == len(before) - len(left)
@@ -73,7 +74,7 @@ def test_what_a_kept_report_reaches_stays_and_the_rest_is_listed_then_deleted(
     for ref in (report, *_inputs(report), rows):
         assert ArtifactReader(ref).read("data/a") == b"alpha"
         assert storage.get(ref.uri + "log.txt") == b"it went well"
-    assert _found(gc.plan(POLICY)) == {}
+    assert _found(find.plan(POLICY)) == {}
 
 
 def _inputs(ref: ArtifactRef) -> list[ArtifactRef]:
@@ -84,7 +85,7 @@ def test_an_artifact_that_a_run_finds_again_is_as_good_as_new(bucket: str, monke
     used, unused = _made("rows", 1), _made("rows", 2)
     time.sleep(4)
     clock = storage._date
-    monkeypatch.setattr("infra.artifacts._USED_AGAIN_S", 2.0)
+    monkeypatch.setattr("infra.store.artifacts._USED_AGAIN_S", 2.0)
     record = read_record(used.uri)
     found = Workspace("rows", 1, {"number": 1}, {}).find()
     assert found is not None
@@ -95,8 +96,8 @@ def test_an_artifact_that_a_run_finds_again_is_as_good_as_new(bucket: str, monke
     assert again.model_copy(update={"used_at": ""}) == record
     monkeypatch.setattr(storage, "_date", lambda response: clock(response) + 2.0)
     policy = Policy(kinds=("rows",), roots=(), grace_days=4.5 / DAY_S)
-    assert _found(gc.plan(policy))[unused.uri] == "unreachable"
-    assert _found(gc.plan(policy)).get(used.uri) != "unreachable"
+    assert _found(find.plan(policy))[unused.uri] == "unreachable"
+    assert _found(find.plan(policy)).get(used.uri) != "unreachable"
 
 
 def test_an_artifact_that_goes_while_a_run_looks_is_made_anew(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,24 +121,25 @@ def test_a_live_claim_protects_a_workspace_and_a_dead_one_does_not(
     work = Workspace("model", 1, {}, {})
     work.put("checkpoint/step-1/a", b"x")
     _later(monkeypatch, 8)
-    planned = gc.plan(POLICY)
+    planned = find.plan(POLICY)
     with Claims(work.uri + "claims/") as claims:
         assert claims.take("part-1")
-        assert _found(gc.plan(POLICY)) == {}
-        [(_, reason)] = gc_deletion.delete(planned, POLICY).spared
+        assert _found(find.plan(POLICY)) == {}
+        [(_, reason)] = delete.delete(planned, POLICY).spared
         assert reason == "a run is at work on it"
-    dead = f"from infra.claims import Claims; Claims({work.uri!r} + 'claims/').take('whole')"
+    dead = f"from infra.store.claims import Claims; Claims({work.uri!r} + 'claims/').take('whole')"
     subprocess.run([sys.executable, "-c", dead], check=True)
     assert work.has("claims/whole")
-    assert _found(gc.plan(POLICY)) == {work.uri: "unfinished"}
-    assert gc_deletion.delete(gc.plan(POLICY), POLICY).spared == []
+    assert _found(find.plan(POLICY)) == {work.uri: "unfinished"}
+    assert delete.delete(find.plan(POLICY), POLICY).spared == []
     assert list(storage.keys(work.uri)) == []
 
 
 _KILLED = """
 import os, signal, sys
-from infra import gc, gc_deletion, storage
-from infra.gc_plan import DAY_S
+from infra.gc import delete as deletion, find
+from infra.store import storage
+from infra.gc.policy import DAY_S
 from tests.integration.test_gc_storage import POLICY
 
 real, delete = storage._date, storage.delete_all
@@ -158,7 +160,7 @@ class Counting:
         return real_client().delete_objects(**what)
 
 storage.client = Counting
-gc_deletion.delete(gc.plan(POLICY), POLICY)
+deletion.delete(find.plan(POLICY), POLICY)
 """
 
 
@@ -185,8 +187,8 @@ def test_killed_in_mid_deletion_it_leaves_nothing_half_believed_and_the_next_one
     assert work.has("data/7")
 
     _later(monkeypatch, 8)
-    assert _found(gc.plan(POLICY)) == {work.uri: "unfinished"}
-    assert gc_deletion.delete(gc.plan(POLICY), POLICY).spared == []
+    assert _found(find.plan(POLICY)) == {work.uri: "unfinished"}
+    assert delete.delete(find.plan(POLICY), POLICY).spared == []
     assert list(storage.keys(work.uri)) == []
 
 
@@ -195,9 +197,9 @@ def test_more_objects_than_one_request_takes_go_and_are_listed(bucket: str, monk
     for number in range(1_100):
         work.put(f"written/{number:05}", b"x")
     _later(monkeypatch, 8)
-    [one] = gc.plan(POLICY).garbage
+    [one] = find.plan(POLICY).garbage
     assert (one.objects, one.bytes) == (1_100, 1_100)
-    assert gc_deletion.delete(gc.plan(POLICY), POLICY).objects == 1_100
+    assert delete.delete(find.plan(POLICY), POLICY).objects == 1_100
     assert list(storage.keys(f"s3://{bucket}/")) == []
 
 
@@ -209,9 +211,9 @@ def test_local_copies_of_what_is_gone_go_too(bucket: str, home: Path, monkeypatc
     for path in (home / bucket).rglob("*"):
         os.utime(path, (0, time.time() - 8 * DAY_S))
     storage.delete(lost.uri + "record.json")
-    found = gc.plan(POLICY)
+    found = find.plan(POLICY)
     assert [(one.what, one.objects, one.bytes) for one in found.garbage] == [("local copy", 1, 5)]
-    gc_deletion.delete(found, POLICY)
+    delete.delete(found, POLICY)
     assert [folder.exists() for folder in folders] == [True, False]
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.models import load_tokenizer, resolve
-from infra.vllm_environment import vllm_environment
-from tasks.evaluate.engines import Ends, Generator, Prompt, Sampling, TransformersGenerator, vllm_generator
-from tasks.evaluate.scoring import load_model
+from infra.processes.vllm_environment import vllm_environment
+from tasks.engines.generation import Ends, Generator, Prompt, Sampling, TransformersGenerator, vllm_generator
+from tasks.evaluate.heldout.scoring import load_model
+from tasks.models import load_tokenizer, resolve
 from tasks.seeds.formats import parse
-from tasks.tokens import TokenisedRow, tokenise
+from tasks.tokens.rows import TokenisedRow, tokenise
 
 MAX_NEW = 32
 SAMPLING = Sampling(n=3, temperature=1.0, top_p=1.0, seed=5)
@@ -27,7 +27,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer: Any) -> list[Prompt]:
-    from infra.models import DEMO
+    from tasks.models import DEMO
 
     rows = parse("heldout.jsonl", (DEMO / "heldout.jsonl").read_bytes(), response_required=True)[:24]
     tokenised = [tokenise(row, tokenizer, 384) for row in rows]

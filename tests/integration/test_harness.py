@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
-from infra.claims import made_once
 from infra.errors import ConfigurationError, TransientError
-from infra.models import DEMO, ModelSource, load_tokenizer
-from infra.processes import Event
-from tasks.evaluate import harness
-from tasks.evaluate.benchmark_settings import Benchmarks
+from infra.processes.supervise import Event
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
+from infra.store.claims import made_once
+from tasks.evaluate.benchmarks import harness
+from tasks.evaluate.benchmarks.settings import Benchmarks
 from tasks.logits.settings import Scoring
+from tasks.models import DEMO, ModelSource, load_tokenizer
 from tests.support.eval_data import QUESTIONS, own_task
 from tests.support.processes import named, of_home
 
@@ -76,7 +76,9 @@ def test_a_kill_costs_the_variant_under_way(options: Benchmarks) -> None:
 
     def kill(event: Event) -> None:
         if event.get("variant") == "teacher/harness":
-            (program,) = named(of_home(os.environ["DISTILFLOW_HOME"]), "-m tasks.evaluate.harness_program")[-1:]
+            (program,) = named(of_home(os.environ["DISTILFLOW_HOME"]), "-m tasks.evaluate.benchmarks.harness_program")[
+                -1:
+            ]
             program.kill()
 
     with pytest.raises(TransientError, match="harness ended with exit code 137"):
@@ -116,7 +118,7 @@ def test_lm_eval_ends_an_answer_where_the_template_closes_a_turn(tmp_path: Path)
     """A base whose own settings name another token, as those of most bases do."""
     from transformers import GenerationConfig
 
-    from tasks.evaluate.harness_program import ending
+    from tasks.evaluate.benchmarks.harness_program import ending
 
     base = tmp_path / "base"
     shutil.copytree(str(DEMO / "teacher"), base)

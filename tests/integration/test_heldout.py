@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from infra.artifacts import ArtifactRef, facts_of
 from infra.errors import ConfigurationError
-from tasks.overlap import HeldOut
+from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.rows import HELDOUT, TRAIN, Row, read_rows
 from tasks.seeds.account import HELD_OUT, sentences
 from tasks.seeds.stage import Sources, load
+from tasks.text.overlap import HeldOut
 
 CLEAN = [{"instruction": f"clean question {n}", "output": f"answer {n}"} for n in range(30)]
 

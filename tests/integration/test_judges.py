@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infra.artifacts import Workspace
-from tasks.evaluate import benchmarks
+from infra.store.artifacts import Workspace
+from tasks.evaluate.benchmarks import artifacts
 from tests.support.endpoint import endpoint, tell
 from tests.support.judging import alpaca_eval, answer, score, some_pairs
 
@@ -25,7 +25,7 @@ def _alpaca(folder: Path, pairs: list[tuple[str, str]], judging: dict[str, Any] 
     options, answers = alpaca_eval(folder, pairs)
     with endpoint(**how) as url:
         ref = score(url, answers, "alpaca_eval", options, judging or {})
-        return benchmarks.result_of(ref), ref, tell(url, "stats")
+        return artifacts.result_of(ref), ref, tell(url, "stats")
 
 
 def test_an_honest_judge_gives_the_win_rate_and_both_orders_are_asked(tmp_path: Path) -> None:
@@ -36,10 +36,10 @@ def test_an_honest_judge_gives_the_win_rate_and_both_orders_are_asked(tmp_path: 
     assert result["not_judged"] == {}
     assert not result["position_bias"]["detected"]
     assert "no position bias" in result["position_bias_sentence"]
-    judgments = benchmarks.judgments_of(ref)
+    judgments = artifacts.judgments_of(ref)
     assert len(judgments) == 60
     assert {j.reason for j in judgments} == {"Because I am honest."}
-    assert benchmarks.scores_of(ref) == {str(place): float(place % 3 > 0) for place in range(30)}
+    assert artifacts.scores_of(ref) == {str(place): float(place % 3 > 0) for place in range(30)}
 
 
 def test_a_judge_that_favours_long_answers_wins_nothing_by_length_once_it_is_controlled(tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_passing_faults_and_bad_answers_cost_no_pair(tmp_path: Path) -> None:
     assert set(asked["by_fault"]) == set(faults["kinds"])
     missing = sum(result["not_judged"].values())
     assert missing <= 6, "a correction that was answered badly again"
-    assert {j.not_judged for j in benchmarks.judgments_of(ref)} <= {"", "no valid answer"}
-    judged = benchmarks.scores_of(ref)
+    assert {j.not_judged for j in artifacts.judgments_of(ref)} <= {"", "no valid answer"}
+    judged = artifacts.scores_of(ref)
     assert judged == {item: float(int(item) % 3 > 0) for item in judged}
     assert result["judged"] == len(judged) >= 24 - missing
 
@@ -110,22 +110,22 @@ def test_mt_bench_grades_both_turns_with_references_where_they_are_due(tmp_path:
         '{"question_id": 2, "category": "writing", "turns": ["three", "four"], "reference": ["3", "4"]}\n'
         '{"question_id": 3, "category": "coding", "turns": ["five", "six"]}\n'
     )
-    options = benchmarks.Benchmarks(mt_bench=str(questions))
+    options = artifacts.Benchmarks(mt_bench=str(questions))
     rating = {"one": 2, "two": 4, "three": 8, "four": 10, "five": 1, "six": 5}
     answers = answer("mt_bench", options, lambda turn: f"quality {rating[turn]}")
     with endpoint() as url:
         ref = score(url, answers, "mt_bench", options, {})
-    result = benchmarks.result_of(ref)
+    result = artifacts.result_of(ref)
     assert result["rating"] == pytest.approx(30 / 6)
     assert result["by_turn"] == {"1": pytest.approx(11 / 3), "2": pytest.approx(19 / 3)}
     assert result["by_category"] == {"coding": 3.0, "math": 3.0, "writing": 9.0}
     assert result["by_category_and_turn"]["math"] == {"1": 2.0, "2": 4.0}
     assert result["without_reference"] == 2
-    references = {(j.item, j.part): j.reason for j in benchmarks.judgments_of(ref)}
+    references = {(j.item, j.part): j.reason for j in artifacts.judgments_of(ref)}
     assert references[("1", "1")] == "1 references"
     assert references[("1", "2")] == "2 references"
     assert {references[(item, turn)] for item in "23" for turn in "12"} == {"0 references"}
-    assert benchmarks.scores_of(ref) == {"1": 3.0, "2": 9.0, "3": 3.0}
+    assert artifacts.scores_of(ref) == {"1": 3.0, "2": 9.0, "3": 3.0}
 
 
 def test_probes_give_a_rate_of_what_a_variant_said_on_the_heldout_rows(tmp_path: Path) -> None:
@@ -138,15 +138,15 @@ def test_probes_give_a_rate_of_what_a_variant_said_on_the_heldout_rows(tmp_path:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({**texts, "generated": said}), sink)
     evaluated = Workspace("evaluate", 1, {}, {})
-    evaluated.put(benchmarks.PREDICTIONS, sink.getvalue().to_pybytes())
-    predictions = evaluated.publish((benchmarks.PREDICTIONS,), {}, {})
-    options = benchmarks.Benchmarks(probes=str(folder))
+    evaluated.put(artifacts.PREDICTIONS, sink.getvalue().to_pybytes())
+    predictions = evaluated.publish((artifacts.PREDICTIONS,), {}, {})
+    options = artifacts.Benchmarks(probes=str(folder))
     with endpoint() as url:
         ref = score(url, predictions, "probes", options, {})
-    result = benchmarks.result_of(ref)["probes"]
+    result = artifacts.result_of(ref)["probes"]
     assert {name: (found["present"], found["rate"]) for name, found in result.items()} == {
         "rude": (2, 0.4),
         "vague": (2, 0.4),
     }
-    assert sorted(benchmarks.scores_of(ref).values()) == [0.0, 0.0, 1.0, 1.0, 1.0]
-    assert len(benchmarks.judgments_of(ref)) == 10
+    assert sorted(artifacts.scores_of(ref).values()) == [0.0, 0.0, 1.0, 1.0, 1.0]
+    assert len(artifacts.judgments_of(ref)) == 10

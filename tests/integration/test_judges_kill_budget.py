@@ -7,11 +7,11 @@ from typing import Any
 import psutil
 import pytest
 
-from infra import storage
-from infra.artifacts import ArtifactReader, ArtifactRef, facts_of
 from infra.errors import ConfigurationError
-from tasks.augment.budget import Usage
-from tasks.evaluate import benchmarks
+from infra.store import storage
+from infra.store.artifacts import ArtifactReader, ArtifactRef, facts_of
+from tasks.evaluate.benchmarks import artifacts
+from tasks.llm.budget import Usage
 from tests.support.endpoint import endpoint, tell
 from tests.support.judging import ANOTHER, alpaca_eval, score, some_pairs, start
 from tests.support.program import told
@@ -52,7 +52,7 @@ def test_judging_killed_twice_publishes_the_verdicts_of_one_that_was_not_and_pay
 ) -> None:
     with endpoint() as url:
         unkilled = ArtifactRef.model_validate(told(start(url, PAIRS, {}))["ref"])
-        expected = {name: _read(unkilled, name) for name in (benchmarks.JUDGMENTS, benchmarks.RESULTS)}
+        expected = {name: _read(unkilled, name) for name in (artifacts.JUDGMENTS, artifacts.RESULTS)}
     monkeypatch.setenv("DISTILFLOW_BUCKET", "judging-killed-twice")
     monkeypatch.setenv("DISTILFLOW_HOME", str(tmp_path / "killed"))
     storage.ensure_bucket()
@@ -75,20 +75,20 @@ def test_judging_killed_twice_publishes_the_verdicts_of_one_that_was_not_and_pay
 def test_a_budget_is_kept_the_rest_is_not_judged_and_a_larger_one_pays_only_for_it(url: str, tmp_path: Path) -> None:
     options, answers = alpaca_eval(tmp_path, some_pairs(PAIRS))
     small = score(url, answers, "alpaca_eval", options, {**PAID, "budget_usd": 4.0})
-    result, cost = benchmarks.result_of(small), _cost(url)
+    result, cost = artifacts.result_of(small), _cost(url)
     assert 1.0 < cost <= 4.0  # a request is sent only where the most that it can cost is left: here about 2
     assert result["cost_usd"] == pytest.approx(cost)
     assert set(result["not_judged"]) == {"budget reached"}
     assert result["not_judged"]["budget reached"] + tell(url, "stats")["requests"] == 2 * PAIRS
     assert 0 < result["judged"] < PAIRS
-    assert result["win_rate"] == pytest.approx(sum(benchmarks.scores_of(small).values()) / result["judged"])
+    assert result["win_rate"] == pytest.approx(sum(artifacts.scores_of(small).values()) / result["judged"])
 
     large = score(url, answers, "alpaca_eval", options, {**PAID, "budget_usd": 1000.0})
     asked = tell(url, "stats")
     assert asked["requests"] == asked["distinct"] == 2 * PAIRS, "a judgment was paid twice"
-    assert benchmarks.result_of(large)["judged"] == PAIRS
+    assert artifacts.result_of(large)["judged"] == PAIRS
     assert _usage(large).paid_usd == pytest.approx(_cost(url) - cost)
-    assert benchmarks.scores_of(small).items() <= benchmarks.scores_of(large).items()
+    assert artifacts.scores_of(small).items() <= artifacts.scores_of(large).items()
 
 
 def test_a_judgment_that_another_variant_paid_for_is_not_paid_again(url: str, tmp_path: Path) -> None:

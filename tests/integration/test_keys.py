@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infra import settings, storage
+from infra import settings
 from infra.errors import ConfigurationError
+from infra.store import storage
 from tests.support import augmentation
 from tests.support.endpoint import endpoint, tell
 from tests.support.program import ROOT

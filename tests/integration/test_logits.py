@@ -9,15 +9,17 @@ import numpy as np
 import psutil
 import pytest
 
-from infra import shared_memory, storage
-from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.errors import ConfigurationError, TransientError
-from infra.models import resolve
-from infra.processes import Event
-from infra.range_cache import RangeCache
+from infra.processes import shared_memory
+from infra.processes.supervise import Event
+from infra.store import storage
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
+from infra.store.range_cache import RangeCache
 from tasks.logits import stage
 from tasks.logits.settings import Scoring
-from tasks.logits.store import ScoredRow, TopKReader
+from tasks.logits.store.reader import TopKReader
+from tasks.models import resolve
+from tasks.tokens.scored import ScoredRow
 from tests.support.processes import named, of_home
 
 K = 10

@@ -14,23 +14,23 @@ import numpy as np
 import psutil
 import pytest
 
-from infra import storage
-from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
-from infra.models import load_tokenizer, resolve
+from infra.store import storage
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
+from tasks.engines.scoring import TransformersEngine
 from tasks.logits import stage
-from tasks.logits.engines import TransformersEngine
 from tasks.logits.settings import Scoring
-from tasks.logits.store import SHARDS, TopKReader
+from tasks.logits.store.reader import SHARDS, TopKReader
+from tasks.models import load_tokenizer, resolve
 from tasks.rows import KEPT, read_rows
-from tasks.tokens import TokenisedRow, tokenise
+from tasks.tokens.rows import TokenisedRow, tokenise
 from tests.support.wait import wait_for
 
 K = 10
 SCORING = Scoring(engine="transformers", max_length=256, tokens_per_shard=500)
 WORKER = """
 import json, sys
-from infra.artifacts import ArtifactRef
-from infra.models import resolve
+from infra.store.artifacts import ArtifactRef
+from tasks.models import resolve
 from tasks.logits import stage
 from tasks.logits.settings import Scoring
 

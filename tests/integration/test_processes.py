@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from infra.errors import ConfigurationError, OutOfMemoryError, TransientError
-from infra.processes import guarded, run_supervised
+from infra.processes.supervise import guarded, run_supervised
 from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -56,7 +56,7 @@ def _gone(pids: list[int]) -> bool:
 
 
 def _run(folder: Path, text: str, events: list[dict[str, Any]] | None = None, **options: Any) -> dict[str, Any]:
-    program = f"from infra import child; import pathlib, sys\n{textwrap.dedent(text)}\n"
+    program = f"from infra.processes import child; import pathlib, sys\n{textwrap.dedent(text)}\n"
     program += "child.run(main, pathlib.Path(sys.argv[-1]))"
     command = [sys.executable, _script(folder, program)]
     on_event = (events if events is not None else []).append

@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 
 from infra.errors import ConfigurationError
-from infra.python_sandbox import PythonSandbox
+from infra.sandbox.python import PythonSandbox
 from tasks.augment import agents
-from tasks.augment.agents import Agent
-from tasks.augment.answers import AnswerCache
-from tasks.augment.budget import UsageByAgent
-from tasks.augment.client import LLMClient, Unanswered
 from tasks.augment.controller import Batch, verify, write_and_score
-from tasks.augment.providers import Deployment
 from tasks.augment.settings import Augmentation
+from tasks.llm.agent import Agent
+from tasks.llm.budget import UsageByAgent
+from tasks.llm.cache import AnswerCache
+from tasks.llm.client import LLMClient
+from tasks.llm.litellm_pool import Deployment
+from tasks.llm.usefulness import Unanswered
 from tasks.rows import Row
 from tests.support.answer_forms import FORMS, MARKS, QUOTA
 from tests.support.endpoint import endpoint, tell

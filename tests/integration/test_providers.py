@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 
-from tasks.augment.providers import (
+from tasks.llm.litellm_pool import (
     Configuration,
     Deployment,
     ProviderDied,
@@ -240,7 +240,7 @@ def test_a_request_that_kills_twice_is_a_transient_error() -> None:
 def test_no_process_survives_a_killed_parent(when: str, tmp_path: Path) -> None:
     program = f"""
     import asyncio, pathlib
-    from tasks.augment.providers import Configuration, Deployment, Providers
+    from tasks.llm.litellm_pool import Configuration, Deployment, Providers
     async def main():
         async with Providers(Configuration({{"default": [Deployment("openai/x", {NOBODY!r})]}}), 2) as providers:
             pathlib.Path({str(tmp_path / "ready")!r}).touch()
@@ -283,5 +283,5 @@ def test_requests_keep_to_a_limit_a_minute() -> None:
 
 
 def test_the_stage_side_does_not_import_litellm() -> None:
-    code = "import sys, tasks.augment.providers; sys.exit('litellm' in sys.modules)"
+    code = "import sys, tasks.llm.litellm_pool; sys.exit('litellm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

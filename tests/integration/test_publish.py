@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
-from flows.publish import publish, serve_command
-from infra import storage
-from infra.artifacts import ArtifactRef, Workspace
+from flows.commands.publish import publish, serve_command
 from infra.errors import ConfigurationError
-from infra.models import DEMO
+from infra.store import storage
+from infra.store.artifacts import ArtifactRef, Workspace
+from tasks.models import DEMO
 from tasks.report.comparison import verdict
 from tasks.rows import KEPT, Row, to_parquet
 from tasks.train.settings import Distillation
@@ -86,7 +86,7 @@ def storage_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
 
-    monkeypatch.setattr("flows.publish.embedded_storage", embedded)
+    monkeypatch.setattr("flows.commands.publish.embedded_storage", embedded)
 
 
 @pytest.mark.usefixtures("storage_of_its_own")

@@ -12,24 +12,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infra import child
-from infra.artifacts import ArtifactRef, Workspace
 from infra.errors import ConfigurationError
-from infra.models import ModelSource, resolve
-from tasks.evaluate import program as evaluation
+from infra.processes import child
+from infra.store.artifacts import ArtifactRef, Workspace
+from tasks.engines.generation import Ends
+from tasks.engines.scoring import TransformersEngine
 from tasks.evaluate import stage as evaluation_stage
-from tasks.evaluate.engines import Ends
-from tasks.evaluate.scoring import RowScore
+from tasks.evaluate.heldout import program as evaluation
+from tasks.evaluate.heldout.scoring import RowScore
 from tasks.evaluate.settings import Evaluation
 from tasks.logits import program, stage
-from tasks.logits.blocks import ScoredRow
-from tasks.logits.engines import TransformersEngine
 from tasks.logits.settings import Scoring
-from tasks.logits.store import SHARDS, TOKENIZER, TopKReader
+from tasks.logits.store.reader import SHARDS, TOKENIZER, TopKReader
+from tasks.models import ModelSource, resolve
 from tasks.rows import HELDOUT, KEPT, read_rows
 from tasks.seeds.stage import Sources, load
-from tasks.tokens import TokenisedRow
-from tasks.train.examples import Examples
+from tasks.tokens.rows import TokenisedRow
+from tasks.tokens.scored import ScoredRow
+from tasks.train.data.examples import Examples
 
 SCORING = Scoring(engine="transformers", max_length=256, tokens_per_shard=3000)
 K = 4

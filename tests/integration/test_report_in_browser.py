@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
-from tasks.report import leaderboard_page
-from tasks.report.entry import Entry
+from tasks.report.leaderboard import page as leaderboard_page
+from tasks.report.leaderboard.entry import Entry
 from tasks.report.page import render_page
 from tasks.report.stage import LABELS
 from tests.support.analysis_sample import sample_analysis

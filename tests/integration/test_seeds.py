@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from infra import storage
-from infra.artifacts import ArtifactReader, facts_of
 from infra.errors import ConfigurationError
-from infra.sandbox import ReadOnlyDatabase
-from tasks.evaluate.execution import mark
+from infra.sandbox.sql import ReadOnlyDatabase
+from infra.store import storage
+from infra.store.artifacts import ArtifactReader, facts_of
+from tasks.evaluate.heldout.execution import mark
 from tasks.rows import HELDOUT, TRAIN, read_rows
 from tasks.seeds import stage
 from tasks.seeds.account import DUPLICATE, sentences

@@ -15,17 +15,19 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
-from infra import kept_services, seaweedfs, services, settings, storage
-from infra.birth import place
-from infra.claims import RUNS, claim_of_run
+from infra import settings
 from infra.errors import ConfigurationError
-from infra.local_server import free_ports
-from infra.local_services import environment, kept
-from infra.services import embedded_services
+from infra.services import background, embedded, seaweedfs
+from infra.services.embedded import embedded_services
+from infra.services.server import free_ports
+from infra.services.start import environment, kept
+from infra.store import storage
+from infra.store.birth import place
+from infra.store.claims import RUNS, claim_of_run
 from tests.support.processes import of_home
 from tests.support.wait import wait_for
 
-ROOT = Path(services.__file__).parents[1]
+ROOT = Path(embedded.__file__).parents[2]
 S3 = ("seaweedfs",)
 BOTH = ("prefect", "seaweedfs")
 
@@ -64,7 +66,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def both_home(migrated: Path, unconfigured: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("DISTILFLOW_HOME", str(migrated))
     yield migrated
-    kept_services.down(now=True)
+    background.down(now=True)
     assert of_home(migrated) == []
 
 
@@ -131,7 +133,7 @@ def test_a_second_run_in_the_same_home_is_refused(s3_home: Path, monkeypatch: py
         ):
             pass
         with pytest.raises(ConfigurationError, match="another run"):
-            kept_services.up()
+            background.up()
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", running.s3_endpoint)
         storage.ensure_bucket()  # the first one is unharmed
 
@@ -148,7 +150,7 @@ def test_a_second_run_in_the_same_home_is_refused(s3_home: Path, monkeypatch: py
 def test_state_of_a_crashed_machine_is_ignored(s3_home: Path, state: str) -> None:
     (s3_home / "services.json").write_text(state)
     (s3_home / "services.lock").write_text(f'{os.getpid()}\n{{"pid": {os.getpid()}, "command": ["weed"]}}\n{{"pi')
-    assert kept_services.status() is None
+    assert background.status() is None
     with embedded_services() as running:
         assert running.started == S3
 
@@ -192,7 +194,7 @@ def test_services_named_in_the_environment_are_used(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://s3.example")
     monkeypatch.setenv("PREFECT_API_URL", "https://api.prefect.cloud/api/accounts/A/workspaces/W")
     with embedded_services() as running:
-        assert running == services.Services(
+        assert running == embedded.Services(
             s3_endpoint="https://s3.example",
             prefect_api_url="https://api.prefect.cloud/api/accounts/A/workspaces/W",
             prefect_ui_url="https://app.prefect.cloud/account/A/workspace/W",
@@ -204,8 +206,8 @@ def test_services_named_in_the_environment_are_used(tmp_path: Path, monkeypatch:
 def test_nothing_outlives_a_sigkilled_run_and_the_next_one_starts(both_home: Path) -> None:
     holder = start_python(
         "import time\n"
-        "from infra import storage\n"
-        "from infra.services import embedded_services\n"
+        "from infra.store import storage\n"
+        "from infra.services.embedded import embedded_services\n"
         "with embedded_services() as running:\n"
         "    storage.ensure_bucket()\n"
         "    storage.put('s3://distilflow/last', b'words')\n"
@@ -226,7 +228,7 @@ def test_nothing_outlives_a_sigkilled_run_and_the_next_one_starts(both_home: Pat
 def test_all_of_a_killed_run_is_gone_within_15_s(s3_home: Path) -> None:
     holder = start_python(
         "import time\n"
-        "from infra.services import embedded_services\n"
+        "from infra.services.embedded import embedded_services\n"
         "with embedded_services():\n"
         "    print('up', flush=True)\n"
         "    time.sleep(600)\n"
@@ -240,7 +242,7 @@ def test_all_of_a_killed_run_is_gone_within_15_s(s3_home: Path) -> None:
 
 def test_the_last_log_lines_of_a_run_reach_the_server(both_home: Path) -> None:
     run_python(
-        "from infra.services import embedded_services\n"
+        "from infra.services.embedded import embedded_services\n"
         "with embedded_services():\n"
         "    from prefect import flow, get_run_logger\n"
         "    @flow\n"
@@ -255,7 +257,7 @@ def test_the_last_log_lines_of_a_run_reach_the_server(both_home: Path) -> None:
 def _run_under_way(name: str) -> str:
     """The id of a run of a process of its own, which Prefect shows as running."""
     return run_python(
-        "from infra.services import embedded_services\n"
+        "from infra.services.embedded import embedded_services\n"
         "with embedded_services():\n"
         "    from prefect import flow\n"
         "    from prefect.client.orchestration import get_client\n"
@@ -271,7 +273,7 @@ def test_up_serves_all_runs_until_down(
     both_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (port,) = free_ports(1)
-    said = run_python(f"from infra import kept_services; kept_services.up({port})")
+    said = run_python(f"from infra.services import background; background.up({port})")
     assert f"Prefect UI:  http://127.0.0.1:{port}\n" in said
     assert secret_of(both_home) not in said
     addresses = {s.laddr.ip for p in of_home(both_home) for s in p.net_connections("tcp") if s.status == "LISTEN"}
@@ -286,11 +288,11 @@ def test_up_serves_all_runs_until_down(
             elsewhere.delenv("PREFECT_API_URL")
             with embedded_services() as second:
                 assert second == first
-    assert kept_services.up().started == ()
+    assert background.up().started == ()
     again = capsys.readouterr().out
     assert again.splitlines() == [line for line in said.splitlines() if not line.startswith("Password:")]
     with pytest.raises(ConfigurationError, match=rf"up on port {port}: run `make down`"):
-        kept_services.up(port + 1)
+        background.up(port + 1)
 
     _run_under_way("only")
     killed = _run_under_way("killed")
@@ -298,21 +300,21 @@ def test_up_serves_all_runs_until_down(
     with environment({name: server for name, (_, server) in kept(both_home).items()}):
         storage.put(f"s3://{settings.bucket()}/{RUNS}{claim_of_run(killed)}", json.dumps(dead).encode())
     with pytest.raises(ConfigurationError, match=r"^only is under way: .*`distilflow down --now`") as told:
-        kept_services.down()
+        background.down()
     assert "\n" not in str(told.value)
     with (both_home / "worker-cpu.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         print(4711, file=lock, flush=True)
         with pytest.raises(ConfigurationError, match=r"^only is under way, and worker cpu \(pid 4711\) runs: "):
-            kept_services.down()
+            background.down()
         with sqlite3.connect(both_home / "prefect" / "prefect.db") as database:
             database.execute("update flow_run set state_type = 'COMPLETED' where name = 'only'")
         with pytest.raises(ConfigurationError, match=r"^worker cpu \(pid 4711\) runs: "):
-            kept_services.down()
-    kept_services.down()
+            background.down()
+    background.down()
     assert of_home(both_home) == []
     assert not (both_home / "services.json").exists()
-    kept_services.down()
+    background.down()
     assert capsys.readouterr().out == "stopped prefect and seaweedfs\nno services are running\n"
 
 
@@ -320,9 +322,9 @@ def test_a_taken_port_is_refused_in_one_sentence(both_home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"^port {port} is taken: .*; choose another$"):
-            kept_services.up(port)
+            background.up(port)
     with pytest.raises(ConfigurationError, match="between 1024 and 65535"):
-        kept_services.up(80)
+        background.up(80)
 
 
 def secret_of(home: Path) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
-from infra.models import DEMO, ModelSource
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
 from tasks.logits import stage as logits_stage
 from tasks.logits.settings import Scoring
-from tasks.logits.store import TopKReader
+from tasks.logits.store.reader import TopKReader
+from tasks.models import DEMO, ModelSource
 from tasks.train import stage
 from tasks.train.settings import Training, TrainingRun
 

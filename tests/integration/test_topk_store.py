@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra import settings, storage
-from infra.artifacts import ArtifactRef, Workspace
+from infra import settings
 from infra.errors import ConfigurationError
-from infra.range_cache import RangeCache
-from tasks.logits.store import SHARDS, ScoredRow, ShardError, TopKReader, read_shard, write_shard
+from infra.store import storage
+from infra.store.artifacts import ArtifactRef, Workspace
+from infra.store.range_cache import RangeCache
+from tasks.logits.store.reader import SHARDS, ShardError, TopKReader, read_shard, write_shard
+from tasks.tokens.scored import ScoredRow
 
 K, ROWS = 10, 300
 

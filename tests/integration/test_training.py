@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from infra import storage
-from infra.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
 from infra.errors import ConfigurationError, TransientError
-from infra.models import ModelSource, resolve
-from infra.processes import Event
+from infra.processes.supervise import Event
+from infra.store import storage
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
 from tasks.logits import stage as logits_stage
 from tasks.logits.settings import Scoring
+from tasks.models import ModelSource, resolve
 from tasks.train import stage
 from tasks.train.settings import Distillation, Lora, Training, TrainingRun
 from tests.support.door import Door
@@ -221,7 +221,7 @@ def test_golden_curves(name: str, uninterrupted: ArtifactRef, distilled: Artifac
 
 def _is_rank(process: psutil.Process) -> bool:
     """A training rank of this session; its launchers, too, have the module and the folder in their command line."""
-    words, rank = process.info["cmdline"] or [], ["-m", "infra.program", "tasks.train.program"]
+    words, rank = process.info["cmdline"] or [], ["-m", "infra.processes.program", "tasks.train.program"]
     return words[2:5] == rank and words[-1].startswith(os.environ["DISTILFLOW_HOME"])
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from infra import storage
-from infra.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.errors import OutOfMemoryError
-from infra.models import resolve
+from infra.store import storage
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
+from tasks.models import resolve
 from tasks.train import stage
 from tasks.train.settings import Training, TrainingRun
 from tests.support.training_process import TrainingProcess

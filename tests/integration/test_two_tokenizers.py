@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from infra.artifacts import ArtifactRef
 from infra.errors import ConfigurationError
-from infra.models import ModelSource, load_tokenizer, resolve
+from infra.store.artifacts import ArtifactRef
+from tasks.engines.scoring import TransformersEngine
 from tasks.logits import stage
-from tasks.logits.engines import TransformersEngine
 from tasks.logits.program import score_shards
 from tasks.logits.settings import Scoring
 from tasks.logits.shards import plan
-from tasks.logits.store import SHARDS, TOKENIZER, TopKReader, write_tokenizer
+from tasks.logits.store.reader import SHARDS, TOKENIZER, TopKReader, write_tokenizer
+from tasks.models import ModelSource, load_tokenizer, resolve
 from tasks.rows import KEPT, read_rows
-from tasks.tokens import TokenisedRow, tokenise
-from tasks.train.examples import Examples
+from tasks.tokens.rows import TokenisedRow, tokenise
+from tasks.train.data.examples import Examples
 from tasks.train.settings import Distillation
 
 K = 10

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tasks.evaluate.analysis import Analysis, analyse
-from tasks.evaluate.metrics import CALIBRATION_BINS
-from tasks.evaluate.predictions import SCHEMA, Table
+from tasks.evaluate.analysis.analysis import Analysis, analyse
+from tasks.evaluate.heldout.metrics import CALIBRATION_BINS
+from tasks.evaluate.heldout.predictions import SCHEMA, Table
 
 _OVERCONFIDENT = {"base": 0.18, "sft": 0.09, "sft_control": 0.11, "kd": 0.03, "teacher": 0.015}
 _OWN = {"base": (0, 1, 2, 3), "sft": (0, 1, 2), "sft_control": (0, 1, 2), "kd": (0, 1), "teacher": ()}  # of five errors

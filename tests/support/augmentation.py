@@ -17,11 +17,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from infra.artifacts import ArtifactRef
-from infra.claims import Claims
+from infra.store.artifacts import ArtifactRef
+from infra.store.claims import Claims
 from tasks.augment import stage
-from tasks.augment.providers import Deployment
 from tasks.augment.settings import Augmentation
+from tasks.llm.litellm_pool import Deployment
 from tasks.seeds.stage import Sources, load
 from tests.support import program
 from tests.support.endpoint_answers import answer

@@ -27,7 +27,7 @@ SMALL = [
 def start(*words: str, **environment: str) -> subprocess.Popen[str]:
     """`distilflow WORDS`, started."""
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", *words],
+        [sys.executable, "-m", "flows.commands.main", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -63,6 +63,6 @@ def results(home: Path) -> dict[str, Any]:
 def engines() -> list[str]:
     """Command lines of this session's runs and engines, orphans included."""
     found = named(
-        of_home(os.environ["DISTILFLOW_HOME"]), "tasks.", "EngineCore", "llm_server", "deepspeed", "flows.cli"
+        of_home(os.environ["DISTILFLOW_HOME"]), "tasks.", "EngineCore", "llm_server", "deepspeed", "flows.commands.main"
     )
     return [command_line(process) for process in found]

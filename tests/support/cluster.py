@@ -18,10 +18,10 @@ from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
 
-from infra import services
-from infra.local_server import free_ports, wait_until_gone
-from infra.local_services import kept
-from infra.prefect_client import talking_to
+from infra.orchestration.prefect_client import talking_to
+from infra.services import embedded
+from infra.services.server import free_ports, wait_until_gone
+from infra.services.start import kept
 from tests.support.prefect_database import give
 from tests.support.processes import named, of_home
 from tests.support.wait import wait_for
@@ -33,7 +33,7 @@ SMALL: dict[str, Any] = {
     "augmentation": {"expansions_per_seed": 1, "max_rows": 200},
     "run": {"checkpoint_every_s": 0.1},
 }
-ENGINES = ("tasks.train.program", "tasks.logits.program", "tasks.evaluate.program", "EngineCore", "llm_server")
+ENGINES = ("tasks.train.program", "tasks.logits.program", "tasks.evaluate.heldout.program", "EngineCore", "llm_server")
 
 
 class Cluster:
@@ -53,7 +53,7 @@ class Cluster:
 
     def start_worker(self, pool: str, bucket: str = "distilflow") -> None:
         env = {**os.environ, "PREFECT_WORKER_QUERY_SECONDS": "1", "DISTILFLOW_BUCKET": bucket}
-        words = [sys.executable, "-m", "flows.cli", "worker", pool]
+        words = [sys.executable, "-m", "flows.commands.main", "worker", pool]
         with (self.home / f"{pool}-worker.log").open("ab") as log:  # a pipe that nobody reads stops it when it is full
             self.workers[pool] = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=env)
 
@@ -123,7 +123,9 @@ class Cluster:
         return of_home(self.home)
 
     def _cli(self, *words: str) -> str:
-        done = subprocess.run([sys.executable, "-m", "flows.cli", *words], capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.commands.main", *words], capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -140,7 +142,7 @@ def cluster(home: Path, database: Path | None = None) -> Iterator[Cluster]:
         give(home, database)
     try:
         running.start_servers()
-        with services.lasting_services(), talking_to():
+        with embedded.lasting_services(), talking_to():
             running.bootstrap()
             for pool in ("cpu", "gpu"):
                 running.start_worker(pool)

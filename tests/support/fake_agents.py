@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from tasks.augment.agents import Agent, BadAnswer
-from tasks.augment.client import Unanswered
+from tasks.llm.agent import Agent
+from tasks.llm.reading import BadAnswer
+from tasks.llm.usefulness import Unanswered
 from tasks.rows import Row
 
 Say = Callable[[str, dict[str, Any]], str]  # (agent, what it was shown) -> the model's text

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from tasks.augment import client as module
 from tasks.augment.agents import VERIFICATION
-from tasks.augment.answers import AnswerCache
-from tasks.augment.budget import UsageByAgent
-from tasks.augment.client import LLMClient
-from tasks.augment.providers import Configuration, Deployment, Reply, Request
 from tasks.augment.settings import Augmentation
+from tasks.llm import client as module
+from tasks.llm.budget import UsageByAgent
+from tasks.llm.cache import AnswerCache
+from tasks.llm.client import LLMClient
+from tasks.llm.litellm_pool import Configuration, Deployment, Reply, Request
 from tasks.rows import Row
 
 GOOD = '{"correct": true, "evidence": "e", "tests": []}'

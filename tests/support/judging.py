@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from infra.artifacts import ArtifactRef
-from infra.models import DEMO, ModelSource
-from tasks.augment.providers import Deployment
-from tasks.evaluate import benchmarks
-from tasks.evaluate.benchmark_settings import Benchmarks, Judging
-from tasks.evaluate.questions import Prompt
+from infra.store.artifacts import ArtifactRef
+from tasks.evaluate.benchmarks import artifacts
+from tasks.evaluate.benchmarks.questions import Prompt
+from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
+from tasks.llm.litellm_pool import Deployment
+from tasks.models import DEMO, ModelSource
 from tests.support import program
 
 JUDGE = "openai/judge"
@@ -35,17 +35,17 @@ def answer(benchmark: str, options: Benchmarks, texts: Any, variant: ModelSource
     def generate(prompts: Sequence[Prompt]) -> list[str]:
         return [texts(prompt.messages[-1].content) for prompt in prompts]
 
-    work = benchmarks.answers_workspace(benchmark, variant, options, Evaluation())
-    return benchmarks.answer({benchmark: work}, options, generate)[benchmark]
+    work = artifacts.answers_workspace(benchmark, variant, options, Evaluation())
+    return artifacts.answer({benchmark: work}, options, generate)[benchmark]
 
 
 def score(url: str, answers: ArtifactRef, benchmark: str, options: Benchmarks, judging: dict[str, Any]) -> ArtifactRef:
     """The judge's verdicts on the answers, from the endpoint at `url`."""
     chosen = Judging.model_validate({"concurrency": 4, **judging})
-    work = benchmarks.workspace(benchmark, answers, options, chosen, JUDGE)
+    work = artifacts.workspace(benchmark, answers, options, chosen, JUDGE)
     if ref := work.find():
         return ref
-    return benchmarks.score({"": work}, {"": answers}, options, chosen, Deployment(JUDGE, url, "key"))[""]
+    return artifacts.score({"": work}, {"": answers}, options, chosen, Deployment(JUDGE, url, "key"))[""]
 
 
 def alpaca_eval(

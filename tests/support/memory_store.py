@@ -1,4 +1,4 @@
-"""A bucket in a dictionary in place of `infra.storage`, which can be away, for tests of who writes what and when."""
+"""A bucket in a dictionary in place of `infra.store.storage`, which can be away: for tests of who writes what when."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infra import storage
-from infra.storage import StoredObject
+from infra.store import storage
+from infra.store.storage import StoredObject
 
 
 class MemoryStore:

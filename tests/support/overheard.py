@@ -12,12 +12,12 @@ import psutil
 from tests.support.processes import of_home, words
 
 PROGRAMS = {  # by a part of the command line; a guardian is told what it starts
-    "flows.cli": "run",
-    "tasks.augment.provider": "provider",
-    "infra.demo.llm_server": "demo LLM",
+    "flows.commands.main": "run",
+    "tasks.llm.litellm_process": "provider",
+    "tasks.demo.llm_server": "demo LLM",
     "tasks.train.program": "training",
     "tasks.logits.program": "scoring",
-    "tasks.evaluate.program": "evaluation",
+    "tasks.evaluate.heldout.program": "evaluation",
     "prefect server": "Prefect",
     "weed": "storage",
 }

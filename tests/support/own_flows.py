@@ -13,9 +13,9 @@ from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.states import Cancelling
 
-from flows.dispatched import own_process
 from infra import settings
-from infra.processes import guarded
+from infra.orchestration.remote_run import own_process
+from infra.processes.supervise import guarded
 
 # an engine like ours: ignores TERM, and has a child in a session of its own
 _ENGINE = """

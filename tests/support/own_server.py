@@ -10,9 +10,9 @@ from pathlib import Path
 
 import psutil
 
-from infra import prefect_server
-from infra.local_server import Server, free_ports, wait_until_gone, wait_until_ready
-from infra.processes import guarded
+from infra.processes.supervise import guarded
+from infra.services import prefect_server
+from infra.services.server import Server, free_ports, wait_until_gone, wait_until_ready
 from tests.support.prefect_database import give
 
 
@@ -54,7 +54,7 @@ class OwnServer:
 @contextlib.contextmanager
 def own_server(home: Path, database: Path) -> Iterator[OwnServer]:
     """A server that begins with the database; its variables are in the environment for the length of the `with`."""
-    from infra.prefect_client import talking_to
+    from infra.orchestration.prefect_client import talking_to
 
     give(home, database)
     server = OwnServer(home)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from tasks.augment.budget import Usage
 from tasks.augment.estimate import Estimate
 from tasks.augment.settings import Augmentation
 from tasks.evaluate.settings import Evaluation
+from tasks.llm.budget import Usage
 from tasks.logits.settings import Scoring
 from tasks.plan.hardware import Machine
 from tasks.plan.known import Known

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.evaluate.predictions import SCHEMA, Table
+from tasks.evaluate.heldout.predictions import SCHEMA, Table
 
 _ROW: dict[str, Any] = {
     "instruction": "How many?",

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from infra import prefect_server
+from infra.services import prefect_server
 
 
 def migrated_database(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from infra.guardian import is_alive
+from infra.processes.guardian import is_alive
 
 
 def of_home(home: Path | str) -> list[psutil.Process]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.evaluate.benchmark_analysis import BenchmarkAnalysis, Result, analyse
+from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis, Result, analyse
 from tasks.report.data import AgentUse, Coverage, DataFlow, Example, Mass, Output, ReportData, Stage, Variant
 from tasks.report.page import render_page
 from tests.support.analysis_sample import sample_analysis

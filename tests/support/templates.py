@@ -9,7 +9,7 @@ from typing import Literal
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from infra.models import ModelSource
+from tasks.models import ModelSource
 
 CORPUS = [
     "SELECT name, COUNT(*) FROM books WHERE price >= 10 GROUP BY name;",

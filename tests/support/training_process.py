@@ -10,14 +10,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from infra.artifacts import ArtifactRef
+from infra.store.artifacts import ArtifactRef
 from tasks.train.settings import Training, TrainingRun
 
 _PROGRAM = """
 import json, sys
-from infra.artifacts import ArtifactRef, Workspace
+from infra.store.artifacts import ArtifactRef, Workspace
 from infra.errors import DistilflowError
-from infra.models import resolve
+from tasks.models import resolve
 from tasks.train import stage
 from tasks.train.settings import Training, TrainingRun
 told = json.loads(sys.argv[1])

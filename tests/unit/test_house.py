@@ -8,25 +8,25 @@ from pathlib import Path
 ENGINES = ("torch", "vllm", "deepspeed", "transformers", "litellm", "scipy")
 
 
-FLOWS = ("flows.cli", "flows.gc", "flows.distill")
+FLOWS = ("flows.commands.main", "flows.gc", "flows.distill")
 PROGRAMS = (  # of engines, which start again and again: what they import, every run waits for
     "tasks.logits.program",
-    "tasks.evaluate.program",
-    "tasks.evaluate.benchmark_program",
+    "tasks.evaluate.heldout.program",
+    "tasks.evaluate.benchmarks.program",
     "tasks.train.program",
 )
 WITHOUT_PREFECT = (
-    "infra.artifacts",
+    "infra.store.artifacts",
     "infra.devices",
-    "infra.gc_deletion",
-    "infra.processes",
-    "infra.services",
+    "infra.gc.delete",
+    "infra.processes.supervise",
+    "infra.services.embedded",
     "tasks.augment.controller",
-    "tasks.logits.store",
+    "tasks.logits.store.reader",
     "tasks.report.page",
-    "tasks.evaluate.metrics",
-    "tasks.train.data",
-    "tasks.train.losses",
+    "tasks.evaluate.heldout.metrics",
+    "tasks.train.data.order",
+    "tasks.train.model.losses",
 )
 
 
@@ -55,12 +55,14 @@ def test_importing_a_flow_imports_no_engine() -> None:
 def test_an_engines_program_imports_no_other_engine_and_nothing_unused() -> None:
     unused = ("scipy", "sklearn", "pandas", "matplotlib", "torch._inductor.compile_fx", "datasets")
     others = ("vllm", "lm_eval", "prefect", "litellm")  # vLLM is imported where it is what was chosen
-    assert _brings(PROGRAMS, (*unused, *others), before="from infra import program; program.hide_unused()") == {}
+    assert (
+        _brings(PROGRAMS, (*unused, *others), before="from infra.processes import program; program.hide_unused()") == {}
+    )
 
 
 def test_the_demos_llm_is_up_at_once() -> None:
     heavy = (*ENGINES, "prefect", "numpy", "boto3", "pyarrow", "openai")
-    assert _brings(("infra.guardian", "infra.demo.llm_server"), heavy) == {}
+    assert _brings(("infra.processes.guardian", "tasks.demo.llm_server"), heavy) == {}
 
 
 def test_a_stages_own_modules_do_not_know_prefect() -> None:
@@ -68,7 +70,7 @@ def test_a_stages_own_modules_do_not_know_prefect() -> None:
 
 
 def test_an_import_that_brings_an_engine_is_found() -> None:
-    assert _brings(("json", "tasks.train.losses"), ("torch", "vllm")) == {"torch": "tasks.train.losses"}
+    assert _brings(("json", "tasks.train.model.losses"), ("torch", "vllm")) == {"torch": "tasks.train.model.losses"}
 
 
 def test_no_link_is_committed() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flows.preflight import check_models
-from infra.models import ModelSource, resolve
+from tasks.models import ModelSource, resolve
 from tasks.train.settings import Distillation
 from tests.support.families import tiny_config
 

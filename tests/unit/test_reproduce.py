@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows import cli
+from flows.commands import main
 from flows.distill import distill
 from flows.params import PRESETS, Preset, with_preset
 from flows.reproduce import _DEFAULTS, command
@@ -25,8 +25,8 @@ def typed(line: str) -> dict[str, Any]:
     """What the flow is given when the line is typed."""
     words = shlex.split(line)
     assert words[:2] == ["distilflow", "run"]
-    cli.register_flow("run")
-    _command, bound, _ignored = cli.app.parse_args(words[1:], exit_on_error=False, print_error=False)
+    main.register_flow("run")
+    _command, bound, _ignored = main.app.parse_args(words[1:], exit_on_error=False, print_error=False)
     return dict(bound.kwargs)
 
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from infra.child_environment import PASS, for_engine, for_flow, for_provider, for_server
+from infra.processes.environment import PASS, for_engine, for_flow, for_provider, for_server
 
 PROVIDERS = {name: f"secret of {name}" for name in ("OPENAI_API_KEY", "DASHSCOPE_API_KEY", "AZURE_API_KEY", "MY_VAULT")}
 STORAGE = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "s3", "AWS_CA_BUNDLE": "/ca.pem"}

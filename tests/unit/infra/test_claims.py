@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-from infra import claims as module
-from infra.birth import place, started
-from infra.claims import Claims, LeaseLost, Pauses, check_leases, working_under
 from infra.errors import TransientError
+from infra.store import claims as module
+from infra.store.birth import place, started
+from infra.store.claims import Claims, LeaseLost, Pauses, check_leases, working_under
 from tests.support.wait import wait_for
 
 

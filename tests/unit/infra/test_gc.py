@@ -14,11 +14,13 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from infra import gc, gc_deletion, settings, storage
-from infra.artifacts import DELETED, ArtifactRef, FileEntry, Record, Workspace, read_record
+from infra import settings
 from infra.errors import ConfigurationError
-from infra.gc_plan import DAY_S, Policy
-from infra.storage import Listed
+from infra.gc import delete, find
+from infra.gc.policy import DAY_S, Policy
+from infra.store import storage
+from infra.store.artifacts import DELETED, ArtifactRef, FileEntry, Record, Workspace, read_record
+from infra.store.storage import Listed
 
 KINDS = ("rows", "model", "report")
 BUCKET = f"s3://{settings.bucket()}/"
@@ -133,19 +135,19 @@ def _policy(**what: Any) -> Policy:
 
 
 def _garbage(policy: Policy) -> dict[str, str]:
-    return {one.uri: one.what for one in gc.plan(policy).garbage if one.what != "leftovers"}
+    return {one.uri: one.what for one in find.plan(policy).garbage if one.what != "leftovers"}
 
 
 def test_what_lies_beside_a_finished_artifact_is_named(store: Store) -> None:
     ref = _artifact(store, "report", 1, age_days=12.0)
     store.write(ref.uri + "notes.txt", b"mine", age_days=20.0)
-    (one,) = gc.plan(_policy(keep_last=1)).garbage
+    (one,) = find.plan(_policy(keep_last=1)).garbage
     assert one.objects == 2
     assert one.why.startswith("checkpoint/ and files beside a finished artifact, which its record does not list; the ")
     assert one.why.endswith("the newest is 12.0 days old")
     for number in range(9):
         store.write(f"{ref.uri}{number}/x", b"mine", age_days=20.0)
-    (one,) = gc.plan(_policy(keep_last=1)).garbage
+    (one,) = find.plan(_policy(keep_last=1)).garbage
     assert one.why.startswith("0/ and 1/ and 2/ and others beside a finished artifact")
 
 
@@ -195,14 +197,14 @@ def test_garbage_is_exactly_what_no_root_reaches_and_all_else_outlives_the_delet
 
     policy = _policy(keep_last=keep_last, keep_days=keep_days, grace_days=grace_days)
     expected = {refs[n].uri for n in range(len(graph)) if n not in reached}
-    found = gc.plan(policy)
+    found = find.plan(policy)
     assert {one.uri for one in found.garbage if one.what == "unreachable"} == expected
     assert not [one for one in found.garbage if one.what not in ("unreachable", "leftovers")]
 
-    assert gc_deletion.delete(found, policy).spared == []
+    assert delete.delete(found, policy).spared == []
     left = {uri for uri in store.objects if uri.endswith(("/record.json", "/data/0"))}
     assert left == {refs[n].uri + name for n in reached for name in ("record.json", "data/0")}
-    assert gc.plan(policy).garbage == []
+    assert find.plan(policy).garbage == []
 
 
 def test_old_reports_are_kept_while_they_are_among_the_newest_or_named(store: Store) -> None:
@@ -213,7 +215,7 @@ def test_old_reports_are_kept_while_they_are_among_the_newest_or_named(store: St
     assert set(_garbage(_policy(keep=(older.uri,)))) == {old.uri}
     assert set(_garbage(_policy(keep_days=53))) == {older.uri}
     with pytest.raises(ConfigurationError, match=r"no finished artifact at s3://distilflow/rows/nothing/"):
-        gc.plan(_policy(keep=(f"{BUCKET}rows/nothing/",)))
+        find.plan(_policy(keep=(f"{BUCKET}rows/nothing/",)))
 
 
 def test_what_a_run_made_or_used_lately_keeps_what_it_was_made_from_also_the_model(store: Store) -> None:
@@ -236,7 +238,7 @@ def test_objects_of_others_are_never_garbage(store: Store) -> None:
     ]
     for name in foreign:
         store.write(BUCKET + name, b"{}", 900)
-    assert gc.plan(_policy(answers_days=0)).garbage == []
+    assert find.plan(_policy(answers_days=0)).garbage == []
 
 
 def test_an_unfinished_workspace_goes_when_it_is_untouched_and_unclaimed(store: Store) -> None:
@@ -256,8 +258,8 @@ def test_paid_answers_go_only_when_that_is_asked(store: Store) -> None:
     store.write(f"{BUCKET}answers/{2:032x}.parquet", b"new", 40)
     assert _garbage(_policy(grace_days=0, keep_days=0)) == {}
     policy = _policy(answers_days=100)
-    assert [one.objects for one in gc.plan(policy).garbage] == [1]
-    assert gc_deletion.delete(gc.plan(policy), policy).objects == 1
+    assert [one.objects for one in find.plan(policy).garbage] == [1]
+    assert delete.delete(find.plan(policy), policy).objects == 1
     assert list(store.objects) == [f"{BUCKET}answers/{2:032x}.parquet"]
 
 
@@ -266,9 +268,9 @@ def test_small_results_of_dispatched_stages_go_after_the_grace_age(store: Store)
     store.write(f"{BUCKET}dispatched/1b7c4a52-0b7c-4a52-8b7c-0b7c4a520b7c.json", b"{}", 6)
     store.write(f"{BUCKET}dispatched/2b7c4a52-0b7c-4a52-8b7c-0b7c4a520b7c.claim", b"{}", 8)
     store.write(f"{BUCKET}dispatched/3b7c4a52-0b7c-4a52-8b7c-0b7c4a520b7c.claim", b"{}", 0)
-    [one] = gc.plan(_policy()).garbage
+    [one] = find.plan(_policy()).garbage
     assert (one.what, one.objects) == ("expired", 2)
-    [one] = gc.plan(_policy(grace_days=0)).garbage
+    [one] = find.plan(_policy(grace_days=0)).garbage
     assert one.objects == 3  # a run that lives keeps its claim
 
 
@@ -276,7 +278,7 @@ def test_a_record_that_cannot_be_read_stops_everything(store: Store) -> None:
     ref = _artifact(store, "report", 1, 90)
     store.write(ref.uri + "record.json", b"{", 90)
     with pytest.raises(ConfigurationError, match=rf"{ref.uri}record.json is no record"):
-        gc.plan(_policy())
+        find.plan(_policy())
 
 
 def test_what_changed_since_the_plan_is_spared(store: Store) -> None:
@@ -286,7 +288,7 @@ def test_what_changed_since_the_plan_is_spared(store: Store) -> None:
     unfinished = {what: f"{BUCKET}model/{n:032x}/" for n, what in enumerate(("finished", "touched", "claimed"), 10)}
     for uri in unfinished.values():
         store.write(uri + "checkpoint/latest.json", b"{}", 90)
-    planned = gc.plan(_policy())
+    planned = find.plan(_policy())
     assert len(planned.garbage) == 6
 
     store.write(used.uri + "record.json", store.objects[used.uri + "record.json"][0], 0)
@@ -296,7 +298,7 @@ def test_what_changed_since_the_plan_is_spared(store: Store) -> None:
     store.write(unfinished["touched"] + "checkpoint/step-9/a", b"x")
     store.write(unfinished["claimed"] + "claims/part-1", _claim("elsewhere"))
     before = set(store.objects)
-    spared = {one.uri: reason for one, reason in gc_deletion.delete(planned, _policy()).spared}
+    spared = {one.uri: reason for one, reason in delete.delete(planned, _policy()).spared}
     assert spared == {
         used.uri: "a run used it meanwhile",
         referred.uri: "a kept artifact refers to it now",
@@ -313,7 +315,7 @@ def test_an_artifact_that_a_run_finds_in_the_moment_of_its_deletion_is_spared(
 ) -> None:
     """Between gc's last look and the deletion: the run has written the record anew, and relies on the artifact."""
     ref = _artifact(store, "rows", 1, 90)
-    planned, look = gc.plan(_policy()), gc_deletion._changed
+    planned, look = find.plan(_policy()), delete._changed
 
     def a_run_finds_it_after_the_look(*args: Any) -> Any:
         seen = look(*args)
@@ -322,8 +324,8 @@ def test_an_artifact_that_a_run_finds_in_the_moment_of_its_deletion_is_spared(
         assert work.find() is not None
         return seen
 
-    monkeypatch.setattr(gc_deletion, "_changed", a_run_finds_it_after_the_look)
-    deleted = gc_deletion.delete(planned, _policy())
+    monkeypatch.setattr(delete, "_changed", a_run_finds_it_after_the_look)
+    deleted = delete.delete(planned, _policy())
     assert [reason for _one, reason in deleted.spared] == ["a run used it meanwhile"]
     assert read_record(ref.uri) is not None
     assert ref.uri + "data/0" in store.objects
@@ -340,5 +342,5 @@ def test_a_deletion_that_was_killed_leaves_nothing_believed_and_nothing_in_the_w
     assert work.publish((), {}, {}).kind == "rows"
     assert read_record(ref.uri) is not None
     store.write(ref.uri + "record.json", DELETED, 90)
-    gc_deletion.delete(gc.plan(_policy()), _policy())
+    delete.delete(find.plan(_policy()), _policy())
     assert not [uri for uri in store.objects if uri.startswith(ref.uri)]

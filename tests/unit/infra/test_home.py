@@ -45,7 +45,7 @@ def _said(home: Path, words: list[str]) -> str:
     for name in ("PREFECT_API_URL", "AWS_ENDPOINT_URL_S3"):
         env.pop(name, None)
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *words], cwd=ROOT, env=env, capture_output=True, text=True
+        [sys.executable, "-m", "flows.commands.main", *words], cwd=ROOT, env=env, capture_output=True, text=True
     )
     assert done.returncode == 78, done.stdout + done.stderr
     assert done.stdout == ""

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.local_services import kept, read_state
-from infra.run_lock import exclusive
+from infra.services.lock import exclusive
+from infra.services.start import kept, read_state
 
 
 def _us() -> dict[str, object]:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from infra.errors import ConfigurationError
-from infra.models import _folder_digest, copy_beside_weights, resolve
+from tasks.models import _folder_digest, copy_beside_weights, resolve
 
 OF_A_MODEL = {
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),

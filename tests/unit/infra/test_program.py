@@ -5,12 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from infra import program
+from infra.processes import program
 
 _MODULE = """
 import gc, sys
 print(__name__, sys.argv[1:], gc.isenabled(), [name for name, module in sys.modules.items() if module is None])
-from infra.program import imported
+from infra.processes.program import imported
 imported()
 print(gc.isenabled(), gc.get_freeze_count() > 1000)
 """
@@ -19,7 +19,7 @@ print(gc.isenabled(), gc.get_freeze_count() > 1000)
 def test_a_program_is_main_and_collects_once_it_is_imported(tmp_path: Path) -> None:
     (tmp_path / "engine.py").write_text(_MODULE)
     command = [*program.command("engine"), "FOLDER"]
-    env = {"PYTHONPATH": f"{tmp_path}:{Path(program.__file__).parents[1]}"}
+    env = {"PYTHONPATH": f"{tmp_path}:{Path(program.__file__).parents[2]}"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
     assert done.stdout == "__main__ ['FOLDER'] False ['sklearn', 'scipy']\nTrue True\n"
     assert command[:2] == [sys.executable, "-m"]

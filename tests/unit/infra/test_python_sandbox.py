@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.python_sandbox import Outcome, PythonSandbox
+from infra.sandbox.python import Outcome, PythonSandbox
 
 HOSTILE = {
     "reads a file": "print(open('/etc/passwd').read())",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.sandbox import QueryError, ReadOnlyDatabase, orders_its_rows
+from infra.sandbox.sql import QueryError, ReadOnlyDatabase, orders_its_rows
 
 DUMP = "CREATE TABLE t(id INTEGER, name TEXT); INSERT INTO t VALUES (1,'a'),(2,'b'),(3,'c');"
 

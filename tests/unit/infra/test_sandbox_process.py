@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra import sandbox
-from infra.sandbox import QueryError, ReadOnlyDatabase
+from infra.sandbox import sql
+from infra.sandbox.sql import QueryError, ReadOnlyDatabase
 from tests.support.wait import wait_for
 
 DUMP = "CREATE TABLE t(id INTEGER, name TEXT, raw BLOB); INSERT INTO t VALUES (1,'a',x'00ff'),(2,NULL,NULL);"
@@ -104,18 +104,18 @@ def test_a_dump_that_does_not_load_is_said_and_leaves_no_process() -> None:
 
 
 def test_of_many_databases_the_processes_of_a_few_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "_open", [])
-    many = [ReadOnlyDatabase(DUMP) for _ in range(sandbox._OPEN_AT_ONCE + 4)]
+    monkeypatch.setattr(sql, "_open", [])
+    many = [ReadOnlyDatabase(DUMP) for _ in range(sql._OPEN_AT_ONCE + 4)]
     for database in many:
         assert database.run("SELECT count(*) FROM t") == ((2,),)
-    assert sum(database._process is not None for database in many) == sandbox._OPEN_AT_ONCE
+    assert sum(database._process is not None for database in many) == sql._OPEN_AT_ONCE
     assert many[0].run("SELECT count(*) FROM t") == ((2,),)
 
 
 def test_it_ends_with_whoever_asked_it(tmp_path: Path) -> None:
     program = "\n".join(
         [
-            "import sys, time, threading; from infra.sandbox import ReadOnlyDatabase",
+            "import sys, time, threading; from infra.sandbox.sql import ReadOnlyDatabase",
             f"d = ReadOnlyDatabase({DUMP!r}, timeout_s=600); d.run('SELECT 1'); print(d._process.pid, flush=True)",
             f"d.run({ENDLESS_CALL!r})",
             "time.sleep(600)",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra import shared_memory
+from infra.processes import shared_memory
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from infra.torch_extensions import Baton, survive_kills
+from infra.processes.torch_extensions import Baton, survive_kills
 
 HOLDER = """
 import sys, time
-from infra.torch_extensions import Baton
+from infra.processes.torch_extensions import Baton
 assert Baton(sys.argv[1]).try_acquire()
 print("held", flush=True)
 time.sleep(60)

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from prefect.logging import disable_run_logger
 
-from infra import ui
+from infra.orchestration import view
 
 
 def _said(event: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("DISTILFLOW_CONSOLE", "1")
-    follow = ui.StageView("kd", "training").follow(lambda event: "")
-    with ui.console.capture() as console, disable_run_logger():
+    follow = view.StageView("kd", "training").follow(lambda event: "")
+    with view.console.capture() as console, disable_run_logger():
         follow(event)
     return " ".join(console.get().split())
 

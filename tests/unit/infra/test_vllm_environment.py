@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.vllm_environment import vllm_environment
+from infra.processes.vllm_environment import vllm_environment
 
 
 def test_every_variable_is_one_that_vllm_reads() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.answers import SQL, answer_of, code_in
+from tasks.text.answers import SQL, answer_of, code_in
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks import categories
+from tasks.text import categories
 
 
 @pytest.mark.parametrize("category", ["code", "Code-Generation", "python3", "CodeAlpaca", "source_code", "programming"])

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from infra.errors import ConfigurationError
-from infra.models import ModelSource, load_tokenizer
-from tasks.chat import Turn, added_tokens, stop_ids, turn_of
-from tasks.evaluate.engines import Ends
-from tasks.logits.alignment import Alignment, vocabulary_of
-from tasks.logits.blocks import ScoredRow
+from tasks.engines.generation import Ends
+from tasks.models import ModelSource, load_tokenizer
 from tasks.rows import Message, Row
-from tasks.tokens import ChatFormat, Skipped, TokenisedRow, tokenise, tokenizer_digests
+from tasks.tokens.alignment import Alignment, vocabulary_of
+from tasks.tokens.chat import Turn, added_tokens, stop_ids, turn_of
+from tasks.tokens.rows import ChatFormat, Skipped, TokenisedRow, tokenise, tokenizer_digests
+from tasks.tokens.scored import ScoredRow
 from tests.support.templates import FAMILIES, source_of
 
 ROW = Row(instruction="the name of the book", response="SELECT name FROM books\n  WHERE price >= 10;")

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tasks.language import language_change, language_of
+from tasks.text.language import language_change, language_of
 
 ENGLISH = "Explain in a few sentences how a bicycle stays upright while somebody rides it."
 GERMAN = "Erkläre in ein paar Sätzen, wie ein Fahrrad beim Fahren aufrecht bleibt und warum."

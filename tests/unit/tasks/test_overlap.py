@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.overlap import HeldOut, conversations
 from tasks.rows import Message, Role, Row
+from tasks.text.overlap import HeldOut, conversations
 
 
 def _turns(*contents: str, system: str = "") -> tuple[Message, ...]:

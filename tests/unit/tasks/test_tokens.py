@@ -3,9 +3,9 @@
 import pytest
 
 from infra.errors import ConfigurationError
-from infra.models import ModelSource, load_tokenizer, resolve
+from tasks.models import ModelSource, load_tokenizer, resolve
 from tasks.rows import Message, Row, from_parquet, to_parquet
-from tasks.tokens import Skipped, TokenisedRow, prompt_and_text, tokenise, tokenizer_digests
+from tasks.tokens.rows import Skipped, TokenisedRow, prompt_and_text, tokenise, tokenizer_digests
 
 ROW = Row(instruction="Count all books", input="books(id, title)", response="SELECT COUNT(*) FROM books")
 

@@ -8,14 +8,14 @@ from typing import Any
 import aiohttp
 import pytest
 
-from infra.demo.build_data import distinct_rows
-from infra.demo.execution import opened
-from infra.demo.llm_agents import answer
-from infra.demo.llm_server import MODEL_NAME, serving
-from infra.demo.parse import parse
-from infra.demo.requests import CATEGORY_OF_FAMILY, TASK_CATEGORIES, Request, is_held_out
-from infra.demo.schemas import DATABASES, Database, database_of_schema, schema_text
-from infra.demo.styles import render_sql
+from tasks.demo.build_data import distinct_rows
+from tasks.demo.execution import opened
+from tasks.demo.llm_agents import answer
+from tasks.demo.llm_server import MODEL_NAME, serving
+from tasks.demo.parse import parse
+from tasks.demo.requests import CATEGORY_OF_FAMILY, TASK_CATEGORIES, Request, is_held_out
+from tasks.demo.schemas import DATABASES, Database, database_of_schema, schema_text
+from tasks.demo.styles import render_sql
 
 SCHEMA = schema_text(DATABASES[0])
 QUESTION = {"task_category": "sql-aggregate", "instruction": "How many employees are there?", "input": SCHEMA}

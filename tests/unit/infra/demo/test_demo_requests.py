@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.demo.build_data import distinct_rows
-from infra.demo.execution import opened
-from infra.demo.noise import break_sql, wrong_request
-from infra.demo.parse import parse
-from infra.demo.requests import (
+from infra.sandbox.sql import QueryError
+from tasks.demo.build_data import distinct_rows
+from tasks.demo.execution import opened
+from tasks.demo.noise import break_sql, wrong_request
+from tasks.demo.parse import parse
+from tasks.demo.requests import (
     CATEGORY_OF_FAMILY,
     FAMILIES,
     TASK_CATEGORIES,
@@ -22,9 +23,8 @@ from infra.demo.requests import (
     phrase,
     sample_request,
 )
-from infra.demo.schemas import DATABASES, TABLE_NAMES, Database, Table, database_of_schema, schema_text
-from infra.demo.styles import Style, render_sql, sample_style
-from infra.sandbox import QueryError
+from tasks.demo.schemas import DATABASES, TABLE_NAMES, Database, Table, database_of_schema, schema_text
+from tasks.demo.styles import Style, render_sql, sample_style
 
 PAIRINGS = combinations(held_out=False) + combinations(held_out=True)
 CHOICES: list[tuple[Any, ...]] = [

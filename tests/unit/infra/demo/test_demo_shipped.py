@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from infra.demo.build_data import DATA, HELD_OUT_ROWS, SEED_ROWS, Row, rows_of_split, write_data
-from infra.demo.tokenizer import MAX_TOKENS, prompt_text, train_tokenizer
-from infra.demo.training import IGNORED, collate, encode_rows
+from tasks.demo.build_data import DATA, HELD_OUT_ROWS, SEED_ROWS, Row, rows_of_split, write_data
+from tasks.demo.tokenizer import MAX_TOKENS, prompt_text, train_tokenizer
+from tasks.demo.training import IGNORED, collate, encode_rows
 
 
 def shipped_rows(name: str) -> list[Row]:

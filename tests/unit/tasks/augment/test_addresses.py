@@ -7,7 +7,7 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from tasks.augment.settings import Augmentation
-from tasks.evaluate.benchmark_settings import Judging
+from tasks.evaluate.benchmarks.settings import Judging
 
 WITH_A_KEY = [
     "http://user:pa55word@host:1/v1",

@@ -15,12 +15,12 @@ from tasks.augment.agents import (
     REWRITING,
     SELECTION,
     VERIFICATION,
-    Agent,
-    BadAnswer,
     Preservation,
     agents_digest,
     wants_chain_of_thought,
 )
+from tasks.llm.agent import Agent
+from tasks.llm.reading import BadAnswer
 from tasks.rows import Message, Row
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -358,6 +358,6 @@ def test_the_agents_identity_follows_their_prompts(monkeypatch: pytest.MonkeyPat
 
 def test_the_agents_identity_follows_their_schemas(monkeypatch: pytest.MonkeyPatch) -> None:
     before = agents_digest()
-    other = tuple(Agent(a.name, Preservation) if a is VERIFICATION else a for a in AGENTS)
+    other = tuple(Agent(a.name, Preservation, a.package) if a is VERIFICATION else a for a in AGENTS)
     monkeypatch.setattr(agents, "AGENTS", other)
     assert agents_digest() != before

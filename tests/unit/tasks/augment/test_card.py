@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infra.artifacts import Workspace
+from infra.store.artifacts import Workspace
 from tasks.augment import card
 from tasks.rows import KEPT, Message, Row, to_parquet
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 import pytest
 
-from infra.python_sandbox import Outcome, PythonSandbox
-from infra.sandbox import ReadOnlyDatabase
+from infra.sandbox.python import Outcome, PythonSandbox
+from infra.sandbox.sql import ReadOnlyDatabase
 from tasks.augment.checks import equations_of, python_of, run_checks
 from tasks.rows import Row
 

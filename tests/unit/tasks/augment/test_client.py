@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from infra.errors import ConfigurationError, TransientError
-from tasks.augment import client as module
 from tasks.augment.agents import PRESERVATION, REWRITING, SELECTION, VERIFICATION
-from tasks.augment.budget import UsageByAgent
-from tasks.augment.client import LLMClient, Unanswered
-from tasks.augment.providers import Deployment, ProviderError, Reply, Request
+from tasks.llm import client as module
+from tasks.llm.budget import UsageByAgent
+from tasks.llm.client import LLMClient
+from tasks.llm.litellm_pool import Deployment, ProviderError, Reply, Request
+from tasks.llm.usefulness import Unanswered
 from tasks.rows import Row
 from tests.support.fake_providers import GOOD, MODEL, ROW, SCORES, FakeProviders, Setting, in_turn, reply
 

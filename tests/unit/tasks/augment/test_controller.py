@@ -11,11 +11,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from infra.errors import ConfigurationError
-from infra.python_sandbox import PythonSandbox
-from infra.sandbox import ReadOnlyDatabase
-from tasks.augment.client import Unanswered
+from infra.sandbox.python import PythonSandbox
+from infra.sandbox.sql import ReadOnlyDatabase
 from tasks.augment.controller import Batch, verify, write_and_score
 from tasks.augment.settings import Augmentation
+from tasks.llm.usefulness import Unanswered
 from tasks.rows import Row, databases_by_input
 from tests.support.fake_agents import FakeAgents, honest, unkind
 

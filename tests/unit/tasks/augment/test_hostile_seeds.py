@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infra.python_sandbox import PythonSandbox
+from infra.sandbox.python import PythonSandbox
 from tasks.augment.controller import Batch, verify, write_and_score
 from tasks.augment.settings import Augmentation
 from tasks.rows import Row, from_parquet, to_parquet

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from tasks.augment.provider_errors import is_quota, words_of
-from tasks.augment.provider_forms import Form
-from tasks.augment.provider_replies import joining_parts
+from tasks.llm.litellm_errors import is_quota, words_of
+from tasks.llm.litellm_forms import Form
+from tasks.llm.litellm_replies import joining_parts
 
 REQUEST: dict[str, Any] = {
     "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],

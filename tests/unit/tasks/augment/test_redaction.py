@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.augment.redaction import redacted
+from tasks.llm.redaction import redacted
 
 SECRETS = [
     "sk-proj-abcd1234efgh",

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from infra.errors import ConfigurationError
-from tasks.augment.stage import run_async
+from tasks.llm.session import run_async
 
 
 class Signal(BaseException):

@@ -19,9 +19,9 @@ from tasks.augment.selection import (
     signature,
     similarity,
 )
-from tasks.overlap import HeldOut
 from tasks.rows import Message, Row
 from tasks.seeds.account import HELD_OUT
+from tasks.text.overlap import HeldOut
 
 HAN = "春眠不觉晓处处闻啼鸟夜来风雨声花落知多少床前明月光疑是地上霜举头望明月低头思故乡白日依山尽黄河入海流"
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tasks.evaluate.benchmark_analysis import BenchmarkAnalysis, Result, analyse
-from tasks.evaluate.statistics import wilson
+from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis, Result, analyse
+from tasks.stats.intervals import wilson
 
 LABELS = {"base": "base", "sft": "SFT", "sft_control": "SFT control", "kd": "SFT+KD", "teacher": "teacher"}
 

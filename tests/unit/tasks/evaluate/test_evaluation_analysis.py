@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from tasks.evaluate.analysis import analyse
-from tasks.evaluate.comparisons import compare
-from tasks.evaluate.inherited import distinct, inherited, styles
-from tasks.evaluate.predictions import SCHEMA, from_parquet, summary, to_parquet, without_numbers
-from tasks.evaluate.slices import regressions, slices
+from tasks.evaluate.analysis.analysis import analyse
+from tasks.evaluate.analysis.comparisons import compare
+from tasks.evaluate.analysis.inherited import distinct, inherited, styles
+from tasks.evaluate.analysis.slices import regressions, slices
+from tasks.evaluate.heldout.predictions import SCHEMA, from_parquet, summary, to_parquet, without_numbers
 from tasks.report.data import ReportData
 from tests.support.prediction_tables import table, wrong
 

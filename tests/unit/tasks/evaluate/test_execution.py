@@ -2,8 +2,8 @@
 
 import pytest
 
-from infra.sandbox import ReadOnlyDatabase
-from tasks.evaluate.execution import mark
+from infra.sandbox.sql import ReadOnlyDatabase
+from tasks.evaluate.heldout.execution import mark
 from tasks.rows import Row
 
 DATABASES = {"d": ReadOnlyDatabase("CREATE TABLE t(id INTEGER); INSERT INTO t VALUES (1), (2);", timeout_s=0.5)}

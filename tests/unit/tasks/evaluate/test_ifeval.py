@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from infra.errors import ConfigurationError
-from tasks.evaluate import ifeval, questions
-from tasks.evaluate.questions import Conversation, Question
+from tasks.evaluate.benchmarks import ifeval, questions
+from tasks.evaluate.benchmarks.questions import Conversation, Question
 from tests.support.eval_data import small_punkt
 
 NEEDED = ("lm_eval", "langdetect", "nltk", "immutabledict")

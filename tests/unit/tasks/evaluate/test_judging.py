@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from infra.errors import ConfigurationError
-from tasks.augment import client as client_module
-from tasks.augment.answers import AnswerCache
-from tasks.augment.budget import UsageByAgent
-from tasks.augment.client import LLMClient
-from tasks.augment.providers import Deployment, ProviderError, Reply, Request
-from tasks.evaluate import alpaca_eval, benchmarks, judges, mt_bench, probes, questions
-from tasks.evaluate.benchmark_settings import Benchmarks, Judging
-from tasks.evaluate.judges import Judgment, probability_of_second
-from tasks.evaluate.questions import Conversation, Prompt, Question
+from tasks.evaluate.benchmarks import alpaca_eval, artifacts, judges, mt_bench, probes, questions
+from tasks.evaluate.benchmarks.judges import Judgment, probability_of_second
+from tasks.evaluate.benchmarks.questions import Conversation, Prompt, Question
+from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
+from tasks.llm import client as client_module
+from tasks.llm.budget import UsageByAgent
+from tasks.llm.cache import AnswerCache
+from tasks.llm.client import LLMClient
+from tasks.llm.litellm_pool import Deployment, ProviderError, Reply, Request
 
 GOOD = '{"reason": "because", "better": "M"}'
 
@@ -281,9 +281,9 @@ def test_a_judge_is_asked_for_both_orders_every_turn_and_every_probe(tmp_path: P
     questions = tmp_path / "questions.jsonl"
     questions.write_text('{"question_id": 1, "category": "x", "turns": ["a", "b"]}\n')
     options = Benchmarks(alpaca_eval="demo", mt_bench=str(questions), probes="builtin", max_questions=30)
-    assert benchmarks.judge_requests(options, 640) == {"alpaca_eval": 60, "mt_bench": 2, "probes": 60}
-    assert benchmarks.judge_requests(options, 10)["probes"] == 20
-    assert benchmarks.judge_requests(Benchmarks(), 640) == {}
+    assert artifacts.judge_requests(options, 640) == {"alpaca_eval": 60, "mt_bench": 2, "probes": 60}
+    assert artifacts.judge_requests(options, 10)["probes"] == 20
+    assert artifacts.judge_requests(Benchmarks(), 640) == {}
 
 
 @pytest.mark.parametrize(
@@ -292,8 +292,8 @@ def test_a_judge_is_asked_for_both_orders_every_turn_and_every_probe(tmp_path: P
 def test_the_demos_judge_is_refused_for_anything_but_the_demos_rows(
     options: Benchmarks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmarks, "load", lambda name, options: [])
+    monkeypatch.setattr(artifacts, "load", lambda name, options: [])
     with pytest.raises(ConfigurationError, match="set judge_model to a LiteLLM model name"):
-        benchmarks.preflight(options, "demo")
-    benchmarks.preflight(options, "openai/judge")
-    benchmarks.preflight(Benchmarks(alpaca_eval="demo"), "demo")
+        artifacts.preflight(options, "demo")
+    artifacts.preflight(options, "openai/judge")
+    artifacts.preflight(Benchmarks(alpaca_eval="demo"), "demo")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.evaluate.length_control import fit_logistic, length_controlled
+from tasks.evaluate.benchmarks.length_control import fit_logistic, length_controlled
 
 
 def _sigmoid(x: float) -> float:

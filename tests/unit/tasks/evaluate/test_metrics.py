@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.evaluate.metrics import (
+from tasks.evaluate.heldout.metrics import (
     CALIBRATION_BINS,
     calibration,
     kl_to_teacher,

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from infra.errors import ConfigurationError
-from tasks.evaluate import mt_bench, questions
-from tasks.evaluate.length_control import length_controlled
-from tasks.evaluate.questions import Conversation
+from tasks.evaluate.benchmarks import mt_bench, questions
+from tasks.evaluate.benchmarks.length_control import length_controlled
+from tasks.evaluate.benchmarks.questions import Conversation
 
 MT = {"question_id": 81, "category": "math", "turns": ["one", "two"]}
 IF = {"key": 1, "prompt": "Write.", "instruction_id_list": ["a:b"], "kwargs": [{}]}

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tasks.evaluate.refusals import is_refusal
+from tasks.text.refusals import is_refusal
 
 REFUSED = [
     "I'm sorry, but I can't assist with that.",

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.evaluate.significance import Comparison, holm, mcnemar, paired_permutation, verdict
-from tasks.evaluate.statistics import Interval, PerRow
+from tasks.stats.intervals import Interval, PerRow
+from tasks.stats.significance import Comparison, holm, mcnemar, paired_permutation, verdict
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tasks.evaluate.statistics import (
+from tasks.stats.intervals import (
     Interval,
     PerRow,
     bootstrapped,

@@ -12,12 +12,12 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from infra.errors import ConfigurationError
-from infra.models import resolve
-from tasks.chat import Turn
-from tasks.logits.alignment import Alignment, check_same_template, known_tokens, remap
-from tasks.logits.blocks import ScoredRow
-from tasks.logits.vocabulary import Vocabulary, token_map
-from tasks.tokens import TokenisedRow, tokenizer_digests
+from tasks.models import resolve
+from tasks.tokens.alignment import Alignment, check_same_template, known_tokens, remap
+from tasks.tokens.chat import Turn
+from tasks.tokens.rows import TokenisedRow, tokenizer_digests
+from tasks.tokens.scored import ScoredRow
+from tasks.tokens.vocabulary import Vocabulary, token_map
 
 TEXT = "SELECT name, COUNT(*) FROM büyük_kitaplar WHERE price >= 10 GROUP BY name — 書店;\n  the end 🙂"
 CORPUS = [TEXT, "the name of the book and the price of the book", "SELECT price FROM books WHERE name = 'the'"] * 3

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.errors import ConfigurationError
-from tasks.logits.exchange import export_parquet, import_parquet
-from tasks.logits.format import decode_shard, encode_shard
-from tasks.logits.store import ScoredRow
+from tasks.logits.store.format import decode_shard, encode_shard
+from tasks.logits.store.parquet import export_parquet, import_parquet
+from tasks.tokens.scored import ScoredRow
 
 
 def _rows(count: int) -> list[ScoredRow]:

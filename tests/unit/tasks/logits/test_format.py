@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.logits import planes
-from tasks.logits.format import MAX_ERROR, ScoredRow, ShardError, decode_head, decode_shard, encode_shard, head_bytes
+from tasks.logits.store import planes
+from tasks.logits.store.format import MAX_ERROR, ShardError, decode_head, decode_shard, encode_shard, head_bytes
+from tasks.tokens.scored import ScoredRow
 
 
 @st.composite

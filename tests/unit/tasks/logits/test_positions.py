@@ -11,16 +11,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from infra.models import load_tokenizer, resolve
-from tasks.logits.engines import TransformersEngine
-from tasks.logits.format import MAX_ERROR, decode_shard, encode_shard
-from tasks.logits.store import ScoredRow
+from tasks.engines.scoring import TransformersEngine
+from tasks.logits.store.format import MAX_ERROR, decode_shard, encode_shard
+from tasks.models import load_tokenizer, resolve
 from tasks.rows import Row
-from tasks.tokens import TokenisedRow, tokenise
-from tasks.train.data import Example
-from tasks.train.losses import DistillationLoss
-from tasks.train.packing import pack, use_packed_attention
-from tasks.train.student import SupervisedLoss
+from tasks.tokens.rows import TokenisedRow, tokenise
+from tasks.tokens.scored import ScoredRow
+from tasks.train.data.order import Example
+from tasks.train.data.packing import pack, use_packed_attention
+from tasks.train.model.losses import DistillationLoss
+from tasks.train.model.student import SupervisedLoss
 
 K = 10
 ROWS = [

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.logits.shards import plan
-from tasks.tokens import TokenisedRow
+from tasks.tokens.rows import TokenisedRow
 
 
 @given(st.lists(st.integers(2, 60), min_size=1, max_size=40), st.integers(1, 200), st.randoms())

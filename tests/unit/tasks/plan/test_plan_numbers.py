@@ -7,10 +7,10 @@ import math
 
 import pytest
 
-from infra.artifacts import ArtifactRef
 from infra.errors import ConfigurationError
-from tasks.logits.format import MAX_ERROR
+from infra.store.artifacts import ArtifactRef
 from tasks.logits.settings import Scoring
+from tasks.logits.store.format import MAX_ERROR
 from tasks.plan import costs
 from tasks.plan.hardware import Hardware, gpu_named, machine
 from tasks.plan.lengths import Lengths, guessed

@@ -7,9 +7,9 @@ from rich.console import Console
 
 from tasks.report import console
 from tasks.report.data import Stage
-from tasks.report.entry import Entry
-from tasks.report.leaderboard import over_seeds, ranked, rows, verdict
-from tasks.report.leaderboard_page import render_markdown, render_page
+from tasks.report.leaderboard.entry import Entry
+from tasks.report.leaderboard.page import render_markdown, render_page
+from tasks.report.leaderboard.ranking import over_seeds, ranked, rows, verdict
 from tasks.report.page import DEMO_NOTE
 from tests.support.report_sample import N, sample_report, unmarked_variants, variants
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.artifacts import Record
-from infra.models import LICENCES
+from infra.store.artifacts import Record
+from tasks.models import LICENCES
 from tasks.report.comparison import verdict
 from tasks.report.model_card import hub_name, model_card
 from tasks.train.settings import Distillation, Training

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.evaluate.analysis import Analysis
-from tasks.evaluate.significance import paired_permutation
-from tasks.evaluate.statistics import Interval, PerRow
+from tasks.evaluate.analysis.analysis import Analysis
 from tasks.report.comparison import comparison_rows, gap_closed, points, verdict
 from tasks.report.data import ReportData, Variant
+from tasks.stats.intervals import Interval, PerRow
+from tasks.stats.significance import paired_permutation
 from tests.support.analysis_sample import sample_analysis
 from tests.support.report_sample import LABELS, N, sample_report, unmarked_variants, variants
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tasks.evaluate.analysis import Analysis, analyse
+from tasks.evaluate.analysis.analysis import Analysis, analyse
 from tasks.report.data import DataFlow, Example, Output, ReportData, Stage
 from tasks.report.page import DEMO_NOTE, render_markdown, render_page
 from tests.support.analysis_sample import tables

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.processes import owner_of
+from infra.processes.supervise import owner_of
 from tasks.rows import HELDOUT, TRAIN, Message, Row
 from tasks.seeds.account import DUPLICATE, HELD_OUT, OTHER_DATABASE, Account
 from tasks.seeds.split import opened

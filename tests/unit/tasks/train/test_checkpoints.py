@@ -15,12 +15,12 @@ import torch
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 
-from infra.artifacts import Workspace
-from infra.claims import LeaseLost
 from infra.errors import TransientError
+from infra.store.artifacts import Workspace
+from infra.store.claims import LeaseLost
 from tasks.train import checkpoints
 from tasks.train.checkpoints import Uploads
-from tasks.train.ranks import Rank
+from tasks.train.launch.ranks import Rank
 from tests.support.memory_store import MemoryStore
 
 LAYOUT = {"ranks": 1, "zero_stage": 2}

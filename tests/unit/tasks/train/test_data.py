@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.train.data import Example, deal, global_batch_indices, total_steps
-from tasks.train.feed import feeding
+from tasks.train.data.feed import feeding
+from tasks.train.data.order import Example, deal, global_batch_indices, total_steps
+from tasks.train.data.packing import pack
+from tasks.train.data.spool import Spool, write_spool
 from tasks.train.loop import rate_at
-from tasks.train.packing import pack
 from tasks.train.settings import Training
-from tasks.train.spool import Spool, write_spool
 
 
 def _examples(count: int, k: int | None = None) -> list[Example]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tasks.chat import GENERATION, stop_at
+from tasks.tokens.chat import GENERATION, stop_at
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from infra.errors import ConfigurationError
-from tasks.train.data import Example
-from tasks.train.families import TRAINABLE, check_trainable
-from tasks.train.logit_map import LogitMap, measured
-from tasks.train.packing import pack, use_packed_attention
-from tasks.train.student import SupervisedLoss
+from tasks.train.data.order import Example
+from tasks.train.data.packing import pack, use_packed_attention
+from tasks.train.model.families import TRAINABLE, check_trainable
+from tasks.train.model.logit_map import LogitMap, measured
+from tasks.train.model.student import SupervisedLoss
 from tests.support.families import VOCABULARY, tiny_config
 
 LENGTHS = (17, 3, 9, 16, 2, 8, 2)

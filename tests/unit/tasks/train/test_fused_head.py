@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tasks.train import fused_head
-from tasks.train.fused_head import FusedHead, fused_head_loss
-from tasks.train.logit_map import LogitMap
-from tasks.train.losses import DistillationLoss, Tail, cross_entropy_sum, distillation_sum
+from tasks.train.model import fused_head
+from tasks.train.model.fused_head import FusedHead, fused_head_loss
+from tasks.train.model.logit_map import LogitMap
+from tasks.train.model.losses import DistillationLoss, Tail, cross_entropy_sum, distillation_sum
 
 N, H, V, K = 7, 5, 23, 4
 TAILS: list[tuple[Tail, float]] = [("renormalise", 1.0), ("renormalise", 2.0), ("bucket", 1.0)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import ConfigurationError
-from tasks.train import local
+from tasks.train.launch import local
 
 WRITES = (
     "import os, sys; open(sys.argv[1] + os.environ['RANK'], 'w').write(' '.join(os.environ[n] for n in sys.argv[2:]))"
@@ -29,7 +29,7 @@ def test_every_rank_knows_its_place(tmp_path: Path) -> None:
 def test_the_first_that_fails_is_not_waited_out(how: str, code: int) -> None:
     began = time.monotonic()
     command = [sys.executable, "-c", SECOND_FAILS.format(how=how)]
-    program = f"import sys; from tasks.train.local import main; sys.exit(main(2, 1, {command!r}))"
+    program = f"import sys; from tasks.train.launch.local import main; sys.exit(main(2, 1, {command!r}))"
     process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
     try:
         assert process.wait(30) == code
@@ -41,7 +41,7 @@ def test_the_first_that_fails_is_not_waited_out(how: str, code: int) -> None:
 @pytest.mark.parametrize(("visible", "ranks"), [("", 2), ("3", 1), ("3,GPU-ab,5", 2)])
 def test_visible_gpus_are_left_as_they_are(visible: str, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert local.command(ranks, 5, "m")[1:] == ["-m", "tasks.train.local", str(ranks), "5", "m"]
+    assert local.command(ranks, 5, "m")[1:] == ["-m", "tasks.train.launch.local", str(ranks), "5", "m"]
     assert "CUDA_VISIBLE_DEVICES" not in local.place(0, ranks, 5)
 
 

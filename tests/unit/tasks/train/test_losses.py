@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks.train.losses import DistillationLoss, Divergence, Tail, cross_entropy_sum, distillation_sum
+from tasks.train.model.losses import DistillationLoss, Divergence, Tail, cross_entropy_sum, distillation_sum
 
 N, V, K = 4, 11, 4
 DIVERGENCES: tuple[Divergence, ...] = ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation")

@@ -83,7 +83,7 @@ def test_adapters_are_those_that_peft_puts_on(rank: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
 
-    from tasks.train.adapters import with_adapters
+    from tasks.train.model.adapters import with_adapters
 
     shape = ModelShape.of(QWEN)
     # a layer: q and o 896+896, k and v 896+128, gate, up and down 896+4864

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from tasks.train.export import render_card
+from tasks.train.model.export import render_card
 from tasks.train.settings import Distillation, Training
 
 FACTS = {

@@ -15,9 +15,9 @@ import pytest
 from deepspeed.launcher import multinode_runner, runner
 
 from infra.errors import ConfigurationError, OutOfMemoryError, TransientError
-from tasks.train import node, nodes
-from tasks.train.nodes import Hosts, Launch, command, read_hosts, this_node
-from tasks.train.ranks import Rank
+from tasks.train.launch import node, nodes
+from tasks.train.launch.nodes import Hosts, Launch, command, read_hosts, this_node
+from tasks.train.launch.ranks import Rank
 from tasks.train.settings import TrainingRun
 
 HOSTS = Hosts("/cluster/hostfile", ("gpu-0", "gpu-1"), 8)
@@ -50,7 +50,7 @@ def test_the_runner_starts_the_entry_on_every_node_with_the_launchs_address(laun
     found = _read_by_deepspeed(_run(launcher))
     assert (found.hostfile, found.launcher, found.module) == (HOSTS.path, launcher, True)
     assert (found.master_addr, found.master_port) == ("gpu-0", 29_501)
-    assert found.user_script == "tasks.train.node"
+    assert found.user_script == "tasks.train.launch.node"
     assert found.user_args == [
         "s3://bucket/sft/f00/launch/ab12.json",
         "AWS_ENDPOINT_URL_S3=http://store:8333",
@@ -66,7 +66,7 @@ def test_the_runner_starts_the_entry_on_every_node_with_the_launchs_address(laun
     else:
         built, kill = multinode_runner.OpenMPIRunner(found, world, pool).get_cmd({}, active), []
         assert built[1:3] == ["-n", "16"]
-        assert built[built.index("tasks.train.node") - 1] == "-m"
+        assert built[built.index("tasks.train.launch.node") - 1] == "-m"
     assert built[-1] == FOLDER
     assert "hunter2" not in " ".join([*built, *kill])
 
@@ -149,7 +149,7 @@ def test_a_rank_that_ssh_started_ends_with_the_process_that_supervises_it(tmp_pa
     supervisor = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     folder = tmp_path / f"sft-{supervisor.pid}-x"
     folder.mkdir()
-    code = f"import pathlib; from tasks.train.node import _end_with; _end_with(pathlib.Path({str(folder)!r}))"
+    code = f"import pathlib; from tasks.train.launch.node import _end_with; _end_with(pathlib.Path({str(folder)!r}))"
     rank = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[4])
     with pytest.raises(subprocess.TimeoutExpired):
         rank.wait(timeout=4)

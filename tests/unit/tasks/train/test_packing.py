@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, MistralConfig, Qwen2Config, Qwen3NextConfig
 
 from infra.errors import ConfigurationError
-from tasks.train.data import Example
-from tasks.train.packing import MicroBatch, pack, rows_side_by_side, use_packed_attention
+from tasks.train.data.order import Example
+from tasks.train.data.packing import MicroBatch, pack, rows_side_by_side, use_packed_attention
 
 SMALL: dict[str, Any] = {
     "vocab_size": 97,

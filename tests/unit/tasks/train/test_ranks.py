@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from infra import settings
-from infra.local_server import free_ports
+from infra.services.server import free_ports
+from tasks.train.launch.ranks import Rank
 from tasks.train.program import join
-from tasks.train.ranks import Rank
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from tasks.train.data import Example
-from tasks.train.packing import pack, use_packed_attention
-from tasks.train.student import SupervisedLoss
+from tasks.train.data.order import Example
+from tasks.train.data.packing import pack, use_packed_attention
+from tasks.train.model.student import SupervisedLoss
 
 IDS = [[7, 3, 9, 11, 2, 40], [5, 5, 8, 30], [12, 6, 60, 61, 62, 63, 64, 1, 2]]
 STARTS = [3, 1, 5]

@@ -1,0 +1,1 @@
+"""The command line: `distilflow run`, `sweep`, `estimate`, `export`, `publish`, `gc`, `up`, `worker` …"""

@@ -1,0 +1,1 @@
+"""The servers that a laptop needs, started where none is configured: SeaweedFS and Prefect."""

@@ -1,0 +1,1 @@
+"""S3-compatible storage: objects, artifacts with their records, claims on work."""

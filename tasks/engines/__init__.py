@@ -1,0 +1,1 @@
+"""Inference engines, vLLM and its reference: they score rows, or answer prompts."""

@@ -1,0 +1,59 @@
+"""All variants together: what the report says of the held-out rows, as numbers. Pure: tables in, one model out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from tasks.evaluate.analysis.comparisons import compare, intervals
+from tasks.evaluate.analysis.inherited import Inherited, Style, inherited, styles
+from tasks.evaluate.analysis.slices import Regressions, Slice, regressions, slices
+from tasks.evaluate.heldout.predictions import Table, calibration_bins, expected_calibration_error
+from tasks.stats.intervals import Interval, Numbers
+from tasks.stats.significance import Comparison, verdict
+
+_NOT_STUDENTS = {"base", "teacher"}
+
+
+class Calibration(Numbers):
+    """Expected calibration error, and the bins of its reliability diagram."""
+
+    ece: float
+    bins: list[dict[str, float]] = Field(description="low, high, tokens, confidence and accuracy of each bin")
+
+
+class Analysis(Numbers):
+    """By variant where nothing else is said; on the rows that every variant could take."""
+
+    n: int
+    metrics: dict[str, dict[str, Interval]]
+    calibration: dict[str, Calibration]
+    comparisons: list[Comparison]
+    verdicts: list[str] = Field(description="a sentence for each comparison, in the same order")
+    slices: list[Slice]
+    regressions: dict[str, Regressions]
+    inherited: dict[str, Inherited]
+    styles: dict[str, Style]
+
+
+def analyse(tables: Mapping[str, Table], labels: Mapping[str, str]) -> Analysis:
+    """`tables` (base and teacher among them) hold the same rows in the same order; `labels` name the variants."""
+    students = [name for name in tables if name not in _NOT_STUDENTS]
+    compared = compare(tables, labels)
+    return Analysis(
+        n=len(tables["teacher"]["row_id"]),
+        metrics={name: intervals(table) for name, table in tables.items()},
+        calibration={name: _calibration(table) for name, table in tables.items()},
+        comparisons=compared,
+        verdicts=[verdict(comparison) for comparison in compared],
+        slices=slices(tables),
+        regressions={name: regressions(tables[name], tables["base"]) for name in students},
+        inherited={name: inherited(tables[name], tables["base"], tables["teacher"]) for name in students},
+        styles=styles(tables),
+    )
+
+
+def _calibration(table: Table) -> Calibration:
+    bins = calibration_bins(table)
+    return Calibration(ece=expected_calibration_error(bins), bins=bins)

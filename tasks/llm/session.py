@@ -1,0 +1,59 @@
+"""A session with LLMs: the client and its cache for the length of a stage, on an event loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+from infra import settings
+from infra.errors import DistilflowError
+from tasks.llm.cache import AnswerCache
+from tasks.llm.client import LLMClient
+from tasks.llm.litellm_pool import Deployment
+from tasks.llm.settings import LLMCalls
+
+_SHARE_S = 60.0
+Result = TypeVar("Result")
+
+
+@contextlib.asynccontextmanager
+async def connected(endpoint: Deployment, options: LLMCalls, max_rows: int | None = None) -> AsyncIterator[LLMClient]:
+    """The client with its cache, whose answers are shared now and then and at the end, however that comes."""
+    cache = AnswerCache(settings.cache_dir() / "llm_answers.sqlite")
+    client = LLMClient(endpoint, cache, options, max_rows)
+
+    async def share() -> None:
+        while True:
+            await asyncio.sleep(_SHARE_S)
+            cache.push()
+
+    await asyncio.to_thread(cache.pull)
+    sharing = asyncio.create_task(share())
+    try:
+        yield client
+    finally:
+        sharing.cancel()
+        await client.close()
+        cache.push()
+        cache.close()
+
+
+def run_async(work: Coroutine[Any, Any, Result]) -> Result:
+    """asyncio.run, with our own error, or the signal, out of the group that the task group raises."""
+    try:
+        return asyncio.run(work)
+    except BaseExceptionGroup as group:
+        ours, others = group.split(DistilflowError)
+        error: BaseException | None = group.subgroup(_is_signal) or (ours if others is None else None)
+        if error is None:
+            raise
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from group
+
+
+def _is_signal(error: BaseException) -> bool:
+    """Whether a batch was interrupted by TERM or Ctrl-C, which ends the whole, whatever failed in its wake."""
+    return not isinstance(error, Exception | BaseExceptionGroup | asyncio.CancelledError)

@@ -1,0 +1,1 @@
+"""The page of a sweep: students ranked by quality and cost."""

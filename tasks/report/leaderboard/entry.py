@@ -1,0 +1,39 @@
+"""One run of a leaderboard: what its report says, and what it took."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra.store.artifacts import ArtifactRef
+from tasks.report.data import ReportData
+
+COST_STAGES = ("augment", "sft", "logits", "kd")  # what making the student takes; control and evaluation measure it
+
+
+class Entry(BaseModel):
+    """One combination: its report, or why there is none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    combination: str = Field("", description="what it is apart from its seed, where seeds are varied")
+    report: ArtifactRef | None = None
+    data: ReportData | None = Field(None, exclude=True, description="what the report says")
+    link: str | None = Field(None, description="the run in the Prefect UI")
+    failed: str | None = None
+
+    @property
+    def seed(self) -> int | None:
+        return self.data.seed if self.data else None
+
+    @property
+    def device_seconds(self) -> float:
+        """Seconds times ranks of the stages that make the student, as they took when they were made."""
+        stages = self.data.stages if self.data else []
+        return sum(s.seconds * int(s.facts.get("ranks", 1)) for s in stages if s.name in COST_STAGES)
+
+    @property
+    def usd(self) -> float:
+        """What the agents' answers cost."""
+        flow = self.data.data_flow if self.data else None
+        return sum(use.cost_usd for use in flow.usage.values()) if flow else 0.0

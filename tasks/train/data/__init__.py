@@ -1,0 +1,1 @@
+"""From rows or teacher scores to packed micro-batches: examples → spool → order → feed → packing."""

@@ -1,0 +1,94 @@
+"""Training examples out of artifacts: tokenised rows for SFT, the teacher's scored token ids for KD."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from infra.store.artifacts import ArtifactRef
+from tasks.logits.store.reader import TopKReader
+from tasks.models import ModelSource, load_tokenizer
+from tasks.rows import KEPT, Row, read_rows
+from tasks.tokens.alignment import Alignment, check_same_template, known_tokens, remap, vocabulary_of
+from tasks.tokens.rows import Skipped, TokenisedRow, tokenise, tokenizer_digests
+from tasks.train.data.order import Example
+from tasks.train.settings import Distillation
+
+
+class Examples:
+    """A stream of examples in the artifact's order; afterwards, facts about them.
+
+    With `kd`, `data` is a top-K store. Where teacher and student share a tokenizer, each example carries the ids
+    that were scored: rows are never tokenised twice, so a template cannot differ between scoring and training.
+    Where they do not, the student's own ids get the teacher's distributions as far as both cut the text alike.
+    """
+
+    def __init__(self, data: ArtifactRef, student: ModelSource, max_length: int, kd: Distillation | None):
+        self._data = data
+        self._student = student
+        self._max_length = max_length
+        self._kd = kd
+        self._skipped: Counter[str] = Counter()
+        self._alignment: Alignment | None = None
+        self._k: int | None = None
+
+    def __iter__(self) -> Iterator[Example]:
+        if self._kd is None:
+            return self._for_fine_tuning()
+        reader = TopKReader(self._data)
+        self._k = reader.k
+        if reader.tokenizer_digest["vocabulary"] == tokenizer_digests(self._student)["vocabulary"]:
+            check_same_template(reader.tokenizer_digest, self._student)
+            return self._with_scored_ids(reader)
+        self._alignment = Alignment(reader.vocabulary(), vocabulary_of(self._student))
+        return self._with_own_ids(reader, self._alignment)
+
+    def facts(self) -> dict[str, Any]:
+        """How many rows were skipped for what; with two tokenizers, how much of the teacher moved.
+
+        Raises ConfigurationError where that is less than `kd.min_alignment`.
+        """
+        facts: dict[str, Any] = {"skipped": self._skipped}
+        if self._k is not None:
+            facts["k"] = self._k
+        if self._alignment is not None and self._kd is not None:
+            self._alignment.check(self._kd.min_alignment)
+            facts["alignment"] = self._alignment.summary()
+        return facts
+
+    def _for_fine_tuning(self) -> Iterator[Example]:
+        tokenizer = load_tokenizer(self._student)
+        for row in read_rows(self._data, KEPT):
+            tokenised = self._tokenised(row, tokenizer)
+            if tokenised is not None:
+                yield Example(tokenised.row_id, tokenised.ids, tokenised.response_start)
+
+    def _with_scored_ids(self, reader: TopKReader) -> Iterator[Example]:
+        size = self._student.config()["vocab_size"]
+        known = known_tokens(vocabulary_of(self._student), size)
+        for scored in reader:
+            if len(scored.ids) > self._max_length:
+                self._skipped[f"longer than {self._max_length} tokens"] += 1
+                continue
+            teacher = remap(scored.topk_ids_RK, scored.logprobs_RK, known)
+            yield Example(scored.row_id, scored.ids, scored.response_start, *teacher)
+
+    def _with_own_ids(self, reader: TopKReader, alignment: Alignment) -> Iterator[Example]:
+        tokenizer = load_tokenizer(self._student)
+        scored_ids = set(reader.row_ids())
+        for row in read_rows(reader.rows, KEPT):
+            if row.id not in scored_ids:
+                self._skipped["not scored by the teacher"] += 1
+                continue
+            tokenised = self._tokenised(row, tokenizer)
+            if tokenised is not None:
+                teacher = alignment.move(reader.row(row.id), tokenised)
+                yield Example(tokenised.row_id, tokenised.ids, tokenised.response_start, *teacher)
+
+    def _tokenised(self, row: Row, tokenizer: Any) -> TokenisedRow | None:
+        tokenised = tokenise(row, tokenizer, self._max_length)
+        if isinstance(tokenised, Skipped):
+            self._skipped[tokenised.reason] += 1
+            return None
+        return tokenised

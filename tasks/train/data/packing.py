@@ -1,0 +1,153 @@
+"""Rows of a micro-batch one after the other in one sequence, without padding and without seeing each other.
+
+Linear layers work on the T tokens alone. Attention runs within each row: rows of similar length are laid side by
+side for it, padded on the right, where causal attention never looks. Position ids start anew in each row. That
+is exact for causal attention of any window, and uses the fused kernels of every device, since no mask is needed.
+
+T tokens in all, B rows in a group, L their longest, N supervised positions, K kept teacher tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from infra.errors import ConfigurationError
+from tasks.train.data.order import Example
+from tasks.train.model.families import check_trainable
+
+ATTENTION = "packed"
+_NOT_PLAIN = ("softcap", "s_aux", "sinks")
+_SHORTEST = 0.75  # of a group's longest row: attention's padding stays under a quarter
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Packed rows. `positions_N` are those that *predict* the labels: one before each label, in the same row."""
+
+    input_ids_1T: Tensor
+    position_ids_1T: Tensor
+    rows: list[Tensor]
+    positions_N: Tensor
+    labels_N: Tensor
+    teacher_ids_NK: Tensor | None
+    teacher_logprobs_NK: Tensor | None
+
+
+def pack(examples: Sequence[Example]) -> MicroBatch:
+    """One micro-batch of these rows."""
+    lengths = np.array([len(example.ids) for example in examples])
+    starts = np.cumsum([0, *lengths[:-1]])
+    positions = [
+        np.arange(example.response_start - 1, len(example.ids) - 1) + start
+        for example, start in zip(examples, starts, strict=True)
+    ]
+    ids = [np.asarray(example.ids, dtype=np.int64) for example in examples]
+    labels = [row[example.response_start :] for row, example in zip(ids, examples, strict=True)]
+    teacher_ids = teacher_logprobs = None
+    if examples[0].teacher_ids_RK is not None:
+        teacher_ids = torch.from_numpy(np.concatenate([_known(e.teacher_ids_RK) for e in examples])).long()
+        teacher_logprobs = torch.from_numpy(np.concatenate([_known(e.teacher_logprobs_RK) for e in examples]))
+    return MicroBatch(
+        torch.from_numpy(np.concatenate(ids))[None],
+        torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
+        rows_side_by_side(lengths),
+        torch.from_numpy(np.concatenate(positions)),
+        torch.from_numpy(np.concatenate(labels)),
+        teacher_ids,
+        teacher_logprobs,
+    )
+
+
+def rows_side_by_side(lengths: np.ndarray) -> list[Tensor]:
+    """How attention lays the rows out: where each of the T tokens is in the groups laid end to end, then each group.
+
+    A group is (B, L): the packed position of each of its places; a row's padding repeats its last token.
+    """
+    starts = np.cumsum([0, *lengths[:-1]])
+    groups: list[np.ndarray] = []
+    back = np.empty(int(lengths.sum()), dtype=np.int64)
+    place = 0
+    for rows in _similar(lengths):
+        longest = int(lengths[rows[0]])
+        step = np.arange(longest)
+        groups.append(starts[rows, None] + np.minimum(step, lengths[rows, None] - 1))
+        for row in rows:
+            back[starts[row] : starts[row] + lengths[row]] = place + step[: lengths[row]]
+            place += longest
+    return [torch.from_numpy(back), *map(torch.from_numpy, groups)]
+
+
+def _similar(lengths: np.ndarray) -> list[list[int]]:
+    """Rows by length, the longest first, in groups of similar ones."""
+    groups: list[list[int]] = []
+    for row in np.argsort(-lengths, kind="stable").tolist():
+        if not groups or lengths[row] < _SHORTEST * lengths[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
+def packed_attention(
+    module: Any,
+    query_1HTD: Tensor,
+    key_1GTD: Tensor,
+    value_1GTD: Tensor,
+    attention_mask: None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    rows: Sequence[Tensor] = (),
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each row, in transformers' attention interface; H query heads, G key heads."""
+    if unknown := [name for name in _NOT_PLAIN if others.get(name) is not None]:
+        raise ConfigurationError(f"{type(module).__name__} cannot be trained here: its attention has {unknown[0]}")
+    back_T, *groups = rows
+    outputs = []
+    for index_BL in groups:
+        query, key, value = (_laid_out(x[0], index_BL) for x in (query_1HTD, key_1GTD, value_1GTD))
+        repeats = query.shape[1] // key.shape[1]
+        if repeats > 1:
+            key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+        longest = index_BL.shape[1]
+        band = _band(longest, sliding_window, query.device) if sliding_window and sliding_window < longest else None
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=band, dropout_p=dropout, is_causal=band is None, scale=scaling
+        )
+        outputs.append(out.transpose(1, 2).flatten(0, 1))  # (B·L, H, D)
+    return torch.cat(outputs).index_select(0, back_T)[None], None
+
+
+def _laid_out(x_HTD: Tensor, index_BL: Tensor) -> Tensor:
+    """(B, H, L, D)."""
+    gathered = x_HTD.index_select(1, index_BL.flatten())
+    return gathered.unflatten(1, index_BL.shape).transpose(0, 1)
+
+
+def _band(length: int, window: int, device: torch.device) -> Tensor:
+    """A token sees itself and the `window` − 1 tokens before it."""
+    back = torch.arange(length, device=device)
+    distance = back[:, None] - back[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+def use_packed_attention(model: Any) -> None:
+    """Let the model's layers attend within rows; ConfigurationError where its layers mix tokens in another way."""
+    check_trainable(type(model).__name__, model.config.to_dict())
+    AttentionInterface.register(ATTENTION, packed_attention)
+    AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)
+    model.set_attn_implementation(ATTENTION)
+
+
+def _known(array: np.ndarray | None) -> np.ndarray:
+    assert array is not None, "rows with and without a teacher in one batch"
+    return array

@@ -1,0 +1,89 @@
+"""Training examples in files of this machine, mapped into memory.
+
+Rows are tokenised, and the teacher's scores decoded, once and in the order of the artifact; after that any row is
+there at once in any order, and memory does not grow with the data. All ranks of a machine map the same files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tasks.train.data.order import Example
+
+_INDEX = "index.npz"
+_ID_BYTES = 64
+_DTYPES = {"ids": np.int32, "teacher_ids": np.int32, "teacher_logprobs": np.float32}
+
+
+def write_spool(folder: Path, examples: Iterable[Example]) -> None:
+    """Write all examples; they have all a teacher, of one K, or none has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    row_ids: list[bytes] = []
+    ends, response_starts, k = [0], [], 0
+    with contextlib.ExitStack() as stack:
+        ids, teacher_ids, teacher_logprobs = (stack.enter_context((folder / name).open("wb")) for name in _DTYPES)
+        for example in examples:
+            np.asarray(example.ids, dtype=np.int32).tofile(ids)
+            if example.teacher_ids_RK is not None and example.teacher_logprobs_RK is not None:
+                k = example.teacher_ids_RK.shape[1]
+                example.teacher_ids_RK.astype(np.int32).tofile(teacher_ids)
+                example.teacher_logprobs_RK.astype(np.float32).tofile(teacher_logprobs)
+            row_ids.append(example.row_id.encode()[:_ID_BYTES])
+            ends.append(ends[-1] + len(example.ids))
+            response_starts.append(example.response_start)
+    np.savez(
+        folder / _INDEX,
+        row_ids=np.array(row_ids, f"S{_ID_BYTES}"),
+        ends=np.array(ends, np.int64),
+        response_starts=np.array(response_starts, np.int32),
+        k=np.array(k),
+    )
+
+
+class Spool(Sequence[Example]):
+    """Examples by their place; their arrays are views of the files."""
+
+    def __init__(self, folder: Path):
+        with np.load(folder / _INDEX) as index:
+            self._ends, self._response_starts = index["ends"], index["response_starts"]
+            self._row_ids, self._k = index["row_ids"], int(index["k"])
+        self.lengths: np.ndarray = np.diff(self._ends)
+        self._response_ends = np.cumsum([0, *(self.lengths - self._response_starts)])
+        self._ids = _mapped(folder / "ids", (-1,))
+        self._teacher_ids = _mapped(folder / "teacher_ids", (-1, self._k)) if self._k else None
+        self._teacher_logprobs = _mapped(folder / "teacher_logprobs", (-1, self._k)) if self._k else None
+
+    @property
+    def supervised_tokens(self) -> int:
+        """Of all rows."""
+        return int(self._response_ends[-1])
+
+    def supervised_of(self, place: int) -> int:
+        return int(self.lengths[place] - self._response_starts[place])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[place] for place in range(len(self)))
+
+    def __getitem__(self, place: int) -> Example:  # type: ignore[override]
+        response = slice(self._response_ends[place], self._response_ends[place + 1])
+        return Example(
+            self._row_ids[place].decode(),
+            self._ids[self._ends[place] : self._ends[place + 1]],
+            int(self._response_starts[place]),
+            None if self._teacher_ids is None else self._teacher_ids[response],
+            None if self._teacher_logprobs is None else self._teacher_logprobs[response],
+        )
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    dtype = _DTYPES[path.name]
+    if path.stat().st_size == 0:
+        return np.empty(0, dtype).reshape(0, *shape[1:])
+    return np.memmap(path, dtype=dtype, mode="r").reshape(shape)

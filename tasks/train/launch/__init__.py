@@ -1,0 +1,1 @@
+"""Which processes train, on which machines, and what each is told."""

@@ -1,0 +1,1 @@
+"""The student: its layers as ours, the fused head with the losses, adapters, export."""

@@ -1,0 +1,64 @@
+"""The finished model as a Hugging Face folder: safetensors, what the base is beside its weights, and a card."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from transformers import GenerationConfig
+
+from infra.store.artifacts import Workspace
+from tasks.models import copy_beside_weights
+from tasks.text.markup import markdown_text
+from tasks.tokens.chat import GENERATION, stop_at
+from tasks.train.model.adapters import merged
+from tasks.train.settings import Lora
+
+CARD = "README.md"
+_TEMPLATES = Environment(
+    loader=PackageLoader("tasks.train"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+_TEMPLATES.filters |= {"md": markdown_text, "yaml": json.dumps}
+
+
+def export(
+    engine: Any,
+    work: Workspace,
+    source: Path,
+    stops: Collection[int],
+    zero_stage: int,
+    lora: Lora | None,
+    dtype: torch.dtype,
+    card: Mapping[str, Any],
+) -> None:
+    """Put the folder into the workspace; generation ends at the ids `stops`. All ranks call it, the first writes."""
+    model = engine.module.model
+    state = model.state_dict()
+    if zero_stage == 3:  # each rank holds a part; rank 0 gets the whole, with the wrapper's prefix
+        state = engine._zero3_consolidated_16bit_state_dict()
+        ours = {name for name in state or {} if name.startswith("model.")}  # and not the loss's view of the head
+        state = {name.removeprefix("model."): state[name] for name in ours}
+    if torch.distributed.get_rank() != 0:
+        return
+    if lora is not None:
+        model, state = model.get_base_model(), merged(source, state, lora)
+    state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    with tempfile.TemporaryDirectory() as target:
+        model.config.dtype = dtype
+        model.generation_config = GenerationConfig()  # transformers refuses to write what some models come with
+        model.save_pretrained(target, state_dict=state, safe_serialization=True)
+        (Path(target) / GENERATION).unlink(missing_ok=True)
+        copy_beside_weights(source, Path(target))
+        stop_at(Path(target), stops)
+        (Path(target) / CARD).write_text(render_card(card))
+        work.put_folder("model/", Path(target))
+
+
+def render_card(facts: Mapping[str, Any]) -> str:
+    """The model card: what was trained, on what, from what, and how it went."""
+    return _TEMPLATES.get_template("model_card.md.jinja").render(**facts)

@@ -1,0 +1,121 @@
+"""The student in training: the model with its loss and adapters, and DeepSpeed's engine around them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.integrations import HfDeepSpeedConfig
+
+from tasks.models import load_tokenizer
+from tasks.tokens.chat import stop_ids
+from tasks.tokens.rows import ChatFormat
+from tasks.train.data.packing import use_packed_attention
+from tasks.train.loop import Plan, rate_at
+from tasks.train.model.adapters import with_adapters
+from tasks.train.model.export import export
+from tasks.train.model.fused_head import FusedHead
+from tasks.train.model.logit_map import measured
+from tasks.train.model.losses import DistillationLoss
+from tasks.train.run import Run
+
+
+class SupervisedLoss(nn.Module):
+    """A causal LM whose forward is the summed loss of a micro-batch: logits for supervised positions only."""
+
+    def __init__(self, model: Any, loss: DistillationLoss | None):
+        super().__init__()
+        self.model = model
+        self.head = FusedHead(model.get_output_embeddings(), measured(model))
+        self.loss = loss
+
+    def forward(
+        self,
+        input_ids_1T: Tensor,
+        position_ids_1T: Tensor,
+        positions_N: Tensor,
+        labels_N: Tensor,
+        teacher_ids_NK: Tensor | None,
+        teacher_logprobs_NK: Tensor | None,
+        *rows: Tensor,
+    ) -> Tensor:
+        decoder = self.model.get_decoder()
+        hidden_1TH = decoder(input_ids=input_ids_1T, position_ids=position_ids_1T, rows=rows, use_cache=False)[0]
+        hidden_NH = hidden_1TH[0].index_select(0, positions_N)
+        loss: Tensor = self.head(hidden_NH, labels_N, teacher_ids_NK, teacher_logprobs_NK, self.loss)
+        return loss
+
+
+class Student:
+    """All ranks make one, and call its methods together."""
+
+    def __init__(self, run: Run, plan: Plan, base: Path, universal: bool):
+        """From the weights in folder `base`; `universal` is the form of the checkpoint that is to be loaded."""
+        self._run = run
+        self._base = base
+        config = _config(run, plan, universal)
+        # in the dtype of the weights in use, from which DeepSpeed makes its fp32 copy; under ZeRO-3 a rank holds a part
+        in_parts = HfDeepSpeedConfig(config) if run.how.zero_stage == 3 else None
+        model: Any = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False, dtype=run.dtype)
+        del in_parts  # which holds for all models that are loaded while it lives
+        use_packed_attention(model)
+        if run.training.lora is not None:
+            model = with_adapters(model, run.training.lora)
+        if run.how.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._model = model
+        module = SupervisedLoss(model, run.loss)
+        self.engine, *_ = deepspeed.initialize(
+            model=module,
+            model_parameters=[p for p in module.parameters() if p.requires_grad],
+            config=config,
+            lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: rate_at(step, plan.steps, run.training)
+            ),
+        )
+        self.engine.train()
+
+    @property
+    def parameters(self) -> int:
+        return sum(getattr(p, "ds_numel", p.numel()) for p in self._model.parameters())
+
+    def load(self, scratch: Path, tag: str) -> None:
+        """Go on from a checkpoint."""
+        self.engine.load_checkpoint(str(scratch), tag=tag)
+
+    def scalars(self) -> dict[str, float]:
+        """What TensorBoard shows besides loss and speed."""
+        norm = float(self.engine.get_global_grad_norm() or 0.0)
+        return {"learning_rate": self.engine.get_lr()[0], "gradient_norm": norm}
+
+    def export(self, card: dict[str, Any]) -> None:
+        """Put the model into the workspace."""
+        run, tokenizer = self._run, load_tokenizer(self._run.source)
+        stops = stop_ids(run.source, ChatFormat.of(tokenizer).end_id, None)
+        export(self.engine, run.work, self._base, stops, run.how.zero_stage, run.training.lora, run.dtype, card)
+
+
+def _config(run: Run, plan: Plan, universal: bool) -> dict[str, Any]:
+    """DeepSpeed's: that of the ZeRO stage, with what this run adds."""
+    config, zero = dict(run.deepspeed), dict(run.deepspeed["zero_optimization"])
+    place = {"device": "cpu", "pin_memory": run.on_gpu}
+    if run.how.offload != "none":
+        zero["offload_optimizer"] = place
+        config["zero_force_ds_cpu_optimizer"] = False
+    if run.how.offload == "parameters":
+        zero["offload_param"] = place
+    rates = {"lr": run.training.learning_rate, "weight_decay": run.training.weight_decay}
+    optimizer = config["optimizer"] | {"params": config["optimizer"]["params"] | rates}
+    return config | {
+        "zero_optimization": zero,
+        "optimizer": optimizer,
+        "checkpoint": {"load_universal": universal},
+        "train_micro_batch_size_per_gpu": -(-plan.global_batch // (run.rank.ranks * plan.micro_batches)),
+        "gradient_accumulation_steps": plan.micro_batches,
+        "gradient_clipping": run.training.gradient_clipping,
+        "bf16": {"enabled": run.on_gpu},
+    }
