@@ -1,4 +1,4 @@
-"""One student, the whole pipeline: seeds → augment → sft → logits → kd → evaluate → report."""
+"""One student, the whole pipeline: seeds → augment → sft → logits → kd → evaluate → report (`flows.pipeline`)."""
 
 from __future__ import annotations
 
@@ -9,30 +9,23 @@ import prefect.runtime
 from prefect import flow
 from pydantic import Field
 
-from flows.benchmarks import benchmark_settings, benchmarked
 from flows.outcome import Outcome, publish_latest
-from flows.params import OfPreset, Preset, Student, Teacher, preset_for, with_preset
+from flows.params import OfPreset, Student, Teacher
+from flows.pipeline import pipeline
 from flows.plan import plan
 from flows.preflight import check
-from flows.reproduce import command
-from flows.stage import placed
+from flows.recipe import Recipe
 from infra.orchestration.names import run_name
 from infra.orchestration.remote_run import answers
+from infra.orchestration.run import Stages
 from tasks.augment.settings import Augmentation
-from tasks.augment.task import augment
 from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
-from tasks.evaluate.task import evaluate
 from tasks.logits.settings import Scoring
-from tasks.logits.task import score_logits
-from tasks.models import ModelSource
 from tasks.plan.hardware import Hardware
 from tasks.plan.model import Plan
-from tasks.report.task import report
-from tasks.seeds.stage import Sources
-from tasks.seeds.task import load_seeds
+from tasks.report.stage import Report
 from tasks.train.settings import Distillation, Training, TrainingRun
-from tasks.train.task import train
 
 
 def _run_name() -> str:
@@ -51,7 +44,7 @@ def distill(
     heldout_share: Annotated[float, Field(gt=0, lt=1)] = 0.1,
     databases: str | None = None,
     seed: Annotated[int, Field(ge=0)] = 0,
-    augmentation: Annotated[Augmentation | None, OfPreset("augment")] = None,
+    augmentation: Annotated[Augmentation | None, OfPreset("augmentation")] = None,
     sft: Annotated[Training | None, OfPreset("sft")] = None,
     scoring: Annotated[Scoring | None, OfPreset("scoring")] = None,
     kd: Annotated[Distillation | None, OfPreset("kd")] = None,
@@ -93,51 +86,14 @@ def distill(
         plan_only: say what the run will take (rows, tokens, memory, hours, money) and what will go wrong; spend nothing
         hardware: what to plan for
     """
-    started = time.time()
-    preset = preset_for(student)
-    agents = with_preset(augmentation, preset.augment)
-    sft_settings, kd_settings = with_preset(sft, preset.sft), with_preset(kd, preset.kd)
-    how, running = with_preset(evaluation, preset.evaluation), with_preset(run, preset.run)
-    scoring_settings = with_preset(scoring, preset.scoring)
-    judged = with_preset(benchmarks, preset.benchmarks), with_preset(judging, preset.judging)
-    resolved = Preset(agents, sft_settings, kd_settings, scoring_settings, how, running, *judged)
-    sources = Sources.of(seeds, heldout, databases)
+    recipe = Recipe.of(locals())  # this flow's parameters, and nothing else yet
     if plan_only:
-        machine = hardware or Hardware()
-        return plan(student, teacher, sources, k, agent_model, heldout_share, seed, resolved, machine, judge_model)
-    base, teacher_model = check(student, teacher, kd_settings, sources, judged[0], judge_model)
-
-    data = load_seeds(sources, heldout_share, response_required=not agents.enabled)
-    rows = augment(data, agent_model, agents)
-    tuned = placed(train, stages_on)("sft", base, rows, sft_settings, running, seed)
-    topk = placed(score_logits, stages_on)(rows, teacher_model, k, scoring_settings)
-    start = ModelSource(name="sft", artifact=tuned)
-    control = placed(train, stages_on)("sft_control", start, rows, kd_settings.training(), running, seed)
-    distilled = placed(train, stages_on)("kd", start, topk, kd_settings, running, seed)
-    models = {
-        "base": base,
-        "sft": start,
-        "sft_control": ModelSource(name="sft_control", artifact=control),
-        "kd": ModelSource(name="kd", artifact=distilled),
-        "teacher": teacher_model,
-    }
-    evaluations = placed(evaluate, stages_on)(models, teacher_model, data, how)
-    verdicts = benchmarked(models, evaluations, *judged, judge_model, how, scoring_settings, stages_on)
-    stages = {"seeds": data, "augment": rows, "sft": tuned, "logits": topk, "sft_control": control, "kd": distilled}
-    named = {"student": student, "teacher": teacher, "k": k, "seed": seed}
-    given = {"seeds": seeds, "agent_model": agent_model, "heldout": heldout, "heldout_share": heldout_share}
-    about = {
-        "title": f"{student} distilled from {teacher}",
-        **named,
-        "demo": "demo" in (student, teacher, agent_model),
-        "settings": {
-            "augmentation": agents.identity() if agents.enabled else "off",
-            "sft": sft_settings.model_dump(),
-            "kd": kd_settings.model_dump(),
-            "evaluation": how.identity(),
-            **benchmark_settings(*judged, judge_model),
-        },
-        "reproduce": command({**named, **given, "databases": databases, "judge_model": judge_model}, resolved, preset),
-    }
-    page = report(stages, evaluations, about, verdicts)
-    return publish_latest(Outcome.of(stages, evaluations, page, time.time() - started, verdicts))
+        return plan(recipe, hardware or Hardware())
+    started = time.time()
+    base, teacher_model = check(recipe)
+    stages = Stages(deployment=stages_on)
+    made = pipeline(stages.run, recipe, base, teacher_model)
+    page = stages.run(
+        Report(stages=made.stages, evaluations=made.evaluations, verdicts=made.verdicts, about=recipe.about())
+    )
+    return publish_latest(Outcome.of(stages.made, page, time.time() - started))

@@ -12,6 +12,7 @@ from prefect.exceptions import ParameterBindError, ParameterTypeError
 
 from flows.distill import distill
 from flows.preflight import in_one_sentence
+from flows.recipe import Recipe
 from infra.errors import ConfigurationError
 
 _GRID = ("student", "teacher", "k")
@@ -101,8 +102,8 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 def _refused(point: Point) -> str | None:
     """Why `distill` would not take it, if it would not."""
     try:
-        distill.validate_parameters(point.parameters)
-    except (ParameterTypeError, ParameterBindError, TypeError) as error:
+        Recipe.of(distill.validate_parameters(point.parameters))
+    except (ConfigurationError, ParameterTypeError, ParameterBindError, TypeError) as error:
         return " ".join(str(error).split())
     return None
 

@@ -12,6 +12,7 @@ import prefect.runtime
 from pydantic import BaseModel, Field
 
 from infra import settings
+from infra.stage import Made
 from infra.store.artifacts import ArtifactReader, ArtifactRef
 from tasks.evaluate.heldout.predictions import perplexity
 from tasks.report.benchmarks import as_data
@@ -38,37 +39,20 @@ class Outcome(BaseModel):
     flow_run: str | None = Field(None, description="the run's id on the Prefect server")
 
     @staticmethod
-    def of(
-        stages: Mapping[str, ArtifactRef],
-        evaluations: Mapping[str, ArtifactRef],
-        page: ArtifactRef,
-        seconds: float,
-        verdicts: Mapping[str, ArtifactRef],
-    ) -> Outcome:
-        """`evaluations` by variant, and `verdicts`, the benchmarks' results, by variant and benchmark."""
+    def of(stages: Mapping[str, Made], page: ArtifactRef, seconds: float) -> Outcome:
+        """`stages` by title: what each came to in this run."""
         data = report_data(page)
-        done = {**stages, "report": page}
         return Outcome(
             variants={name: {**_decisive(variant), **_metrics(data, name)} for name, variant in data.variants.items()},
             stages={
-                **{n: StageOutcome(seconds=r.seconds, cached=r.cached, uri=r.uri) for n, r in done.items()},
-                "evaluate": _together(evaluations),
-                **({"benchmarks": _together(verdicts)} if verdicts else {}),
+                name: StageOutcome(seconds=made.seconds, cached=made.cached, uri=made.shown.uri)
+                for name, made in stages.items()
             },
             benchmarks=as_data(data.benchmarks) if data.benchmarks else {},
             report=page,
             seconds=round(seconds, 2),
             flow_run=prefect.runtime.flow_run.id,
         )
-
-
-def _together(refs: Mapping[str, ArtifactRef]) -> StageOutcome:
-    """Artifacts by variant as one stage, at the address of the distilled student's first one."""
-    return StageOutcome(
-        seconds=sum(ref.seconds for ref in refs.values()),
-        cached=all(ref.cached for ref in refs.values()),
-        uri=next(ref.uri for name, ref in refs.items() if name.split("/")[0] == "kd"),
-    )
 
 
 def _decisive(variant: Variant) -> dict[str, Any]:

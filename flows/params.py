@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, GetJsonSchemaHandler, WithJsonSchema
+from pydantic import BaseModel, GetJsonSchemaHandler, ValidationError, WithJsonSchema
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from infra.errors import ConfigurationError
 from tasks.augment.settings import Augmentation
 from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
@@ -69,10 +70,10 @@ class OfPreset:
 
 
 @dataclass(frozen=True)
-class Preset:
-    """Settings that suit a student."""
+class Settings:
+    """All nested settings of a run; a preset is those that suit a student."""
 
-    augment: Augmentation
+    augmentation: Augmentation
     sft: Training
     kd: Distillation
     scoring: Scoring
@@ -82,9 +83,9 @@ class Preset:
     judging: Judging = field(default_factory=Judging)
 
 
-def _paper(run: TrainingRun) -> Preset:
+def _paper(run: TrainingRun) -> Settings:
     """The paper's settings (section 4.1): 100k rows, 3 epochs, rate 2e-5, K = 10, equal weights."""
-    return Preset(Augmentation(max_rows=100_000), Training(), Distillation(), Scoring(), Evaluation(), run)
+    return Settings(Augmentation(max_rows=100_000), Training(), Distillation(), Scoring(), Evaluation(), run)
 
 
 _DEMO: dict[str, Any] = {
@@ -94,9 +95,9 @@ _DEMO: dict[str, Any] = {
     "warmup_share": 0.1,
     "weight_decay": 0.01,
 }
-PRESETS: dict[str, Preset] = {
-    "demo": Preset(
-        augment=Augmentation(expansions_per_seed=11),
+PRESETS: dict[str, Settings] = {
+    "demo": Settings(
+        augmentation=Augmentation(expansions_per_seed=11),
         sft=Training(learning_rate=1.2e-3, **_DEMO),
         kd=Distillation(learning_rate=5e-4, temperature=2.0, **_DEMO),
         scoring=Scoring(max_length=384),
@@ -112,7 +113,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset_for(student: str) -> Preset:
+def preset_for(student: str) -> Settings:
     """The student's preset; a model of the user's own gets the paper's settings."""
     return PRESETS.get(student, _paper(TrainingRun()))
 
@@ -133,7 +134,15 @@ def _shown(value: Any) -> str:
 
 
 def with_preset(given: Model | None, preset: Model) -> Model:
-    """The preset, with the fields that were given in their place."""
+    """The preset, with the fields that were given in their place.
+
+    Raises ConfigurationError where what was given contradicts the preset.
+    """
     if given is None:
         return preset
-    return type(preset).model_validate({**preset.model_dump(), **given.model_dump(exclude_unset=True)})
+    try:
+        return type(preset).model_validate({**preset.model_dump(), **given.model_dump(exclude_unset=True)})
+    except ValidationError as error:
+        raise ConfigurationError(
+            "; ".join(str(wrong.get("ctx", {}).get("error", wrong["msg"])) for wrong in error.errors())
+        ) from error

@@ -9,14 +9,14 @@ from typing import TypeVar
 
 from prefect import task
 
-from flows.benchmarks import check_benchmarks
+from flows.recipe import Recipe
 from infra import settings
 from infra.errors import ConfigurationError, disk_full
 from infra.orchestration.view import say
 from infra.store import storage
-from tasks.evaluate.benchmarks.settings import Benchmarks
+from tasks.evaluate.benchmarks import artifacts, harness
 from tasks.models import ModelSource, resolve
-from tasks.seeds.stage import Sources, check_sources
+from tasks.seeds.stage import check_sources
 from tasks.tokens.alignment import check_same_template
 from tasks.tokens.chat import takes_system_turns
 from tasks.tokens.rows import tokenizer_digests
@@ -26,32 +26,21 @@ from tasks.train.settings import Distillation
 T = TypeVar("T")
 
 
-def check_settings(kd: Distillation) -> None:
-    """Refuse settings that contradict each other; raises ConfigurationError."""
-    if kd.tail == "bucket" and kd.temperature != 1.0:
-        raise ConfigurationError(
-            f"kd.tail=bucket needs kd.temperature=1, not {kd.temperature:g}: the teacher's tail is known at 1 only"
-        )
-
-
 @task(name="check", persist_result=False)
-def check(
-    student: str, teacher: str, kd: Distillation, sources: Sources, benchmarks: Benchmarks, judge_model: str
-) -> tuple[ModelSource, ModelSource]:
+def check(recipe: Recipe) -> tuple[ModelSource, ModelSource]:
     """Resolve both models and refuse what would fail hours later; raises ConfigurationError that names all of it."""
     problems: list[str] = []
-    _tried(problems, lambda: check_settings(kd))
     _tried(problems, _check_disk)
-    base = _tried(problems, lambda: resolve(student, "student"))
-    scorer = _tried(problems, lambda: resolve(teacher, "teacher"))
+    base = _tried(problems, lambda: resolve(recipe.student, "student"))
+    scorer = _tried(problems, lambda: resolve(recipe.teacher, "teacher"))
     if base and scorer:
-        found, remarks = check_models(base, scorer, kd)
+        found, remarks = check_models(base, scorer, recipe.settings.kd)
         problems += found
         for remark in remarks:
             say(f"[dim]{remark}[/dim]")
-    _tried(problems, lambda: check_benchmarks(benchmarks, judge_model))
+    _tried(problems, lambda: check_benchmarks(recipe))
     if _tried(problems, _storage_answers):
-        problems.extend(check_sources(sources))
+        problems.extend(check_sources(recipe.sources))
     if base and scorer and not problems:
         return base, scorer
     raise ConfigurationError(in_one_sentence(problems))
@@ -87,6 +76,16 @@ def _storage_answers() -> bool:
             "seconds each time[/dim]"
         )
     return True
+
+
+def check_benchmarks(recipe: Recipe) -> None:
+    """Refuse benchmarks that could not run, hours before their turn; raises ConfigurationError."""
+    options = recipe.settings.benchmarks
+    if not options.asked:
+        return
+    artifacts.preflight(options, recipe.judge_model)
+    if options.harness:
+        harness.preflight(options)
 
 
 def check_models(base: ModelSource, scorer: ModelSource, kd: Distillation) -> tuple[list[str], list[str]]:

@@ -7,34 +7,25 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flows.params import Preset
+from flows.params import Settings
 
 _ALWAYS = ("student", "teacher", "k", "seed")
-_DEFAULTS = {
-    "seeds": "demo",
-    "agent_model": "demo",
-    "heldout": None,
-    "heldout_share": 0.1,
-    "databases": None,
-    "judge_model": "demo",
-}
 _ADDRESSES = {"api_base"}  # where a provider answers is the machine's matter, and may hold a key
 
 
-def command(told: Mapping[str, Any], used: Preset, preset: Preset) -> str:
+def command(told: Mapping[str, Any], defaults: Mapping[str, Any], used: Settings, preset: Settings) -> str:
     """`distilflow run …` with student, teacher, k and seed, and with whatever else differs from the defaults.
 
     `told` holds the plain parameters, `used` the settings, which `preset` has unless somebody changed them.
     """
     words = ["distilflow", "run"]
     for name, value in told.items():
-        if name in _ALWAYS or value != _DEFAULTS[name]:
+        if name in _ALWAYS or value != defaults[name]:
             words += _flag([_dashed(name)], value)
-    for field in dataclasses.fields(Preset):
+    for field in dataclasses.fields(Settings):
         ours, theirs = (getattr(settings, field.name).model_dump() for settings in (used, preset))
-        group = "augmentation" if field.name == "augment" else field.name
         for parts, value in _differing(ours, theirs):
-            words += _flag([group, _dashed(parts[0]), *parts[1:]], value)
+            words += _flag([field.name, _dashed(parts[0]), *parts[1:]], value)
     return shlex.join(words)
 
 

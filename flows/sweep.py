@@ -20,11 +20,11 @@ from infra.errors import DistilflowError, SomeFailedError
 from infra.orchestration.dispatch import POLL_S, Dispatched
 from infra.orchestration.names import child_name, run_name
 from infra.orchestration.remote_run import answers, raise_if_cancelled
+from infra.orchestration.run import Stages
 from infra.orchestration.view import log, say
 from infra.store.artifacts import ArtifactRef
 from tasks.report.leaderboard.entry import Entry
-from tasks.report.stage import report_data
-from tasks.report.task import leaderboard
+from tasks.report.stage import Leaderboard, report_data
 
 TopK = Annotated[int, Field(ge=1, le=256)]
 Rows = Annotated[int, Field(ge=1)]
@@ -72,7 +72,7 @@ def sweep(
         say(f"[dim]{len(points)} combinations, one after the other[/dim]")
         entries = [_here(point) for point in points]
     raise_if_cancelled()
-    board = publish_latest_leaderboard(leaderboard(entries))
+    board = publish_latest_leaderboard(Stages().run(Leaderboard(entries=entries)))
     if failed := [f"{entry.name}: {entry.failed}" for entry in entries if entry.failed]:
         raise SomeFailedError(
             f"{len(failed)} of {len(entries)} combinations failed ({'; '.join(failed)}); the leaderboard has the "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+GPU = "gpu"  # the limit on how many of them all runs together may hold
+
 
 def gpus() -> int:
     """How many GPUs a process of ours may use here: those named to it, else what the driver lists; 0 on a CPU."""

@@ -14,6 +14,7 @@ from flows.params import preset_for, with_preset
 from infra.console import Console
 from infra.errors import ConfigurationError
 from infra.services.embedded import embedded_storage
+from infra.stage import Unseen, make
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef, artifact_at, facts_of
 from tasks.augment.estimate import Estimate, estimate
@@ -23,7 +24,7 @@ from tasks.demo import endpoint as demo
 from tasks.llm.budget import Usage
 from tasks.llm.litellm_pool import Deployment
 from tasks.seeds.account import sentences
-from tasks.seeds.stage import Sources, load
+from tasks.seeds.stage import LoadSeeds, Sources
 
 console = Console(highlight=False)
 
@@ -39,12 +40,14 @@ def print_estimate(
     ask: int | None,
 ) -> None:
     """Say what the agents will be asked and what it will cost."""
-    options = with_preset(augmentation, preset_for(student).augment)
+    options = with_preset(augmentation, preset_for(student).augmentation)
     if not options.enabled:
         raise ConfigurationError("augmentation is off, so the agents are asked nothing and cost nothing")
     with embedded_storage(), _endpoint(agent_model, options) as endpoint:
         storage.ensure_bucket()
-        data = load(Sources.of(seeds, heldout, None), heldout_share=heldout_share, response_required=False)
+        sources = Sources.of(seeds, heldout, None)
+        asked = LoadSeeds(sources=sources, heldout_share=heldout_share, response_required=False)
+        data = asked.result(make(asked, Unseen()).refs)
         found = estimate(data, options, endpoint, sample=ask or sample, paid=ask is not None)
         left_out = sentences(facts_of(data))
     for sentence in left_out:

@@ -1,7 +1,6 @@
 """Global concurrency limits of the Prefect server: GPUs and requests to an LLM provider, shared by all runs.
 
-`with held("gpu", 2, note): …` is strict: the body runs only while the server counts its slots. One of the few
-files in `infra` that import Prefect.
+`with held("gpu", 2, note): …` is strict: the body runs only while the server counts its slots.
 
 Prefect's own `concurrency(strict=True)` renews a lease at three quarters of its length and gives up after three
 tries within seconds: a server that restarts at that moment ends the run, or (not raising) leaves its GPUs to
@@ -18,7 +17,6 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable, Iterator
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
@@ -29,24 +27,15 @@ from prefect.logging import get_logger
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from infra import devices
+from infra.devices import GPU
 from infra.errors import ConfigurationError, TransientError
 
-GPU = "gpu"
 REQUESTS_IN_FLIGHT = 256
 LEASE_S = 60.0  # the server refuses less
 _RENEW_S = 15.0
 _POLL_S = 2.0
 _REMIND_S = 60.0
 Note = Callable[[str], None]
-
-
-def llm(model: str, api_base: str | None = None) -> str:
-    """The limit of a LiteLLM model's provider; a self-hosted endpoint is a provider of its own."""
-    if api_base:
-        address = urlsplit(api_base)
-        return f"llm-{address.hostname}" + (f"-{address.port}" if address.port else "")
-    provider, slash, _ = model.partition("/")
-    return f"llm-{provider if slash else 'other'}"
 
 
 def default_limit(name: str) -> int:

@@ -12,13 +12,20 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect import task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -26,7 +33,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from infra.console import Console
 from infra.printable import printable
 from infra.processes.supervise import Event
-from infra.store.artifacts import ArtifactRef
+from infra.stage import Made
 
 Tick = Callable[..., None]  # tick(done, total, note="")
 _UI_INTERVAL_S = 2.0
@@ -149,13 +156,29 @@ class StageView:
         get_run_logger().warning("%s: %s", self.name, printable(text))
         say(f"  [yellow]{'':<12} {escape(text)}[/yellow]")
 
-    def done(self, ref: ArtifactRef, text: str) -> ArtifactRef:
+    def table(self, key: str, rows: list[dict[str, Any]], description: str) -> None:
+        """A table among the run's artifacts in the Prefect UI."""
+        publish_table(key, rows, description)
+
+    def markdown(self, key: str, text: str, description: str) -> None:
+        """A page among the run's artifacts in the Prefect UI."""
+        create_markdown_artifact(text, key=key, description=description)
+
+    async def batch(self, name: str, do: Callable[[], Awaitable[None]]) -> None:
+        """A part of the stage as a Prefect task of its own; its retries are the stage's."""
+
+        @task(name=f"{self.name}-batch", task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
+        async def batch() -> None:
+            await do()
+
+        await batch()
+
+    def done(self, made: Made, text: str) -> None:
         """The stage's one line: what, how many, how long, where."""
-        took = "found" if ref.cached else f"{ref.seconds:.0f} s"
-        get_run_logger().info("%s: %s · %s · %s", self.name, printable(text), took, ref.uri)
-        mark = "[dim]=[/dim]" if ref.cached else "[green]✓[/green]"
-        say(f"{mark} [bold]{self.name:<12}[/bold] {escape(text)} [dim]· {took} · {ref.uri}[/dim]")
-        return ref
+        took, uri = "found" if made.cached else f"{made.seconds:.0f} s", made.shown.uri
+        get_run_logger().info("%s: %s · %s · %s", self.name, printable(text), took, uri)
+        mark = "[dim]=[/dim]" if made.cached else "[green]✓[/green]"
+        say(f"{mark} [bold]{self.name:<12}[/bold] {escape(text)} [dim]· {took} · {uri}[/dim]")
 
 
 def _about(seconds: float | None) -> str:
@@ -205,12 +228,6 @@ def _bar(view: StageView) -> Iterator[None]:
             yield
         finally:
             view._bar = None
-
-
-def skipped_note(skipped: dict[str, int]) -> str:
-    """Rows that a stage could not use, in words: nothing is lost silently."""
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
-    return f"; skipped {reasons}" if reasons else ""
 
 
 def say(markup: str) -> None:

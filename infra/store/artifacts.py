@@ -49,8 +49,15 @@ class ArtifactRef(BaseModel):
     sha256: str = Field(description="digest of the manifest (names, sizes and digests of the files)")
     fingerprint: str
     counts: dict[str, int] = {}
-    seconds: float = Field(0.0, description="what this run spent on it")
-    cached: bool = Field(False, description="whether this run found it finished")
+
+    @staticmethod
+    def missing(work: Workspace) -> ArtifactRef:
+        """What stands for an artifact that is not made yet: whatever would be made from it is not there either."""
+        return ArtifactRef(kind=work.kind, uri=work.uri, sha256="", fingerprint=work.fingerprint)
+
+    @property
+    def exists(self) -> bool:
+        return self.sha256 != ""
 
 
 def _relative(name: str) -> str:
@@ -147,7 +154,7 @@ class Workspace:
             used = record.model_copy(update={"used_at": datetime.now(UTC).isoformat(timespec="seconds")})
             if not storage.put(self.uri + RECORD, used.model_dump_json(indent=1).encode(), only_if_match=etag):
                 return self.find()  # another run was first, or it is gone
-        return _ref(self.uri, record, cached=True)
+        return _ref(self.uri, record)
 
     def put(self, name: str, data: bytes) -> None:
         storage.put(self.uri + name, data)
@@ -212,8 +219,8 @@ class Workspace:
             first = read_record(self.uri)
             if first is None:
                 raise TransientError(f"the record at {self.uri} was taken and is gone: run again")
-            return _ref(self.uri, first, cached=True)
-        return _ref(self.uri, record, seconds=round(seconds, 2))
+            return _ref(self.uri, first)
+        return _ref(self.uri, record)
 
     def _write(self, record: bytes) -> bool:
         """Whether this is the record; there may be what is left of one whose deletion was killed."""
@@ -306,18 +313,16 @@ def artifact_at(uri: str) -> ArtifactRef:
     record = read_record(uri) if uri.startswith("s3://") else None
     if record is None:
         raise ConfigurationError(f"there is no finished artifact at {uri}")
-    return _ref(uri, record, cached=True)
+    return _ref(uri, record)
 
 
-def _ref(uri: str, record: Record, *, cached: bool = False, seconds: float = 0.0) -> ArtifactRef:
+def _ref(uri: str, record: Record) -> ArtifactRef:
     return ArtifactRef(
         kind=record.kind,
         uri=uri,
         sha256=record.manifest_sha256(),
         fingerprint=record.fingerprint,
         counts=record.counts,
-        seconds=seconds,
-        cached=cached,
     )
 
 

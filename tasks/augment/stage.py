@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 from infra import settings
 from infra.errors import ConfigurationError
 from infra.sandbox.python import PythonSandbox
+from infra.stage import Made, OneArtifact, View
 from infra.store import storage
-from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
 from infra.store.claims import Claims, Pauses, working_under
 from tasks.augment import card, selection
 from tasks.augment.agents import agents_digest
 from tasks.augment.controller import Batch, Dropped, verify, write_and_score
 from tasks.augment.settings import Augmentation
 from tasks.llm.budget import UsageByAgent
+from tasks.llm.endpoint import llm_endpoint, provider_slots
 from tasks.llm.litellm_pool import Deployment
 from tasks.llm.session import connected, run_async
 from tasks.rows import (
@@ -49,12 +51,60 @@ Tick = Callable[[int, int], None]
 AsTask = Callable[[str, Callable[[], Awaitable[None]]], Awaitable[None]]
 
 
-def workspace(seeds: ArtifactRef, options: Augmentation, model: str) -> Workspace:
-    """Rows made from `seeds` by agents that `model` plays; with augmentation off, the seeds' own responses."""
-    spec: dict[str, Any] = {"enabled": options.enabled}
-    if options.enabled:
-        spec |= {"options": options.identity(), "model": model, "agents": agents_digest()}
-    return Workspace(KIND, STAGE_VERSION, spec, {"seeds": seeds})
+class Augment(OneArtifact):
+    """Four agents turn seeds into training rows (paper, section 3.1); with augmentation off, the seeds' own responses.
+
+    Any number of processes make it together, a batch at a time.
+    """
+
+    kind: ClassVar = "augment"
+    makes: ClassVar = (KIND,)
+    doing: ClassVar = "agents at work"
+
+    seeds: ArtifactRef
+    agent_model: str
+    options: Augmentation
+
+    @property
+    def is_shared(self) -> bool:
+        return True
+
+    def workspace(self) -> Workspace:
+        spec: dict[str, Any] = {"enabled": self.options.enabled}
+        if self.options.enabled:
+            spec |= {"options": self.options.identity(), "model": self.agent_model, "agents": agents_digest()}
+        return Workspace(KIND, STAGE_VERSION, spec, {"seeds": self.seeds})
+
+    def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
+        return provider_slots(self.agent_model, self.options) if self.options.enabled else {}
+
+    def make_in(self, work: Workspace, view: View) -> ArtifactRef:
+        if not self.options.enabled:
+            return copy_seeds(work, self.seeds)
+        with llm_endpoint(self.agent_model, self.options, view.note) as endpoint:
+            return augment(work, self.seeds, self.options, endpoint, view.tick, view.batch)
+
+    def show(self, made: Made, view: View) -> str:
+        ref, counts = made.shown, made.shown.counts
+        if not self.options.enabled:
+            return f"{counts['rows']:,} rows, the seeds' own responses (augmentation is off)"
+        facts = facts_of(ref)
+        view.markdown("augment-card", ArtifactReader(ref).read(card.NAME).decode(), "the augmented dataset")
+        left_out = [
+            {"outcome": outcome, "agent": agent, "reason": reason, "rows": count}
+            for outcome in ("rejected", "failed")
+            for agent, reasons in sorted(facts[outcome].items())
+            for reason, count in sorted(reasons.items(), key=lambda item: -item[1])
+        ]
+        if left_out:
+            view.table("augment-left-out", left_out, "rows left out, by agent and reason")
+        if counts["failed"]:
+            reasons = [
+                f"{one['agent']}, {one['reason']}: {one['rows']:,}" for one in left_out if one["outcome"] == "failed"
+            ]
+            view.warn(f"{counts['failed']:,} rows got no usable answer: {'; '.join(reasons)}")
+        written = counts["seeds"] + counts["expanded"]
+        return f"{counts['rows']:,} rows kept of {written:,} written from {counts['seeds']:,} seeds"
 
 
 def copy_seeds(work: Workspace, seeds: ArtifactRef) -> ArtifactRef:

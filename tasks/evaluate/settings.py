@@ -19,12 +19,23 @@ class Evaluation(BaseModel):
     temperature: float = Field(0.7, gt=0, le=2, description="of the sampled answers")
     top_p: float = Field(1.0, gt=0, le=1, description="of the sampled answers: mass of the tokens to draw from")
     seed: int = Field(0, ge=0, description="of the sampled answers")
-    top_k: int = Field(10, ge=1, description="teacher tokens that the top-K KL is over")
+    top_k: int | None = Field(None, ge=1, description="teacher tokens that the top-K KL is over (default: k)")
     max_length: int = Field(2048, ge=16, description="longest held-out row in tokens; longer ones are skipped")
     batch_rows: int = Field(32, ge=1, description="rows computed at once; lower it when memory runs out")
     tensor_parallel: int = Field(1, ge=1, description="GPUs that hold one model together in vLLM")
     gpu_memory: float = Field(0.9, gt=0, le=1, description="share of the GPU's memory that vLLM may take")
     timeout_h: float | None = Field(None, gt=0, description="hours after which evaluation is ended (default: never)")
+
+    def following(self, k: int) -> Evaluation:
+        """With the top-K KL over as many tokens as are distilled, unless somebody said another number."""
+        return self if self.top_k else self.model_copy(update={"top_k": k})
+
+    @property
+    def kl_tokens(self) -> int:
+        """`top_k`, known; raises ValueError where it still waits for k."""
+        if self.top_k is None:
+            raise ValueError("evaluation.top_k is not known: say it, or call `following(k)`")
+        return self.top_k
 
     def identity(self) -> dict[str, Any]:
         """What changes the numbers: the engine too, whose rounding decides between tokens that are nearly as likely."""

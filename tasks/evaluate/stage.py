@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
+from infra import devices
 from infra.processes import program
 from infra.processes.supervise import Event, run_supervised
 from infra.processes.vllm_environment import vllm_environment
-from infra.store.artifacts import ArtifactRef, Workspace
+from infra.stage import Made, SeveralArtifacts, View, skipped_note
+from infra.store.artifacts import ArtifactRef, Workspace, facts_of
 from tasks.evaluate.settings import Evaluation
 from tasks.models import ModelSource
 
@@ -17,10 +19,39 @@ STAGE_VERSION = 5
 FILES = ("metrics.json", "predictions.parquet")
 
 
-def workspace(model: ModelSource, teacher: ModelSource, seeds: ArtifactRef, evaluation: Evaluation) -> Workspace:
-    """One model's numbers on the held-out rows of `seeds`."""
-    spec = {"model": model.identity(), "teacher": teacher.identity(), "evaluation": evaluation.identity()}
-    return Workspace(KIND, STAGE_VERSION, spec, {"seeds": seeds})
+class Evaluate(SeveralArtifacts):
+    """Numbers of each variant on the held-out rows of `seeds`, an artifact each: only what changed is evaluated."""
+
+    kind: ClassVar = "evaluate"
+    makes: ClassVar = (KIND,)
+    doing: ClassVar = "evaluating"
+    on_workers: ClassVar = True
+
+    models: dict[str, ModelSource]
+    teacher: ModelSource
+    seeds: ArtifactRef
+    evaluation: Evaluation  # whose `top_k` is known
+
+    def workspaces(self) -> dict[str, Workspace]:
+        by_all = {"teacher": self.teacher.identity(), "evaluation": self.evaluation.identity()}
+        return {
+            name: Workspace(KIND, STAGE_VERSION, {"model": model.identity(), **by_all}, {"seeds": self.seeds})
+            for name, model in self.models.items()
+        }
+
+    def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
+        return {devices.GPU: devices.gpu_slots(devices.gpus())}
+
+    def make(self, missing: Mapping[str, Workspace], view: View) -> dict[str, ArtifactRef]:
+        return evaluate(missing, self.models, self.teacher, self.seeds, self.evaluation, view.follow(describe))
+
+    def show(self, made: Made, view: View) -> str:
+        most: dict[str, int] = {}  # for each reason, the rows of the variant that it took most from
+        for ref in made.refs.values():
+            for reason, rows in facts_of(ref)["skipped"].items():
+                most[reason] = max(rows, most.get(reason, 0))
+        rows = f"{len(made.refs)} variants on {made.shown.counts['rows']:,} held-out rows"
+        return f"{rows}, {len(made.new)} of them new{skipped_note(most)}"
 
 
 def evaluate(
@@ -29,7 +60,7 @@ def evaluate(
     teacher: ModelSource,
     seeds: ArtifactRef,
     evaluation: Evaluation,
-    on_event: Any,
+    on_event: Callable[[Event], None],
 ) -> dict[str, ArtifactRef]:
     """Evaluate the given variants in one supervised process; a variant that a killed run finished is kept."""
     missing = {name: work for name, work in works.items() if not all(work.has(file) for file in FILES)}

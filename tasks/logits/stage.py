@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
+from infra import devices
 from infra.processes import program
 from infra.processes.supervise import Event, run_supervised
 from infra.processes.vllm_environment import vllm_environment
-from infra.store.artifacts import ArtifactRef, Workspace
+from infra.stage import Made, OneArtifact, View, skipped_note
+from infra.store.artifacts import ArtifactRef, Workspace, facts_of
 from tasks.logits.settings import Scoring
 from tasks.logits.store.reader import SHARDS, TOKENIZER
 from tasks.models import ModelSource
@@ -18,21 +21,65 @@ STAGE_VERSION = 4
 _STALL_TIMEOUT_S = 1800.0  # a large teacher takes long to load
 
 
-def workspace(rows: ArtifactRef, teacher: ModelSource, k: int, scoring: Scoring) -> Workspace:
-    """The store of the teacher's top `k` on `rows`; independent of the student and of any training."""
-    spec = {
-        "teacher": teacher.identity(),
-        "k": k,
-        "max_length": scoring.max_length,
-        "max_error": scoring.max_error,
-        "tokens_per_shard": scoring.tokens_per_shard,
-        "tokenizer": tokenizer_digests(teacher),
-    }
-    return Workspace(KIND, STAGE_VERSION, spec, {"rows": rows})
+class ScoreTeacher(OneArtifact):
+    """The teacher's top-K log-probabilities of every response token (paper, section 3.2).
+
+    The store is independent of the student and of any training. Any number of processes make it together, a shard at
+    a time.
+    """
+
+    kind: ClassVar = "logits"
+    makes: ClassVar = (KIND,)
+    doing: ClassVar = "scoring with the teacher"
+    on_workers: ClassVar = True
+
+    rows: ArtifactRef
+    teacher: ModelSource
+    k: int
+    scoring: Scoring
+
+    @property
+    def is_shared(self) -> bool:
+        return True
+
+    def workspace(self) -> Workspace:
+        spec = {
+            "teacher": self.teacher.identity(),
+            "k": self.k,
+            "max_length": self.scoring.max_length,
+            "max_error": self.scoring.max_error,
+            "tokens_per_shard": self.scoring.tokens_per_shard,
+            "tokenizer": tokenizer_digests(self.teacher),
+        }
+        return Workspace(KIND, STAGE_VERSION, spec, {"rows": self.rows})
+
+    def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
+        return {devices.GPU: devices.gpu_slots(self.scoring.tensor_parallel)}
+
+    def make_in(self, work: Workspace, view: View) -> ArtifactRef:
+        return score(work, self.rows, self.teacher, self.k, self.scoring, view.follow(describe))
+
+    def show(self, made: Made, view: View) -> str:
+        facts = facts_of(made.shown)
+        for repaired in facts["shards_repaired"] if made.new else []:
+            view.warn(f"{repaired}; its rows were scored again")
+        coverage = facts["coverage"]
+        if coverage["warning"]:
+            view.warn(coverage["warning"])
+        tables = {"task category": coverage["by_category"], "position in the response": coverage["by_position"]}
+        rows = [{"by": by, "of": name, **mass} for by, table in tables.items() for name, mass in table.items()]
+        view.table("top-k-mass", rows, f"Mean probability that the teacher's top {self.k} hold")
+        tokens = f"{made.shown.counts['tokens']:,} tokens, top {self.k} hold {coverage['mean']:.1%} of the probability"
+        return f"{tokens}, {facts['bytes_per_token']:g} bytes a token{skipped_note(facts['skipped'])}"
 
 
 def score(
-    work: Workspace, rows: ArtifactRef, teacher: ModelSource, k: int, scoring: Scoring, on_event: Any
+    work: Workspace,
+    rows: ArtifactRef,
+    teacher: ModelSource,
+    k: int,
+    scoring: Scoring,
+    on_event: Callable[[Event], None],
 ) -> ArtifactRef:
     """Score in a supervised process; finished shards are kept over kills and retries."""
     spec = {

@@ -133,7 +133,7 @@ def _benchmarks(known: Known) -> StagePlan:
     seconds += _generation_seconds(known, answers, known.benchmark_tokens)
     return StagePlan(
         name="benchmarks",
-        done=not known.to_do("benchmarks"),
+        done=not known.to_do("answers"),
         rows=answers,
         tokens=VARIANTS * answers * known.benchmark_tokens,
         devices=machine.devices if machine.is_cpu else known.evaluation.tensor_parallel,

@@ -159,8 +159,8 @@ class Example(_Frozen):
     outputs: Annotated[dict[str, Output], AfterValidator(_ordered)]
 
 
-class ReportData(_Frozen):
-    """Everything on the page, and nothing else: equal data gives an equal page."""
+class RunInfo(_Frozen):
+    """What a run was told, as far as the page says it."""
 
     title: str
     student: str
@@ -168,6 +168,13 @@ class ReportData(_Frozen):
     k: int
     seed: int
     demo: bool = Field(False, description="demo models and a rule-based LLM: the page says what that means")
+    settings: dict[str, Any] = {}
+    reproduce: str = Field("", description="the command that makes the run again")
+
+
+class ReportData(RunInfo):
+    """Everything on the page, and nothing else: equal data gives an equal page."""
+
     left_out: list[str] = Field([], description="rows and columns of the user's files that were not used, in sentences")
     variants: Annotated[dict[str, Variant], AfterValidator(_ordered)]
     stages: list[Stage] = []
@@ -177,9 +184,7 @@ class ReportData(_Frozen):
     examples: list[Example] = []
     analysis: Analysis | None = Field(None, description="intervals, paired tests, slices and what was inherited")
     benchmarks: BenchmarkAnalysis | None = Field(None, description="judged and checked benchmarks, where any ran")
-    settings: dict[str, Any] = {}
     versions: dict[str, str] = {}
-    reproduce: str = ""
 
     @model_validator(mode="after")
     def _marks_are_aligned(self) -> Self:

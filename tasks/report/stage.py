@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import ClassVar
 
 from infra.errors import ConfigurationError
+from infra.stage import Made, OneArtifact, View
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Record, Workspace, read_record
 from tasks.evaluate.analysis.analysis import analyse
 from tasks.evaluate.heldout.predictions import Table, from_parquet
 from tasks.report import benchmarks
-from tasks.report.data import AgentUse, Coverage, DataFlow, Example, Output, ReportData, Stage, Variant
+from tasks.report.data import AgentUse, Coverage, DataFlow, Example, Output, ReportData, RunInfo, Stage, Variant
 from tasks.report.leaderboard import page
 from tasks.report.leaderboard.entry import Entry
 from tasks.report.leaderboard.ranking import over_seeds, rows, verdict
-from tasks.report.page import render_markdown, render_page
+from tasks.report.page import comparison_rows, render_markdown, render_page
 from tasks.seeds.account import sentences
 
-KIND = "report"
+KIND, BOARD_KIND = "report", "leaderboard"
 STAGE_VERSION = 5
 LABELS = {
     "base": "Base student",
@@ -29,54 +30,73 @@ LABELS = {
 _EXAMPLES = 12
 
 
-def workspace(
-    stages: Mapping[str, ArtifactRef],
-    evaluations: Mapping[str, ArtifactRef],
-    about: dict[str, Any],
-    verdicts: Mapping[str, ArtifactRef],
-) -> Workspace:
-    """The report on a run; `about` holds what the page says of it (names, settings, the command).
+class Report(OneArtifact):
+    """The page on a run, its Markdown and its data. `about` is what it says of the run.
 
-    `verdicts` are the benchmarks' results by variant and benchmark ("kd/alpaca_eval"), where any ran.
+    `stages` are the artifacts of the trainings and what they were made from, by title; `verdicts` the benchmarks'
+    results by variant and benchmark ("kd/alpaca_eval"), where any ran.
     """
-    inputs = {
-        **stages,
-        **{f"evaluate-{name}": ref for name, ref in evaluations.items()},
-        **{f"benchmark-{key}": ref for key, ref in verdicts.items()},
-    }
-    identity = {name: value for name, value in about.items() if name != "reproduce"}  # it names paths of this machine
-    return Workspace(KIND, STAGE_VERSION, {"about": identity}, inputs)
+
+    kind: ClassVar = "report"
+    makes: ClassVar = (KIND,)
+    doing: ClassVar = "writing the report"
+
+    stages: dict[str, ArtifactRef]
+    evaluations: dict[str, ArtifactRef]
+    about: RunInfo
+    verdicts: dict[str, ArtifactRef]
+
+    def workspace(self) -> Workspace:
+        inputs = {
+            **self.stages,
+            **{f"evaluate-{name}": ref for name, ref in self.evaluations.items()},
+            **{f"benchmark-{key}": ref for key, ref in self.verdicts.items()},
+        }
+        identity = self.about.model_dump(exclude={"reproduce"})  # it names paths of this machine
+        return Workspace(KIND, STAGE_VERSION, {"about": identity}, inputs)
+
+    def make_in(self, work: Workspace, view: View) -> ArtifactRef:
+        data = gather(self.stages, self.evaluations, self.about, self.verdicts)
+        work.put("report.html", render_page(data).encode())
+        work.put("report.md", render_markdown(data).encode())
+        work.put("data.json", data.model_dump_json(indent=1).encode())
+        return work.publish(("report.html", "report.md", "data.json"), {"variants": len(data.variants)}, {})
+
+    def show(self, made: Made, view: View) -> str:
+        data = report_data(made.shown)
+        view.table("comparison", comparison_rows(data), data.title)
+        view.markdown("report", ArtifactReader(made.shown).read("report.md").decode(), data.title)
+        return "page, Markdown and data"
 
 
-def report(
-    work: Workspace,
-    stages: Mapping[str, ArtifactRef],
-    evaluations: Mapping[str, ArtifactRef],
-    about: dict[str, Any],
-    verdicts: Mapping[str, ArtifactRef],
-) -> ArtifactRef:
-    """Write `report.html`, `report.md` and `data.json`, and publish them."""
-    data = gather(stages, evaluations, about, verdicts)
-    work.put("report.html", render_page(data).encode())
-    work.put("report.md", render_markdown(data).encode())
-    work.put("data.json", data.model_dump_json(indent=1).encode())
-    return work.publish(("report.html", "report.md", "data.json"), {"variants": len(data.variants)}, {})
+class Leaderboard(OneArtifact):
+    """Several runs side by side: page, Markdown, and the table as JSON."""
 
+    kind: ClassVar = "leaderboard"
+    makes: ClassVar = (BOARD_KIND,)
+    doing: ClassVar = "comparing"
 
-def leaderboard_workspace(entries: Sequence[Entry]) -> Workspace:
-    """The leaderboard of these runs."""
-    spec = {"entries": [[entry.name, entry.combination, entry.failed, entry.link] for entry in entries]}
-    inputs = {entry.name: entry.report for entry in entries if entry.report is not None}
-    return Workspace("leaderboard", STAGE_VERSION, spec, inputs)
+    entries: list[Entry]
 
+    def workspace(self) -> Workspace:
+        spec = {"entries": [[entry.name, entry.combination, entry.failed, entry.link] for entry in self.entries]}
+        inputs = {entry.name: entry.report for entry in self.entries if entry.report is not None}
+        return Workspace(BOARD_KIND, STAGE_VERSION, spec, inputs)
 
-def leaderboard(work: Workspace, entries: list[Entry]) -> ArtifactRef:
-    """Write the page, the Markdown and the table as JSON."""
-    work.put("leaderboard.html", page.render_page(entries).encode())
-    work.put("leaderboard.md", page.render_markdown(entries).encode())
-    told = {"verdict": verdict(entries), "rows": rows(entries), "over_seeds": over_seeds(entries)}
-    work.put_json("leaderboard.json", told)
-    return work.publish(("leaderboard.",), {"combinations": len(entries)}, {})
+    def make_in(self, work: Workspace, view: View) -> ArtifactRef:
+        entries = self.entries
+        work.put("leaderboard.html", page.render_page(entries).encode())
+        work.put("leaderboard.md", page.render_markdown(entries).encode())
+        work.put_json(
+            "leaderboard.json",
+            {"verdict": verdict(entries), "rows": rows(entries), "over_seeds": over_seeds(entries)},
+        )
+        return work.publish(("leaderboard.",), {"combinations": len(entries)}, {})
+
+    def show(self, made: Made, view: View) -> str:
+        view.table("leaderboard-table", rows(self.entries), verdict(self.entries))
+        view.markdown("leaderboard", page.render_markdown(self.entries), "sweep")
+        return f"{len(self.entries)} combinations"
 
 
 def report_data(ref: ArtifactRef) -> ReportData:
@@ -87,7 +107,7 @@ def report_data(ref: ArtifactRef) -> ReportData:
 def gather(
     stages: Mapping[str, ArtifactRef],
     evaluations: Mapping[str, ArtifactRef],
-    about: dict[str, Any],
+    about: RunInfo,
     verdicts: Mapping[str, ArtifactRef],
 ) -> ReportData:
     """All that the page shows. Times are those of the run that made each artifact."""
@@ -107,7 +127,7 @@ def gather(
         shown.append(_benchmark_stage(verdicts))
     coverage = records["logits"].facts["coverage"]
     return ReportData(
-        **about,
+        **dict(about),
         left_out=sentences(records["seeds"].facts),
         variants=variants,
         stages=shown,

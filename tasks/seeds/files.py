@@ -53,6 +53,12 @@ def local(source: str, what: str) -> Iterator[Path]:
     yield Path(source).expanduser()
 
 
+def digest(source: str, what: str) -> str:
+    """sha256 of a file or s3:// object. Raises ConfigurationError as `check` does."""
+    check(source, what)
+    return storage.digest(source) if source.startswith("s3://") else storage.file_digest(Path(source).expanduser())
+
+
 def check(source: str, what: str) -> None:
     """Raise ConfigurationError where there is no such file or s3:// object, or none that can be read."""
     if source.startswith("s3://"):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from infra import settings
-from infra.errors import ConfigurationError
+from infra.errors import ConfigurationError, TransientError
 from infra.sandbox.sql import QueryError, ReadOnlyDatabase
+from infra.stage import Made, OneArtifact, View
 from infra.store import storage
-from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
 from tasks.models import DEMO
 from tasks.rows import HELDOUT, TRAIN, Row, to_parquet
 from tasks.seeds import files, formats, references, split
@@ -42,52 +44,83 @@ class Sources:
         )
 
 
-def load(sources: Sources, *, heldout_share: float, response_required: bool) -> ArtifactRef:
-    """The seeds artifact for the sources' content (where it lies does not matter).
+class LoadSeeds(OneArtifact):
+    """The user's data in storage, known by their content: where they lie does not matter.
 
     Without `heldout`, a share of the seeds' questions, chosen by their hash, is held out of everything before
     evaluation. No training row asks what a held-out row asks; the record's facts account for every row of the files.
     """
-    with contextlib.ExitStack() as stack:
-        names = {"seeds": sources.seeds} | ({"heldout": sources.heldout} if sources.heldout else {})
-        paths = {what: stack.enter_context(files.local(source, what)) for what, source in names.items()}
-        databases = read_databases(sources.databases) if sources.databases else {}
+
+    kind: ClassVar = "seeds"
+    makes: ClassVar = (KIND,)
+    doing: ClassVar = "reading seeds"
+
+    sources: Sources
+    heldout_share: float
+    response_required: bool
+
+    def workspace(self) -> Workspace:
+        """Raises ConfigurationError for data that are not there, or dumps that do not load."""
+        digests = {what: files.digest(source, what) for what, source in self._files.items()}
         spec = {
-            "seeds": storage.file_digest(paths["seeds"]),
-            "heldout": storage.file_digest(paths["heldout"]) if "heldout" in paths else heldout_share,
-            "databases": {name: hashlib.sha256(dump.encode()).hexdigest() for name, dump in databases.items()},
-            "response_required": response_required,
+            "seeds": digests["seeds"],
+            "heldout": digests.get("heldout", self.heldout_share),
+            "databases": {name: hashlib.sha256(dump.encode()).hexdigest() for name, dump in self._databases.items()},
+            "response_required": self.response_required,
         }
-        work = Workspace(KIND, STAGE_VERSION, spec, {})
-        if found := work.find():
-            return found
-        rows = stack.enter_context(split.opened(settings.work_dir()))
-        accounts = {what: Account() for what in paths}
-        for what, path in paths.items():
-            stream, heldout = stack.enter_context(path.open("rb")), what == "heldout"
-            read = formats.read(
-                names[what], stream, accounts[what], response_required=response_required, heldout=heldout
-            )
-            rows.add(HELDOUT if heldout else TRAIN, read, accounts[what])
-        if "heldout" not in paths:
-            rows.hold_out(heldout_share)
-        failing: list[dict[str, str]] = []
-        of_heldout = accounts.get("heldout", accounts["seeds"])
-        checked = references.running(rows.heldout(), databases, of_heldout, failing)
-        counts = {
-            "seeds": _put(work, TRAIN, rows.training(accounts["seeds"])),
-            "heldout": _put(work, HELDOUT, checked),
-            "databases": len(databases),
-            "left_out": sum(account.left_out.total() for account in accounts.values()),
+        return Workspace(KIND, STAGE_VERSION, spec, {})
+
+    def make_in(self, work: Workspace, view: View) -> ArtifactRef:
+        with contextlib.ExitStack() as stack:
+            rows = stack.enter_context(split.opened(settings.work_dir()))
+            accounts = {what: Account() for what in self._files}
+            for what, source in self._files.items():
+                path = stack.enter_context(files.local(source, what))
+                if storage.file_digest(path) != work.spec[what]:
+                    raise TransientError(f"{what}: {source} was changed while it was read: run again")
+                stream, heldout = stack.enter_context(path.open("rb")), what == "heldout"
+                read = formats.read(
+                    source, stream, accounts[what], response_required=self.response_required, heldout=heldout
+                )
+                rows.add(HELDOUT if heldout else TRAIN, read, accounts[what])
+            if "heldout" not in accounts:
+                rows.hold_out(self.heldout_share)
+            failing: list[dict[str, str]] = []
+            of_heldout = accounts.get("heldout", accounts["seeds"])
+            checked = references.running(rows.heldout(), self._databases, of_heldout, failing)
+            counts = {
+                "seeds": _put(work, TRAIN, rows.training(accounts["seeds"])),
+                "heldout": _put(work, HELDOUT, checked),
+                "databases": len(self._databases),
+                "left_out": sum(account.left_out.total() for account in accounts.values()),
+            }
+        facts = {
+            "files": {what: account.plain() for what, account in accounts.items()},
+            "references_fail": failing,
         }
-    facts = {
-        "files": {what: account.plain() for what, account in accounts.items()},
-        "references_fail": failing,
-    }
-    _check(counts, names, facts)
-    for name, dump in databases.items():
-        work.put(f"{DATABASES}{name}.sql", dump.encode())
-    return work.publish((TRAIN, HELDOUT, DATABASES), counts, facts)
+        _check(counts, self._files, facts)
+        for name, dump in self._databases.items():
+            work.put(f"{DATABASES}{name}.sql", dump.encode())
+        return work.publish((TRAIN, HELDOUT, DATABASES), counts, facts)
+
+    def show(self, made: Made, view: View) -> str:
+        ref = made.shown
+        facts = facts_of(ref)
+        for sentence in sentences(facts):
+            view.warn(sentence)
+        if facts["references_fail"]:
+            view.warn(f"of the references that fail, the {references.named(facts['references_fail'])}")
+        counts = ref.counts
+        return f"{counts['seeds']:,} seeds, {counts['heldout']:,} held-out rows, {counts['databases']} databases"
+
+    @property
+    def _files(self) -> dict[str, str]:
+        named = {"seeds": self.sources.seeds, "heldout": self.sources.heldout}
+        return {what: source for what, source in named.items() if source}
+
+    @functools.cached_property
+    def _databases(self) -> dict[str, str]:
+        return read_databases(self.sources.databases) if self.sources.databases else {}
 
 
 def _put(work: Workspace, prefix: str, rows: Iterator[Row]) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Lora(BaseModel):
@@ -56,6 +56,16 @@ class Distillation(Training):
         description="with another tokenizer than the teacher's: least share of positions and of mass that must align",
     )
 
+    @model_validator(mode="after")
+    def _knows_the_tail(self) -> Self:
+        """What is left unset comes from a preset: only what was said can contradict itself."""
+        if {"tail", "temperature"} <= self.model_fields_set and self.tail == "bucket" and self.temperature != 1.0:
+            raise ValueError(
+                f"kd.tail=bucket needs kd.temperature=1, not {self.temperature:g}: "
+                "the teacher's tail is known at 1 only"
+            )
+        return self
+
     def training(self) -> Training:
         """The part that a control run without a teacher shares."""
         return Training(**{name: getattr(self, name) for name in Training.model_fields})
@@ -99,3 +109,10 @@ class TrainingRun(BaseModel):
     tensorboard: str | None = Field(None, description="folder for TensorBoard event files, one run a stage")
     stall_timeout_s: float = Field(1800.0, gt=0, description="end a run that reports nothing for this long")
     timeout_h: float | None = Field(None, gt=0, description="hours after which a training is ended (default: never)")
+
+    @model_validator(mode="after")
+    def _partitions_what_it_offloads(self) -> Self:
+        least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        if {"offload", "zero_stage"} <= self.model_fields_set and self.zero_stage < least:
+            raise ValueError(f"run.offload={self.offload} needs run.zero_stage={least} or more, not {self.zero_stage}")
+        return self

@@ -4,35 +4,75 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from infra import devices
-from infra.errors import ConfigurationError, TransientError
+from infra.errors import TransientError
 from infra.processes.shared_memory import remove_buffers_of, remove_unused_buffers
 from infra.processes.supervise import Event, run_supervised
+from infra.stage import Made, OneArtifact, View, skipped_note
 from infra.store import storage
-from infra.store.artifacts import ArtifactRef, Workspace
+from infra.store.artifacts import ArtifactRef, Workspace, facts_of
 from tasks.models import ModelSource
 from tasks.train.launch import local, nodes
 from tasks.train.launch.nodes import PROGRAM, Launch
-from tasks.train.settings import Training, TrainingRun
+from tasks.train.settings import Distillation, Training, TrainingRun
 
 STAGE_VERSION = 4
 _CPU_RANKS = 2
 _POLL_S = 1.0
-Stage = Literal["sft", "kd", "sft_control"]
+Name = Literal["sft", "kd", "sft_control"]
 
 
-def workspace(stage: Stage, model: ModelSource, data: ArtifactRef, training: Training, seed: int) -> Workspace:
-    """A model trained from `model` on `data` (rows, or a top-K store for kd)."""
-    spec = {"model": model.identity(), "training": training.model_dump(), "seed": seed}
-    return Workspace(stage, STAGE_VERSION, spec, {"data": data})
+class Train(OneArtifact):
+    """A model trained from `model` with DeepSpeed: on rows (sft, sft_control), or on the teacher's top K (kd).
+
+    `run` never changes the result.
+    """
+
+    kind: ClassVar = "train"
+    makes: ClassVar = get_args(Name)
+    doing: ClassVar = "training"
+    on_workers: ClassVar = True
+
+    name: Name
+    model: ModelSource
+    data: ArtifactRef
+    training: Training | Distillation
+    run: TrainingRun
+    seed: int
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether this machine is a node that another one leads: its artifact is made there, and only awaited here."""
+        run = self.run
+        return run.hostfile is not None and nodes.this_node(run, nodes.read_hosts(run.hostfile)) > 0
+
+    def workspace(self) -> Workspace:
+        spec = {"model": self.model.identity(), "training": self.training.model_dump(), "seed": self.seed}
+        return Workspace(self.name, STAGE_VERSION, spec, {"data": self.data})
+
+    def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
+        return {devices.GPU: devices.gpu_slots(self.run.processes or devices.gpus())}
+
+    def make_in(self, work: Workspace, view: View) -> ArtifactRef:
+        follow = view.follow(describe)
+        return train(work, self.name, self.model, self.data, self.training, self.run, self.seed, follow)
+
+    def show(self, made: Made, view: View) -> str:
+        counts, skipped = made.shown.counts, skipped_note(facts_of(made.shown)["skipped"])
+        return f"{counts['steps']:,} steps on {counts['rows']:,} rows{skipped}"
 
 
 def train(
     work: Workspace,
-    stage: Stage,
+    stage: Name,
     model: ModelSource,
     data: ArtifactRef,
     training: Training,
@@ -41,7 +81,6 @@ def train(
     on_event: Any,
 ) -> ArtifactRef:
     """Train under the DeepSpeed launcher in supervised processes; resumes from the last checkpoint."""
-    _refuse_contradictions(run)
     hosts = nodes.read_hosts(run.hostfile) if run.hostfile else None
     node = nodes.this_node(run, hosts) if hosts else 0
     zero = resources.files("infra").joinpath(f"deepspeed/zero{run.zero_stage}.json").read_text()
@@ -78,14 +117,9 @@ def train(
     return ref
 
 
-def is_led(run: TrainingRun) -> bool:
-    """Whether this machine is a node that another one leads: it takes part, and makes no artifact of its own."""
-    return run.hostfile is not None and nodes.this_node(run, nodes.read_hosts(run.hostfile)) > 0
-
-
 def _take_part(
     work: Workspace,
-    stage: Stage,
+    stage: Name,
     hosts: nodes.Hosts,
     node: int,
     run: TrainingRun,
@@ -106,7 +140,7 @@ def _take_part(
 
 
 def _supervised(
-    stage: Stage, command: list[str], launch: Launch, spec: dict[str, Any], run: TrainingRun, on_event: Any, log: str
+    stage: Name, command: list[str], launch: Launch, spec: dict[str, Any], run: TrainingRun, on_event: Any, log: str
 ) -> dict[str, Any]:
     remove_unused_buffers()  # of runs that were killed
     try:
@@ -127,11 +161,3 @@ def _supervised(
 def describe(event: Event) -> str:
     """A progress event as a short note."""
     return f"loss {event['loss']:.3f} · {event['tokens_s']:,.0f} tokens/s"
-
-
-def _refuse_contradictions(run: TrainingRun) -> None:
-    least = {"none": 0, "optimizer": 1, "parameters": 3}[run.offload]
-    if run.zero_stage < least:
-        raise ConfigurationError(
-            f"run.offload={run.offload} needs run.zero_stage={least} or more, not {run.zero_stage}"
-        )

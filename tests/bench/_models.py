@@ -11,8 +11,9 @@ from tasks.augment import stage
 from tasks.augment.settings import Augmentation
 from tasks.models import DEMO, ModelSource
 from tasks.rows import KEPT, Row, to_parquet
-from tasks.seeds.stage import Sources, load
+from tasks.seeds.stage import Sources
 from tests.support.endpoint_answers import answer
+from tests.support.stages import augment_workspace, load
 
 
 def random_model(folder: Path, name: str, **config: Any) -> ModelSource:
@@ -35,7 +36,7 @@ def random_model(folder: Path, name: str, **config: Any) -> ModelSource:
 def demo_rows() -> ArtifactRef:
     """The demo's seeds as training rows."""
     seeds = load(Sources.of("demo", None, None), heldout_share=0.1, response_required=True)
-    work = stage.workspace(seeds, Augmentation(enabled=False), "")
+    work = augment_workspace(seeds, Augmentation(enabled=False), "")
     return work.find() or stage.copy_seeds(work, seeds)
 
 

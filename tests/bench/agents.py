@@ -16,6 +16,7 @@ from typing import Any
 
 from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.augment.settings import Augmentation
+from tests.support.stages import augment_workspace, evaluation_workspace, load, training_workspace
 
 AGENTS = ("expansion", "rewriting", "selection", "verification")
 
@@ -43,7 +44,7 @@ def _configuration(without: str, seeds: list[int]) -> dict[str, Any]:
     """Rows, their share of right SQL, and the student's accuracy by seed."""
     from flows.params import PRESETS
 
-    options = PRESETS["demo"].augment
+    options = PRESETS["demo"].augmentation
     if without == "expansion":
         options = options.model_copy(update={"expansions_per_seed": 0})
     elif without != "all":
@@ -66,10 +67,10 @@ def _rows(options: Augmentation) -> tuple[ArtifactRef, ArtifactRef]:
     from tasks.augment import stage
     from tasks.demo import endpoint as demo
     from tasks.llm.litellm_pool import Deployment
-    from tasks.seeds.stage import Sources, load
+    from tasks.seeds.stage import Sources
 
     data = load(Sources.of("demo", None, None), heldout_share=0.1, response_required=False)
-    work = stage.workspace(data, options, "demo")
+    work = augment_workspace(data, options, "demo")
     if found := work.find():
         return data, found
     with demo.demo_llm() as address:
@@ -85,10 +86,10 @@ def _sft_accuracy(data: ArtifactRef, rows: ArtifactRef, seed: int) -> float:
 
     preset = PRESETS["demo"]
     base, teacher = resolve("demo", "student"), resolve("demo", "teacher")
-    work = training.workspace("sft", base, rows, preset.sft, seed)
+    work = training_workspace("sft", base, rows, preset.sft, seed)
     tuned = work.find() or training.train(work, "sft", base, rows, preset.sft, preset.run, seed, _quiet)
     model = ModelSource(name="sft", artifact=tuned)
-    judged = evaluation.workspace(model, teacher, data, preset.evaluation)
+    judged = evaluation_workspace(model, teacher, data, preset.evaluation)
     ref = judged.find()
     if ref is None:
         ref = evaluation.evaluate({"sft": judged}, {"sft": model}, teacher, data, preset.evaluation, _quiet)["sft"]

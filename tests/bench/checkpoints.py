@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.support.stages import training_workspace
+
 STUDENT = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 16}
 HEADS = {"num_attention_heads": 12, "num_key_value_heads": 12}
 WAYS = {"every_30_s": 30.0, "by_cost": None}
@@ -42,7 +44,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
             student, rows = random_model(Path(scratch), "student", **STUDENT, **HEADS), demo_rows()
             training = Training(max_steps=options.steps, global_batch=4, learning_rate=1e-5)
             for number, (way, every_s) in enumerate(WAYS.items()):
-                made = stage.workspace("sft", student, rows, training, 0)
+                made = training_workspace("sft", student, rows, training, 0)
                 work = Workspace(made.kind, 1000 + number, made.spec, made.inputs)
                 how = TrainingRun(processes=2, micro_batch=2, checkpoint_every_s=every_s)
                 facts = facts_of(stage.train(work, "sft", student, rows, training, how, 0, _tell))

@@ -14,6 +14,8 @@ import os
 import time
 from typing import Any
 
+from tests.support.stages import load
+
 
 def run(arguments: list[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="extract")
@@ -32,7 +34,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     from tasks.logits.shards import plan
     from tasks.models import load_tokenizer, resolve
     from tasks.rows import HELDOUT, read_rows
-    from tasks.seeds.stage import Sources, load
+    from tasks.seeds.stage import Sources
     from tasks.tokens.rows import TokenisedRow, tokenise
 
     teacher, scoring = resolve("demo", "teacher"), Scoring()

@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.support.stages import augment_workspace, load
+
 METRICS = ("exec_accuracy", "cross_entropy", "kl_to_teacher")
 
 
@@ -59,19 +61,18 @@ def _greedy_label_flags() -> list[str]:
     """The agents' rows with the teacher's greedy answers, as a seeds file for the same flow."""
     from flows.params import PRESETS
     from infra.services.embedded import embedded_services
-    from tasks.augment import stage
     from tasks.engines.generation import Ends, Prompt, TransformersGenerator
     from tasks.evaluate.heldout.scoring import load_model
     from tasks.models import DEMO, load_tokenizer, resolve
     from tasks.rows import KEPT, read_rows
-    from tasks.seeds.stage import Sources, load
+    from tasks.seeds.stage import Sources
     from tasks.tokens.rows import TokenisedRow, tokenise
 
     preset = PRESETS["demo"]
     _distil(0, [])  # the agents' rows are made (or found) by an ordinary run
     with embedded_services():
         seeds = load(Sources.of("demo", None, None), heldout_share=0.1, response_required=False)
-        ref = stage.workspace(seeds, preset.augment, "demo").find()
+        ref = augment_workspace(seeds, preset.augmentation, "demo").find()
         assert ref is not None, "the ordinary run has left no rows"
         teacher = resolve("demo", "teacher")
         tokenizer, model = load_tokenizer(teacher), load_model(teacher)

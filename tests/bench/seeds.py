@@ -25,6 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.support.stages import load
+
 _ROOT = Path(__file__).parents[2]
 _AT_ONCE = 50_000
 _MEGABYTE = "x" * 1_000_000
@@ -64,7 +66,7 @@ def load_here(path: str) -> None:
     from infra.errors import ConfigurationError
     from infra.services.embedded import embedded_storage
     from infra.store import storage
-    from tasks.seeds.stage import Sources, load
+    from tasks.seeds.stage import Sources
     from tasks.text.language import language_of
 
     told: dict[str, Any] = {}

@@ -20,6 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.support.stages import training_workspace
+
 MODEL = {
     "vocab_size": 151_936,
     "hidden_size": 128,
@@ -79,7 +81,7 @@ def _ours(model: Any, data: Any, steps: int, turn: int) -> float:
     from tasks.train.settings import Training, TrainingRun
 
     training = Training(max_steps=steps, global_batch=GLOBAL_BATCH, max_length=MAX_LENGTH, learning_rate=1e-4)
-    made = stage.workspace("sft", model, data, training, 0)
+    made = training_workspace("sft", model, data, training, 0)
     work = Workspace(made.kind, 1000 + turn, made.spec, made.inputs)
     run = TrainingRun(processes=2, micro_batch=GLOBAL_BATCH // 2)
     return float(facts_of(stage.train(work, "sft", model, data, training, run, 0, lambda event: None))["tokens_s"])

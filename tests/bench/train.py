@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.support.stages import scoring_workspace, training_workspace
+
 STUDENT = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4}
 TEACHER = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8}
 HEADS = {"num_attention_heads": 6, "num_key_value_heads": 3}
@@ -41,7 +43,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
             student = random_model(Path(scratch), "student", **STUDENT, **HEADS)
             teacher = random_model(Path(scratch), "teacher", **TEACHER, **HEADS)
             rows, scorer = demo_rows(), resolve("demo", "teacher")
-            work = logits.workspace(rows, scorer, 10, scoring := Scoring(engine="transformers"))
+            work = scoring_workspace(rows, scorer, 10, scoring := Scoring(engine="transformers"))
             store = logits.score(work, rows, scorer, 10, scoring, lambda event: None)
             settings = Distillation(max_steps=options.steps, global_batch=32, learning_rate=1e-4, temperature=2.0)
             ways = {"sft": rows, "kd": store, "online_kd": store}
@@ -71,7 +73,7 @@ def _trained(way: str, student: Any, data: Any, settings: Any, turn: int) -> dic
 
     objective: Any = "sft" if way == "sft" else "kd"
     training = settings.training() if way == "sft" else settings
-    made = stage.workspace(objective, student, data, training, 0)
+    made = training_workspace(objective, student, data, training, 0)
     work = Workspace(made.kind, 1000 + turn, {**made.spec, "way": way}, made.inputs)
     before, stage.PROGRAM = stage.PROGRAM, "tests.bench._online" if way == "online_kd" else stage.PROGRAM
     try:

@@ -68,7 +68,7 @@ def test_a_students_deployment_leaves_its_settings_to_the_preset(size: str) -> N
     assert given["k"] == 10
     assert not given.keys() & {"augmentation", "sft", "kd", "run"}
     assert (preset.sft.epochs, preset.sft.learning_rate, preset.kd.kd_weight) == (3, 2e-5, 0.5)
-    assert preset.augment.max_rows == 100_000
+    assert preset.augmentation.max_rows == 100_000
 
 
 def test_schedules_are_weekly_and_wait_to_be_switched_on() -> None:

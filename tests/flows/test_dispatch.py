@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -21,15 +22,19 @@ from prefect.client.schemas.filters import (
 from prefect.runtime import flow_run
 from prefect.states import Completed, Pending, Running
 
-from flows import stage as module
-from flows.stage import STAGES, placed
+from infra.orchestration import run as module
 from infra.orchestration.dispatch import Dispatched
-from infra.orchestration.stage_task import stage_task
+from infra.orchestration.run import Stages
 from infra.orchestration.view import stage_view
+from infra.stage import Made
 from infra.store.artifacts import ArtifactRef
+from tasks.augment.settings import Augmentation
+from tasks.augment.stage import Augment
 from tasks.logits.settings import Scoring
-from tasks.models import ModelSource
+from tasks.logits.stage import ScoreTeacher
+from tasks.models import ModelSource, resolve
 from tasks.train.settings import Training, TrainingRun
+from tasks.train.stage import Train
 from tests.support.wait import wait_for
 
 pytestmark = [pytest.mark.usefixtures("prefect", "bucket")]
@@ -141,26 +146,24 @@ def test_a_run_shows_that_an_engine_is_loading_and_what_a_run_elsewhere_says(cli
 def test_the_graph_of_a_run_leads_from_stage_to_stage(
     client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def made(kind: str) -> ArtifactRef:
+    def made(stage: Any, *_: Any) -> Made:
         digest = uuid4().hex
-        return ArtifactRef(
-            kind=kind, uri=f"s3://b/{digest}/", sha256=digest, fingerprint=digest, seconds=random.random()
-        )
+        ref = ArtifactRef(kind="made", uri=f"s3://b/{digest}/", sha256=digest, fingerprint=digest)
+        return Made(refs=dict.fromkeys(stage.workspaces(), ref), seconds=random.random())
 
-    monkeypatch.setattr(module, "run_there", lambda *_: made("elsewhere"))
-    monkeypatch.setattr(module, "_IS_FINISHED", dict.fromkeys(STAGES, lambda **_: False))
-
-    @stage_task("rows")
-    def augmented() -> ArtifactRef:
-        return made("augment")
+    monkeypatch.setattr(module, "_there", made)
+    monkeypatch.setattr(module, "_here", made)
 
     @flow(name="graph")
     def graph() -> str:
-        train, logits = (placed(STAGES[name], "stage/gpu") for name in ("train", "logits"))
-        base, rows = ModelSource(name="base", path="/a/folder"), augmented()
-        tuned = train("sft", base, rows, Training(), TrainingRun(), 0)
-        topk = logits(rows, base, 10, Scoring())
-        train("kd", ModelSource(name="sft", artifact=tuned), topk, Training(), TrainingRun(), 0)
+        run = Stages("stage/gpu").run
+        base, training = ModelSource(name="base", path="/a/folder"), {"training": Training(), "run": TrainingRun()}
+        seeds = ArtifactRef(kind="seeds", uri="s3://b/s/", sha256="s", fingerprint="s")
+        rows = run(Augment(seeds=seeds, agent_model="demo", options=Augmentation()))
+        tuned = run(Train(name="sft", model=base, data=rows, seed=0, **training))
+        topk = run(ScoreTeacher(rows=rows, teacher=resolve("demo", "teacher"), k=10, scoring=Scoring()))
+        student = ModelSource(name="sft", artifact=tuned)
+        run(Train(name="kd", model=student, data=topk, seed=0, **training))
         return str(flow_run.id)
 
     run = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(graph())]))
@@ -173,4 +176,4 @@ def test_the_graph_of_a_run_leads_from_stage_to_stage(
         return len(tasks) == 4
 
     wait_for(all_told)
-    assert leads == {"rows": set(), "sft": {"rows"}, "logits": {"rows"}, "kd": {"sft", "logits"}}
+    assert leads == {"augment": set(), "sft": {"augment"}, "logits": {"augment"}, "kd": {"sft", "logits"}}

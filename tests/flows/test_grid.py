@@ -45,7 +45,14 @@ def test_a_combination_named_twice_is_one() -> None:
         ({"shared": {"teacher": "demo"}}, "teacher: both among the sweep's lists and in `shared`"),
         ({"shared": {"sft": {"max_steps": 0}}}, "max_steps"),
         ({"others": {"kd.tail": ["tale", "bucket", "saga"]}}, "kd.tail=tale, demo-from-demo-k10-kd.tail=saga: "),
-        ({"others": {"kd.tail": ["tale", "bucket"], "sft.max_steps": [0, 5]}}, "^3 problems: .*bucket-sft.max_steps=0"),
+        (
+            {"others": {"kd.tail": ["tale", "bucket"], "sft.max_steps": [0, 5]}, "shared": {"kd": {"temperature": 1}}},
+            "^3 problems: .*bucket-sft.max_steps=0",
+        ),
+        (
+            {"others": {"kd.temperature": [1, 2]}, "shared": {"kd": {"tail": "bucket"}}},
+            "temperature=2: .*kd.tail=bucket needs",
+        ),
         ({"others": {"seed": [0, 1, 2, 3]}, "shared": {"sft": {"max_steps": 0}}}, "seed=2 and 1 more: .*max_steps"),
     ],
 )

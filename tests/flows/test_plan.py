@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from typing import Any
 
 import pytest
 
+from infra.errors import ConfigurationError
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.augment import stage as augment
@@ -16,10 +16,11 @@ from tasks.llm.litellm_pool import Deployment
 from tasks.models import load_tokenizer, resolve
 from tasks.plan.model import Plan, StagePlan
 from tasks.rows import KEPT, read_rows
-from tasks.seeds.stage import Sources, load
+from tasks.seeds.stage import Sources
 from tasks.tokens.rows import TokenisedRow, tokenise
 from tests.support import cli
 from tests.support.endpoint import endpoint, tell
+from tests.support.stages import augment_workspace, load
 
 
 def _planned(**parameters: Any) -> Plan:
@@ -43,7 +44,7 @@ def _stages_in(bucket: str) -> set[str]:
 def test_the_demos_plan_is_near_what_the_demo_takes(bucket: str) -> None:
     from flows.params import PRESETS
 
-    options = PRESETS["demo"].augment.model_copy(update={"expansions_per_seed": 3})
+    options = PRESETS["demo"].augmentation.model_copy(update={"expansions_per_seed": 3})
     plan = _planned(augmentation=options)
     assert _stages_in(bucket) == {"seeds"}
     assert (plan.seeds, plan.heldout, plan.rows_at_most) == (200, 640, True)
@@ -71,7 +72,7 @@ def test_the_demos_plan_is_near_what_the_demo_takes(bucket: str) -> None:
 
 def _augmented(options: Any) -> ArtifactRef:
     seeds = load(Sources.of("demo", None, None), heldout_share=0.1, response_required=False)
-    work = augment.workspace(seeds, options, "demo")
+    work = augment_workspace(seeds, options, "demo")
     with demo.demo_llm() as url:
         return augment.augment(work, seeds, options, Deployment(demo.MODEL, url, "demo"), lambda *_: None)
 
@@ -147,18 +148,21 @@ def test_without_augmentation_rows_are_counted() -> None:
 
 
 @pytest.mark.usefixtures("prefect", "bucket")
-def test_settings_that_contradict_each_other_are_a_problem_of_the_plan() -> None:
+def test_settings_that_contradict_each_other_are_refused() -> None:
     from tasks.train.settings import Distillation
 
-    plan = _planned(kd=Distillation(tail="bucket"), seeds="demo")
-    assert plan.problems[0].text.startswith("kd.tail=bucket needs kd.temperature=1")
+    with pytest.raises(ConfigurationError, match="kd.tail=bucket needs kd.temperature=1, not 2"):
+        _planned(kd=Distillation(tail="bucket"), seeds="demo")
 
 
-def test_a_benchmark_without_its_data_is_not_done_and_stops_no_plan() -> None:
-    from flows.params import PRESETS
-    from flows.plan import _answered
+def test_a_stage_whose_data_cannot_be_reached_is_not_done_and_stops_no_plan() -> None:
+    from flows.plan import Finder
     from tasks.evaluate.benchmarks.settings import Benchmarks
+    from tasks.evaluate.benchmarks.stage import AnswerBenchmarks
+    from tasks.evaluate.settings import Evaluation
 
-    preset = dataclasses.replace(PRESETS["demo"], benchmarks=Benchmarks(ifeval="missing.jsonl"))
-    assert _answered([resolve("demo", "student")], preset) is None
-    assert _answered([resolve("demo", "student")], PRESETS["demo"]) is None
+    finder = Finder()
+    asked = Benchmarks(ifeval="missing.jsonl")
+    models = {"base": resolve("demo", "student")}
+    assert finder.find(AnswerBenchmarks(models=models, options=asked, evaluation=Evaluation())) == {}
+    assert finder.found == {}

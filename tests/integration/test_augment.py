@@ -12,7 +12,8 @@ from tasks.augment.settings import Augmentation
 from tasks.demo import endpoint as demo
 from tasks.llm.litellm_pool import Deployment
 from tasks.rows import FAILED, KEPT, REJECTED, read_rows
-from tasks.seeds.stage import Sources, load
+from tasks.seeds.stage import Sources
+from tests.support.stages import augment_workspace, load
 
 OPTIONS = Augmentation(expansions_per_seed=2, max_rows=300)
 
@@ -23,7 +24,7 @@ def seeds(bucket: str) -> ArtifactRef:
 
 
 def _augment(seeds: ArtifactRef, address: str) -> ArtifactRef:
-    work = stage.workspace(seeds, OPTIONS, "demo")
+    work = augment_workspace(seeds, OPTIONS, "demo")
     return stage.augment(work, seeds, OPTIONS, Deployment(demo.MODEL, address, "demo"), lambda done, total: None)
 
 

@@ -16,6 +16,7 @@ from tests.support import augmentation
 from tests.support.augmentation import MODEL, load_seeds, start
 from tests.support.endpoint import endpoint, tell
 from tests.support.program import told
+from tests.support.stages import augment_workspace
 from tests.support.wait import wait_for
 
 CONCURRENCY = 12
@@ -53,7 +54,7 @@ def test_two_machines_share_the_batches_and_ask_nothing_twice(expected: str, buc
 
 def test_a_killed_workers_batches_are_taken_over(expected: str, bucket: str, tmp_path: Path) -> None:
     home = {"DISTILFLOW_HOME": str(tmp_path)}  # one machine, so that the answers of the killed one are there
-    work = stage.workspace(load_seeds(SEEDS), Augmentation.model_validate(OPTIONS), MODEL)
+    work = augment_workspace(load_seeds(SEEDS), Augmentation.model_validate(OPTIONS), MODEL)
 
     def claimed_by(worker: subprocess.Popen[str]) -> set[str]:
         names = list(storage.keys(work.uri + "claims/"))

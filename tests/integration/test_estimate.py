@@ -9,8 +9,9 @@ from tasks.augment import stage
 from tasks.augment.estimate import estimate
 from tasks.augment.settings import Augmentation
 from tasks.llm.litellm_pool import Deployment
-from tasks.seeds.stage import Sources, load
+from tasks.seeds.stage import Sources
 from tests.support.endpoint import endpoint, tell
+from tests.support.stages import augment_workspace, load
 
 MODEL = "openai/test"
 OPTIONS = Augmentation(expansions_per_seed=2, min_score=0, near_duplicate=1.0, usd_per_million_tokens=(1.0, 10.0))
@@ -46,7 +47,7 @@ def test_a_paid_estimate_is_what_the_run_takes_and_the_run_does_not_pay_again(se
         found = estimate(seeds, OPTIONS, Deployment(MODEL, url), sample=200, paid=True)
         paid = tell(url, "stats")["requests"]
         ref = stage.augment(
-            stage.workspace(seeds, OPTIONS, MODEL), seeds, OPTIONS, Deployment(MODEL, url), lambda done, total: None
+            augment_workspace(seeds, OPTIONS, MODEL), seeds, OPTIONS, Deployment(MODEL, url), lambda done, total: None
         )
         assert tell(url, "stats")["requests"] == paid > 0
     used = facts_of(ref)["usage"]

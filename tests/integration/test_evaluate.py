@@ -18,7 +18,8 @@ from infra.store.artifacts import ArtifactReader, ArtifactRef, facts_of
 from tasks.evaluate import stage
 from tasks.evaluate.settings import Evaluation
 from tasks.models import ModelSource, resolve
-from tasks.seeds.stage import Sources, load
+from tasks.seeds.stage import Sources
+from tests.support.stages import evaluation_workspace, load
 
 SETTINGS = Evaluation(max_rows=24, max_new_tokens=32, max_length=384, batch_rows=12, engine="transformers", samples=2)
 
@@ -59,7 +60,7 @@ def shuffled(tmp_path: Path) -> ModelSource:
 
 def _evaluated(models: dict[str, ModelSource], seeds: ArtifactRef) -> dict[str, ArtifactRef]:
     teacher = resolve("demo", "teacher")
-    works = {name: stage.workspace(model, teacher, seeds, SETTINGS) for name, model in models.items()}
+    works = {name: evaluation_workspace(model, teacher, seeds, SETTINGS) for name, model in models.items()}
     return stage.evaluate(works, models, teacher, seeds, SETTINGS, lambda event: None)
 
 

@@ -9,11 +9,11 @@ import pytest
 
 from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactRef
-from tasks.augment import stage
 from tasks.augment.export import export
 from tasks.augment.settings import Augmentation, Format
 from tasks.rows import KEPT, REJECTED, Message, Row, to_parquet
 from tasks.seeds.formats import parse
+from tests.support.stages import augment_workspace
 
 HISTORY = (
     Message(role="system", content="Be brief."),
@@ -31,7 +31,7 @@ REJECTS = [Row(instruction="bad", response="wrong")]
 @pytest.fixture
 def augmented(bucket: str) -> ArtifactRef:
     seeds = ArtifactRef(kind="seeds", uri="s3://x/", sha256="0", fingerprint="0", counts={"seeds": 4})
-    work = stage.workspace(seeds, Augmentation(), "test")
+    work = augment_workspace(seeds, Augmentation(), "test")
     work.put(f"{KEPT}00000.parquet", to_parquet(ROWS[:2]))
     work.put(f"{KEPT}00001.parquet", to_parquet(ROWS[2:]))
     left_out = {"agent": ["verification"], "reason": ["judged incorrect"], "detail": [""]}

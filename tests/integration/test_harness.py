@@ -37,7 +37,7 @@ def options(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Ben
 
 
 def _works(options: Benchmarks, scoring: Scoring) -> dict[str, Workspace]:
-    return {f"{name}/harness": harness.workspace(model, options, scoring) for name, model in MODELS.items()}
+    return harness.LmEval(models=MODELS, options=options, scoring=scoring).workspaces()
 
 
 def _run(options: Benchmarks, scoring: Scoring, on_event: Any = lambda event: None) -> dict[str, ArtifactRef]:
@@ -155,7 +155,7 @@ def test_lm_eval_that_is_not_installed_is_said_in_one_sentence(monkeypatch: pyte
 
 
 def test_a_changed_task_file_is_another_result(options: Benchmarks) -> None:
-    before = harness.workspace(MODELS["teacher"], options, Scoring()).fingerprint
+    before = _works(options, Scoring())["teacher/harness"].fingerprint
     file = Path(str(options.harness_task_folder)) / "own_choice.yaml"
     file.write_text(file.read_text() + "\n# changed\n")
-    assert harness.workspace(MODELS["teacher"], options, Scoring()).fingerprint != before
+    assert _works(options, Scoring())["teacher/harness"].fingerprint != before

@@ -12,8 +12,9 @@ from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.rows import HELDOUT, TRAIN, Row, read_rows
 from tasks.seeds.account import HELD_OUT, sentences
-from tasks.seeds.stage import Sources, load
+from tasks.seeds.stage import Sources
 from tasks.text.overlap import HeldOut
+from tests.support.stages import load
 
 CLEAN = [{"instruction": f"clean question {n}", "output": f"answer {n}"} for n in range(30)]
 

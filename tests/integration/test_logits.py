@@ -21,13 +21,14 @@ from tasks.logits.store.reader import TopKReader
 from tasks.models import resolve
 from tasks.tokens.scored import ScoredRow
 from tests.support.processes import named, of_home
+from tests.support.stages import scoring_workspace
 
 K = 10
 
 
 def _score(rows: ArtifactRef, scoring: Scoring, tag: int, on_event: Any = lambda event: None) -> ArtifactRef:
     teacher = resolve("demo", "teacher")
-    work = stage.workspace(rows, teacher, K, scoring)
+    work = scoring_workspace(rows, teacher, K, scoring)
     tagged = Workspace(work.kind, 1000 + tag, work.spec, work.inputs)
     return stage.score(tagged, rows, teacher, K, scoring, on_event)
 
@@ -106,7 +107,7 @@ def test_vllm_killed_in_mid_run_resumes_without_rescoring_and_agrees_with_transf
 
 
 def _description(rows: ArtifactRef, scoring: Scoring) -> dict[str, Any]:
-    description = stage.workspace(rows, resolve("demo", "teacher"), K, scoring).description()
+    description = scoring_workspace(rows, resolve("demo", "teacher"), K, scoring).description()
     return {**description, "version": 1000}
 
 

@@ -17,12 +17,12 @@ import pytest
 from infra.store import storage
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
 from tasks.engines.scoring import TransformersEngine
-from tasks.logits import stage
 from tasks.logits.settings import Scoring
 from tasks.logits.store.reader import SHARDS, TopKReader
 from tasks.models import load_tokenizer, resolve
 from tasks.rows import KEPT, read_rows
 from tasks.tokens.rows import TokenisedRow, tokenise
+from tests.support.stages import scoring_workspace
 from tests.support.wait import wait_for
 
 K = 10
@@ -32,11 +32,12 @@ import json, sys
 from infra.store.artifacts import ArtifactRef
 from tasks.models import resolve
 from tasks.logits import stage
+from tests.support.stages import scoring_workspace
 from tasks.logits.settings import Scoring
 
 rows, scoring = ArtifactRef.model_validate_json(sys.argv[1]), Scoring.model_validate_json(sys.argv[2])
 teacher = resolve("demo", "teacher")
-ref = stage.score(stage.workspace(rows, teacher, 10, scoring), rows, teacher, 10, scoring, lambda event: None)
+ref = stage.score(scoring_workspace(rows, teacher, 10, scoring), rows, teacher, 10, scoring, lambda event: None)
 print(ref.model_dump_json())
 """
 
@@ -64,7 +65,7 @@ def _written(work: Workspace) -> dict[str, Any]:
 
 
 def test_two_workers_share_a_store_and_one_finishes_it_after_the_other_is_killed(rows: ArtifactRef) -> None:
-    work = stage.workspace(rows, resolve("demo", "teacher"), K, SCORING)
+    work = scoring_workspace(rows, resolve("demo", "teacher"), K, SCORING)
     workers = [_worker(rows), _worker(rows)]
     try:
         owners: set[int] = set()

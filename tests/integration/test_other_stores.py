@@ -10,14 +10,12 @@ from pathlib import Path
 import pytest
 
 from flows import preflight
+from flows.recipe import Recipe
 from infra.errors import ConfigurationError, DistilflowError, TransientError
 from infra.orchestration import view
 from infra.store import storage
 from infra.store.artifacts import ArtifactReader, Workspace
 from infra.store.claims import Claims
-from tasks.evaluate.benchmarks.settings import Benchmarks
-from tasks.seeds.stage import Sources
-from tasks.train.settings import Distillation
 from tests.support.quirky_s3 import BUCKET, Quirks, quirky_s3
 
 
@@ -66,7 +64,7 @@ def test_a_run_says_at_its_start_that_conditions_are_not_kept(
     monkeypatch.setenv("DISTILFLOW_HOME", str(tmp_path))
     monkeypatch.setenv("DISTILFLOW_CONSOLE", "1")
     with view.console.capture() as said:
-        preflight.check.fn("demo", "demo", Distillation(), Sources.of("demo", None, None), Benchmarks(), "demo")
+        preflight.check.fn(Recipe.of({}))
     assert ("the store keeps no conditions on writes" in said.get()) == (conditions != "kept")
 
 

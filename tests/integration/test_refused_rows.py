@@ -17,19 +17,19 @@ from infra.processes import child
 from infra.store.artifacts import ArtifactRef, Workspace
 from tasks.engines.generation import Ends
 from tasks.engines.scoring import TransformersEngine
-from tasks.evaluate import stage as evaluation_stage
 from tasks.evaluate.heldout import program as evaluation
 from tasks.evaluate.heldout.scoring import RowScore
 from tasks.evaluate.settings import Evaluation
-from tasks.logits import program, stage
+from tasks.logits import program
 from tasks.logits.settings import Scoring
 from tasks.logits.store.reader import SHARDS, TOKENIZER, TopKReader
 from tasks.models import ModelSource, resolve
 from tasks.rows import HELDOUT, KEPT, read_rows
-from tasks.seeds.stage import Sources, load
+from tasks.seeds.stage import Sources
 from tasks.tokens.rows import TokenisedRow
 from tasks.tokens.scored import ScoredRow
 from tasks.train.data.examples import Examples
+from tests.support.stages import evaluation_workspace, load, scoring_workspace
 
 SCORING = Scoring(engine="transformers", max_length=256, tokens_per_shard=3000)
 K = 4
@@ -61,7 +61,7 @@ def _scored(
     monkeypatch.setattr(program, "_engine", lambda *_: engine)
     scoring = SCORING.model_copy(update={"tokens_per_shard": 3000 + seed})
     teacher = resolve("demo", "teacher")
-    work = stage.workspace(rows, teacher, K, scoring)
+    work = scoring_workspace(rows, teacher, K, scoring)
     spec = {
         "rows": rows.model_dump(),
         "teacher": teacher.model_dump(),
@@ -112,7 +112,7 @@ def test_a_held_out_row_without_numbers_is_left_out_counted_and_named(
     monkeypatch.setattr(evaluation, "score", score)
     settings = Evaluation(max_rows=12, max_new_tokens=4, max_length=384, engine="transformers")
     base, teacher = resolve("demo", "student"), resolve("demo", "teacher")
-    work = evaluation_stage.workspace(base, teacher, seeds, settings)
+    work = evaluation_workspace(base, teacher, seeds, settings)
     spec = {
         "teacher": teacher.model_dump(),
         "heldout": seeds.model_dump(),

@@ -15,6 +15,7 @@ from tasks.logits.store.reader import TopKReader
 from tasks.models import DEMO, ModelSource
 from tasks.train import stage
 from tasks.train.settings import Training, TrainingRun
+from tests.support.stages import scoring_workspace, training_workspace
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_a_student_from_a_sharded_base_serves_in_vllm_as_in_transformers(
     rows: ArtifactRef, sharded: ModelSource
 ) -> None:
     training = Training(max_steps=2, global_batch=16, max_length=256)
-    work = stage.workspace("sft", sharded, rows, training, seed=0)
+    work = training_workspace("sft", sharded, rows, training, seed=0)
     run = TrainingRun(processes=1, micro_batch=8)
     trained = stage.train(work, "sft", sharded, rows, training, run, 0, lambda event: None)
     names = set(ArtifactReader(trained).names("model/"))
@@ -44,7 +45,7 @@ def test_a_student_from_a_sharded_base_serves_in_vllm_as_in_transformers(
     student, scores = ModelSource(name="sft", artifact=trained), []
     for engine in ("vllm", "transformers"):
         scoring = Scoring(engine=engine, max_length=256, max_error=2**-14)  # type: ignore[arg-type]
-        made = logits_stage.workspace(rows, student, 5, scoring)
+        made = scoring_workspace(rows, student, 5, scoring)
         work = Workspace(made.kind, 1000, {**made.spec, "engine": engine}, made.inputs)
         store = logits_stage.score(work, rows, student, 5, scoring, lambda event: None)
         assert store.counts["rows"] == rows.counts["rows"]

@@ -21,6 +21,7 @@ from tasks.models import ModelSource, resolve
 from tasks.train import stage
 from tasks.train.settings import Distillation, Lora, Training, TrainingRun
 from tests.support.door import Door
+from tests.support.stages import scoring_workspace, training_workspace
 from tests.support.training_process import TrainingProcess
 from tests.support.wait import wait_for
 
@@ -35,7 +36,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 def topk(rows: ArtifactRef) -> ArtifactRef:
     """The teacher's top 10 on them, by the reference engine."""
     scoring = Scoring(engine="transformers", max_length=256)
-    work = logits_stage.workspace(rows, TEACHER(), 10, scoring)
+    work = scoring_workspace(rows, TEACHER(), 10, scoring)
     return work.find() or logits_stage.score(work, rows, TEACHER(), 10, scoring, lambda event: None)
 
 
@@ -47,14 +48,14 @@ def _train(
     data: ArtifactRef, training: Training, run: TrainingRun, tag: int, on_event: Any = lambda event: None
 ) -> ArtifactRef:
     """Train the demo student; `tag` makes the runs of a test different artifacts."""
-    name: stage.Stage = "kd" if isinstance(training, Distillation) else "sft"
+    name: stage.Name = "kd" if isinstance(training, Distillation) else "sft"
     work = _work(data, training, tag)
     return stage.train(work, name, resolve("demo", "student"), data, training, run, 0, on_event)
 
 
 def _work(data: ArtifactRef, training: Training, tag: int) -> Workspace:
-    name: stage.Stage = "kd" if isinstance(training, Distillation) else "sft"
-    work = stage.workspace(name, resolve("demo", "student"), data, training, seed=0)
+    name: stage.Name = "kd" if isinstance(training, Distillation) else "sft"
+    work = training_workspace(name, resolve("demo", "student"), data, training, seed=0)
     return Workspace(work.kind, 1000 + tag, work.spec, work.inputs)
 
 
@@ -248,7 +249,7 @@ def test_storage_that_is_away_in_the_middle_does_not_end_the_run(rows: ArtifactR
         wait_for(lambda: any(event["event"] == "checkpoint_lost" for event in flow.events), 180, [flow.process])
         door.open()
         assert flow.ends() == 0, flow.events[-1:]
-    made = stage.workspace("sft", resolve("demo", "student"), rows, TRAINING, seed=0)
+    made = training_workspace("sft", resolve("demo", "student"), rows, TRAINING, seed=0)
     finished = Workspace(made.kind, 1030, made.spec, made.inputs).find()
     assert finished is not None
     assert _difference(finished, uninterrupted) <= 1e-5

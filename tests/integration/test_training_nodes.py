@@ -18,6 +18,7 @@ from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
 from tasks.models import resolve
 from tasks.train import stage
 from tasks.train.settings import Training, TrainingRun
+from tests.support.stages import training_workspace
 from tests.support.training_process import TrainingProcess
 from tests.support.wait import wait_for
 
@@ -62,7 +63,7 @@ def two_nodes(tmp_path: Path) -> TrainingRun:
 
 
 def _work(rows: ArtifactRef, version: int) -> Workspace:
-    made = stage.workspace("sft", resolve("demo", "student"), rows, TRAINING, 0)
+    made = training_workspace("sft", resolve("demo", "student"), rows, TRAINING, 0)
     return Workspace(made.kind, version, made.spec, made.inputs)
 
 

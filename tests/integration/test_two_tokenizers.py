@@ -11,7 +11,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactRef
 from tasks.engines.scoring import TransformersEngine
-from tasks.logits import stage
 from tasks.logits.program import score_shards
 from tasks.logits.settings import Scoring
 from tasks.logits.shards import plan
@@ -21,6 +20,7 @@ from tasks.rows import KEPT, read_rows
 from tasks.tokens.rows import TokenisedRow, tokenise
 from tasks.train.data.examples import Examples
 from tasks.train.settings import Distillation
+from tests.support.stages import scoring_workspace
 
 K = 10
 
@@ -30,7 +30,7 @@ def store(rows: ArtifactRef) -> ArtifactRef:
     teacher, scoring = resolve("demo", "teacher"), Scoring(engine="transformers", max_length=256, tokens_per_shard=5000)
     tokenizer = load_tokenizer(teacher)
     tokenised = [tokenise(row, tokenizer, 256) for row in read_rows(rows, KEPT)]
-    work = stage.workspace(rows, teacher, K, scoring)
+    work = scoring_workspace(rows, teacher, K, scoring)
     shards = plan([row for row in tokenised if isinstance(row, TokenisedRow)], scoring.tokens_per_shard)[:2]
     heard: list[tuple[int, int]] = []
     engine = TransformersEngine(teacher.fetch())

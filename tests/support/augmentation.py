@@ -22,9 +22,10 @@ from infra.store.claims import Claims
 from tasks.augment import stage
 from tasks.augment.settings import Augmentation
 from tasks.llm.litellm_pool import Deployment
-from tasks.seeds.stage import Sources, load
+from tasks.seeds.stage import Sources
 from tests.support import program
 from tests.support.endpoint_answers import answer
+from tests.support.stages import augment_workspace, load
 
 MODEL = "openai/test"
 _CATEGORIES = ("Reasoning", "Writing", "Translation", "Knowledge", "Summarization")
@@ -51,7 +52,7 @@ def load_seeds(count: int) -> ArtifactRef:
 def augment(url: str, seeds: int, options: dict[str, Any], key: str = "key", as_task: Any = _alone) -> ArtifactRef:
     """The stage's artifact, made here; `options` are Augmentation's."""
     loaded, chosen = load_seeds(seeds), Augmentation.model_validate(options)
-    work = stage.workspace(loaded, chosen, MODEL)
+    work = augment_workspace(loaded, chosen, MODEL)
     return stage.augment(work, loaded, chosen, Deployment(MODEL, url, key), lambda done, total: None, as_task)
 
 

@@ -19,11 +19,12 @@ from infra.store.artifacts import ArtifactRef, Workspace
 from infra.errors import DistilflowError
 from tasks.models import resolve
 from tasks.train import stage
+from tests.support.stages import training_workspace
 from tasks.train.settings import Training, TrainingRun
 told = json.loads(sys.argv[1])
 data, student = ArtifactRef.model_validate(told["data"]), resolve("demo", "student")
 training, run = Training.model_validate(told["training"]), TrainingRun.model_validate(told["run"])
-made = stage.workspace("sft", student, data, training, 0)
+made = training_workspace("sft", student, data, training, 0)
 work = Workspace(made.kind, told["version"], made.spec, made.inputs)
 try:
     stage.train(work, "sft", student, data, training, run, 0, lambda event: print(json.dumps(event), flush=True))

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import shlex
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from flows.commands import main
 from flows.distill import distill
-from flows.params import PRESETS, Preset, with_preset
-from flows.reproduce import _DEFAULTS, command
+from flows.params import PRESETS, Settings
+from flows.recipe import Recipe
+from infra.errors import ConfigurationError
 from tasks.augment.settings import Augmentation
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
 from tasks.train.settings import Distillation, Lora, Training, TrainingRun
-
-NAMED = {"student": "0.5B", "teacher": "72B", "k": 10, "seed": 0}
 
 
 def typed(line: str) -> dict[str, Any]:
@@ -30,22 +32,34 @@ def typed(line: str) -> dict[str, Any]:
     return dict(bound.kwargs)
 
 
-def used(preset: Preset, told: dict[str, Any]) -> Preset:
-    names = ("augmentation", "sft", "kd", "scoring", "evaluation", "run")
-    parts = (preset.augment, preset.sft, preset.kd, preset.scoring, preset.evaluation, preset.run)
-    return Preset(*(with_preset(told.get(name), part) for name, part in zip(names, parts, strict=True)))
-
-
 def test_the_defaults_are_the_flows() -> None:
     parameters = inspect.signature(distill.fn).parameters
-    assert {name: parameters[name].default for name in _DEFAULTS} == _DEFAULTS
+    plain = {name: field.default for name, field in Recipe.model_fields.items() if name != "settings"}
+    assert {name: parameters[name].default for name in plain} == plain
+    nested = {field.name for field in dataclasses.fields(Settings)}
+    assert parameters.keys() - plain.keys() - nested == {"stages_on", "plan_only", "hardware"}
 
 
 def test_a_run_by_the_preset_names_models_k_and_seed_alone() -> None:
-    preset = PRESETS["0.5B"]
-    assert command({**NAMED, **_DEFAULTS}, preset, preset) == (
-        "distilflow run --student 0.5B --teacher 72B --k 10 --seed 0"
-    )
+    recipe = Recipe.of({"student": "0.5B", "teacher": "72B"})
+    assert recipe.command() == "distilflow run --student 0.5B --teacher 72B --k 10 --seed 0"
+    assert Recipe.of({"k": 5}).command() == "distilflow run --student demo --teacher demo --k 5 --seed 0"
+
+
+def test_a_k_reaches_everything_that_has_one() -> None:
+    assert Recipe.of({"k": 5}).settings.evaluation.top_k == 5
+    assert Recipe.of({"k": 5, "evaluation": Evaluation(top_k=3)}).settings.evaluation.top_k == 3
+
+
+def test_what_contradicts_the_preset_is_refused_and_what_only_contradicts_a_default_is_not() -> None:
+    with pytest.raises(ConfigurationError, match=r"kd.tail=bucket needs kd.temperature=1, not 2: the teacher's tail"):
+        Recipe.of({"student": "demo", "kd": Distillation(tail="bucket")})
+    with pytest.raises(ConfigurationError, match=r"run.offload=parameters needs run.zero_stage=3 or more, not 1"):
+        Recipe.of({"student": "0.5B", "run": TrainingRun(offload="parameters")})
+    offloaded = Recipe.of({"student": "7B", "run": TrainingRun(offload="parameters")})  # whose preset is ZeRO-3
+    assert offloaded.settings.run.offload == "parameters"
+    with pytest.raises(ValidationError, match="needs kd.temperature=1"):
+        Distillation(tail="bucket", temperature=2)
 
 
 @settings(max_examples=30)
@@ -66,8 +80,9 @@ def test_a_run_by_the_preset_names_models_k_and_seed_alone() -> None:
 def test_typed_again_it_gives_the_same_settings(
     seeds: str, augmentation: Augmentation, sft: Training, kd: Distillation, evaluation: Evaluation, size: str
 ) -> None:
-    preset = PRESETS[size]
     told = {
+        "student": size,
+        "seeds": seeds,
         "augmentation": augmentation,
         "sft": sft,
         "kd": kd,
@@ -75,14 +90,12 @@ def test_typed_again_it_gives_the_same_settings(
         "scoring": Scoring(max_length=99),
         "run": TrainingRun(zero_stage=3),
     }
-    wanted = used(preset, told)
-    again = typed(command({**NAMED, **_DEFAULTS, "student": size, "seeds": seeds}, wanted, preset))
-    assert used(preset, again) == wanted
-    assert again["student"] == size
-    assert again.get("seeds", "demo") == seeds
+    if size == "demo" and kd.tail == "bucket":
+        told["kd"] = Distillation(tail="bucket", temperature=1.0)
+    wanted = Recipe.of(told)
+    assert Recipe.of(typed(wanted.command())) == wanted
 
 
 def test_no_address_of_a_provider_is_told() -> None:
-    preset = PRESETS["0.5B"]
-    given = used(preset, {"augmentation": Augmentation(api_base="http://secret-host/v1")})
-    assert "secret" not in command({**NAMED, **_DEFAULTS}, given, preset)
+    given = Augmentation(api_base="http://secret-host/v1")
+    assert "secret" not in Recipe.of({"student": "0.5B", "augmentation": given}).command()

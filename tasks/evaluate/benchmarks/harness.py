@@ -6,12 +6,14 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from infra import devices
 from infra.errors import ConfigurationError
 from infra.processes.program import lean_imports
 from infra.processes.supervise import Event, run_supervised
 from infra.processes.vllm_environment import vllm_environment
+from infra.stage import Made, SeveralArtifacts, View
 from infra.store.artifacts import ArtifactRef, Workspace
 from tasks.evaluate.benchmarks import data_files
 from tasks.evaluate.benchmarks.settings import Benchmarks
@@ -60,12 +62,35 @@ def _check_installed(options: Benchmarks) -> None:
         raise ConfigurationError(f"benchmarks.harness_task_folder: there is no folder {options.harness_task_folder}")
 
 
-def workspace(model: ModelSource, options: Benchmarks, scoring: Scoring) -> Workspace:
-    """One model's results on the tasks that `options` name; the reference's rounding makes them others than vLLM's."""
-    spec = {"model": model.identity(), **options.identity("harness"), "own_tasks": _task_files(options)}
-    if scoring.engine != "vllm":
-        spec["engine"] = scoring.engine
-    return Workspace(KIND, STAGE_VERSION, spec, {})
+class LmEval(SeveralArtifacts):
+    """lm-eval's results of every variant, one variant after the other."""
+
+    kind: ClassVar = "lm_eval"
+    makes: ClassVar = (KIND,)
+    doing: ClassVar = "lm-eval's tasks"
+    on_workers: ClassVar = True
+
+    models: dict[str, ModelSource]
+    options: Benchmarks
+    scoring: Scoring
+
+    def workspaces(self) -> dict[str, Workspace]:
+        spec: dict[str, Any] = {**self.options.identity("harness"), "own_tasks": _task_files(self.options)}
+        if self.scoring.engine != "vllm":  # the reference's rounding makes other results than vLLM's
+            spec["engine"] = self.scoring.engine
+        return {
+            f"{name}/{KIND}": Workspace(KIND, STAGE_VERSION, {"model": model.identity(), **spec}, {})
+            for name, model in self.models.items()
+        }
+
+    def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
+        return {devices.GPU: devices.gpu_slots(self.scoring.tensor_parallel)}
+
+    def make(self, missing: Mapping[str, Workspace], view: View) -> dict[str, ArtifactRef]:
+        return run(missing, self.models, self.options, self.scoring, view.follow(describe))
+
+    def show(self, made: Made, view: View) -> str:
+        return f"{len(self.options.harness)} tasks by {len(self.models)} variants"
 
 
 def run(

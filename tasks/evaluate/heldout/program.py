@@ -98,7 +98,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         alignment = None if same_tokenizer else Alignment(vocabulary_of(teacher_source), vocabulary_of(variant.source))
         kept = []
         for batch in batches(variant.tasks, settings.batch_rows, model.config.get_text_config().vocab_size):
-            for task, scored in zip(batch, score(model, teacher, batch, alignment, settings.top_k), strict=True):
+            for task, scored in zip(batch, score(model, teacher, batch, alignment, settings.kl_tokens), strict=True):
                 kept.append(_row(task, scored, answers["rows"][task.row.id], databases))
             tick(variant)(len(batch))
         unscored, skipped = predictions.without_numbers(kept), dict(variant.skipped)

@@ -145,7 +145,7 @@ def test_benchmarks_are_a_stage_of_hours_where_they_are_asked_for() -> None:
         operations = 2 * size.parameters
         seconds += 60 + operations / 1e9 + 4 * 2048 * (256 * operations / 50e12 + size.shape.layers * 1e-4)
     assert stage.hours == pytest.approx(seconds / 3600)
-    done = {"benchmarks": ArtifactRef(kind="x", uri="s3://x/", sha256="", fingerprint="")}
+    done = {"answers": ArtifactRef(kind="x", uri="s3://x/", sha256="", fingerprint="")}
     assert _stage(_plan(**asked, done=done), "benchmarks").hours == 0
     assert "lm-eval's tasks are not in it" in plan_markdown(_plan(harness=True))
 

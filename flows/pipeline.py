@@ -1,0 +1,95 @@
+"""The paper's figure: seeds → augment → sft → logits → kd → evaluate. `distill` runs it, `plan` asks it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from flows.recipe import Recipe
+from infra.stage import Stage
+from infra.store.artifacts import ArtifactRef
+from tasks.augment.stage import Augment
+from tasks.evaluate.benchmarks import artifacts
+from tasks.evaluate.benchmarks.harness import LmEval
+from tasks.evaluate.benchmarks.stage import AnswerBenchmarks, JudgeBenchmarks
+from tasks.evaluate.stage import Evaluate
+from tasks.logits.stage import ScoreTeacher
+from tasks.models import ModelSource
+from tasks.seeds.stage import LoadSeeds
+from tasks.train.stage import Train
+
+R = TypeVar("R")
+
+
+class Run(Protocol):
+    """What is done with each stage: it is run, or only looked up."""
+
+    def __call__(self, stage: Stage[R]) -> R: ...
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a report is made from: artifacts by stage, evaluations by variant, verdicts by variant and benchmark."""
+
+    stages: dict[str, ArtifactRef]
+    evaluations: dict[str, ArtifactRef]
+    verdicts: dict[str, ArtifactRef]
+
+
+def load_seeds(recipe: Recipe) -> LoadSeeds:
+    """The first stage: without agents, seeds need responses of their own."""
+    return LoadSeeds(
+        sources=recipe.sources,
+        heldout_share=recipe.heldout_share,
+        response_required=not recipe.settings.augmentation.enabled,
+    )
+
+
+def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) -> Results:
+    """Every stage of `recipe`, in order, each given to `run` once what it is made from is known."""
+    how, seed = recipe.settings, recipe.seed
+
+    seeds = run(load_seeds(recipe))
+    rows = run(Augment(seeds=seeds, agent_model=recipe.agent_model, options=how.augmentation))
+    sft = run(Train(name="sft", model=base, data=rows, training=how.sft, run=how.run, seed=seed))
+    scores = run(ScoreTeacher(rows=rows, teacher=teacher, k=recipe.k, scoring=how.scoring))
+    tuned = ModelSource(name="sft", artifact=sft)
+    more_sft = how.kd.training()
+    control = run(Train(name="sft_control", model=tuned, data=rows, training=more_sft, run=how.run, seed=seed))
+    kd = run(Train(name="kd", model=tuned, data=scores, training=how.kd, run=how.run, seed=seed))
+
+    variants = {
+        "base": base,
+        "sft": tuned,
+        "sft_control": ModelSource(name="sft_control", artifact=control),
+        "kd": ModelSource(name="kd", artifact=kd),
+        "teacher": teacher,
+    }
+    evaluations = run(Evaluate(models=variants, teacher=teacher, seeds=seeds, evaluation=how.evaluation))
+    verdicts = _benchmarks(run, recipe, variants, evaluations)
+    stages = {"seeds": seeds, "augment": rows, "sft": sft, "logits": scores, "sft_control": control, "kd": kd}
+    return Results(stages, evaluations, verdicts)
+
+
+def _benchmarks(
+    run: Run, recipe: Recipe, variants: dict[str, ModelSource], evaluations: dict[str, ArtifactRef]
+) -> dict[str, ArtifactRef]:
+    """Those that have data: none by default."""
+    how, asked = recipe.settings, recipe.settings.benchmarks
+    answers: dict[str, ArtifactRef] = {}
+    verdicts: dict[str, ArtifactRef] = {}
+    if artifacts.asked_for(asked):
+        answers = run(AnswerBenchmarks(models=variants, options=asked, evaluation=how.evaluation))
+    if answers or asked.probes:
+        judged = JudgeBenchmarks(
+            answers=answers,
+            evaluations=evaluations,
+            options=asked,
+            judging=how.judging,
+            judge_model=recipe.judge_model,
+        )
+        verdicts = run(judged)
+    if asked.harness:
+        by_tasks = run(LmEval(models=variants, options=asked, scoring=how.scoring))
+        verdicts = verdicts | by_tasks
+    return verdicts

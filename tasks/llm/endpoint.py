@@ -1,0 +1,40 @@
+"""Where requests go: a provider that LiteLLM knows, or the demo's own server, which is started for the stage."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
+
+from tasks.demo import endpoint as demo
+from tasks.llm.litellm_pool import Deployment
+from tasks.llm.settings import LLMCalls
+
+
+def provider_limit(model: str, api_base: str | None = None) -> str:
+    """The limit of a LiteLLM model's provider; a self-hosted endpoint is a provider of its own."""
+    if api_base:
+        address = urlsplit(api_base)
+        return f"llm-{address.hostname}" + (f"-{address.port}" if address.port else "")
+    provider, slash, _ = model.partition("/")
+    return f"llm-{provider if slash else 'other'}"
+
+
+def provider_slots(model: str, options: LLMCalls) -> dict[str, int]:
+    """Requests in flight that are held of each provider's limit; none of the demo's own server."""
+    if model == "demo":
+        return {}
+    limits = {provider_limit(model, options.api_base)}
+    limits |= {provider_limit(other) for other in (*options.other_models, *options.fallbacks)}
+    return dict.fromkeys(limits, options.concurrency)
+
+
+@contextlib.contextmanager
+def llm_endpoint(model: str, options: LLMCalls, note: Callable[[str], None]) -> Iterator[Deployment]:
+    """Where requests go, for the length of the `with`."""
+    if model != "demo":
+        yield Deployment(model, options.api_base)
+        return
+    note(demo.LABEL)
+    with demo.demo_llm() as address:
+        yield Deployment(demo.MODEL, address, "demo")
