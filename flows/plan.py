@@ -29,7 +29,7 @@ from tasks.augment.estimate import Estimate, estimate, sampled
 from tasks.augment.settings import Augmentation
 from tasks.demo import endpoint as demo
 from tasks.evaluate.benchmarks import artifacts
-from tasks.llm.litellm_pool import Deployment
+from tasks.llm.protocol import Deployment
 from tasks.models import ModelSource, load_tokenizer, resolve
 from tasks.plan.hardware import Hardware, machine
 from tasks.plan.known import Known

@@ -22,7 +22,7 @@ from tasks.augment.export import export
 from tasks.augment.settings import Augmentation, Format, RowTable
 from tasks.demo import endpoint as demo
 from tasks.llm.budget import Usage
-from tasks.llm.litellm_pool import Deployment
+from tasks.llm.protocol import Deployment
 from tasks.seeds.account import sentences
 from tasks.seeds.stage import LoadSeeds, Sources
 

@@ -25,7 +25,7 @@ from tasks.augment.controller import verify, write_and_score
 from tasks.augment.settings import Augmentation
 from tasks.llm.agent import Agent
 from tasks.llm.budget import Usage, UsageByAgent
-from tasks.llm.litellm_pool import Deployment
+from tasks.llm.protocol import Deployment
 from tasks.llm.session import connected
 from tasks.rows import TRAIN, Row, databases_by_input, read_rows
 from tasks.seeds.stage import open_databases

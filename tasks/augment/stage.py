@@ -26,7 +26,7 @@ from tasks.augment.controller import Batch, Dropped, verify, write_and_score
 from tasks.augment.settings import Augmentation
 from tasks.llm.budget import UsageByAgent
 from tasks.llm.endpoint import llm_endpoint, provider_slots
-from tasks.llm.litellm_pool import Deployment
+from tasks.llm.protocol import Deployment
 from tasks.llm.session import connected, run_async
 from tasks.rows import (
     FAILED,

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,9 +20,10 @@ from tasks.llm.addresses import check_address, server_of
 from tasks.llm.agent import Agent, Answer
 from tasks.llm.budget import BudgetReached, Ledger, UsageByAgent
 from tasks.llm.cache import AnswerCache, key_of
-from tasks.llm.litellm_pool import Configuration, Deployment, ProviderError, Providers, Reply, Request
+from tasks.llm.litellm_pool import Providers
 from tasks.llm.litellm_replies import DECLINED
 from tasks.llm.pacing import Slots
+from tasks.llm.protocol import Configuration, Deployment, ProviderError, Reply, Request
 from tasks.llm.reading import BadAnswer
 from tasks.llm.redaction import redacted
 from tasks.llm.settings import LLMCalls
@@ -33,8 +33,7 @@ from tasks.text.refusals import is_refusal
 
 _MAX_TEXT = 200_000  # characters of an answer that are kept: more than any agent may say
 _ATTEMPTS = 2
-_RETRIES = 5
-_PAUSE_S = 5.0
+_RETRIES = 7  # of the Router: with its pauses of 0.5 to 8 s, patience for half a minute
 _FAILURES_IN_A_ROW = 20
 _FAILURES_AT_FIRST = 5
 _TAKEN = ("prompt_tokens", "completion_tokens", "cost_usd")
@@ -163,7 +162,7 @@ class LLMClient:
         messages = request.messages
         async with self._usefulness.turn(agent.name, request.route):
             while len(answers) < _ATTEMPTS:
-                answer = await self._patiently(agent, request)
+                answer = await self._paid(agent, request)
                 usage.add(agent.name, answer, cached=False)
                 answers.append(answer)
                 try:
@@ -184,16 +183,6 @@ class LLMClient:
             if answer["finish_reason"] == DECLINED or ("{" not in said and is_refusal(said)):
                 why = "the model declines"
             raise Unanswered(agent.name, "no valid answer", f"{why}: {said!r}" if said else why)
-
-    async def _patiently(self, agent: Agent[Any], request: Request) -> dict[str, Any]:
-        """A provider's passing failure, its own retries being used up, gets one more chance a little later."""
-        try:
-            return await self._paid(agent, request)
-        except Unanswered as nothing:
-            if not nothing.transient:
-                raise
-        await asyncio.sleep(random.uniform(0.5, 1.0) * _PAUSE_S)
-        return await self._paid(agent, request)
 
     async def _paid(self, agent: Agent[Any], request: Request) -> dict[str, Any]:
         """Send a request; its slot is free again when the answer is there.
@@ -281,7 +270,7 @@ class LLMClient:
         fallbacks = [Deployment(model) for model in options.fallbacks]
         routes = {model: [Deployment(model, **limits), *fallbacks] for model in options.other_models}
         routes[self.endpoint.model] = [dataclasses.replace(self.endpoint, **limits), *fallbacks]
-        return Configuration(routes, _RETRIES, options.timeout_s, options.concurrency)
+        return Configuration(routes, _RETRIES, options.timeout_s)
 
     def _price(self, route: str, models: list[dict[str, Any]]) -> tuple[float, float]:
         """The dearest of a route's models, in $ a token of prompt and of answer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from infra.errors import ConfigurationError, DistilflowError, TransientError
-from tasks.llm.litellm_pool import ProviderError
+from tasks.llm.protocol import ProviderError
 from tasks.llm.settings import LLMCalls
 from tasks.llm.usefulness import Unanswered
 

@@ -1,8 +1,9 @@
-"""The way from a stage to its LLMs: requests over pipes to provider processes (`tasks.llm.litellm_process`).
+"""The way from a stage to its LLMs: LiteLLM in this process, or requests over pipes to processes of its own.
 
-LiteLLM takes milliseconds of CPU a request, so it runs in processes of its own, as many as there are cores for;
-this side only passes lines. A provider process that dies is replaced, and what it had in flight is asked again
-once of another one. No process survives its parent, however that one ends: each leaves when its input closes.
+LiteLLM takes milliseconds of CPU a request. Beside the stage that is enough for hundreds of requests in flight that
+take seconds each; for more, it runs in processes of its own (`tasks.llm.litellm_process`), and this side only passes
+lines. One that dies is replaced, and what it had in flight is asked again once of another one. No process survives its
+parent, however that one ends: each leaves when its input closes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextlib
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,91 +21,25 @@ from typing import Any
 from infra import settings
 from infra.errors import TransientError
 from infra.processes.environment import for_provider
+from tasks.llm.litellm_here import LiteLLMHere
 from tasks.llm.pacing import Pace
+from tasks.llm.protocol import Configuration, ProviderDied, ProviderError, Reply, Request, content_of
 
 READY_TIMEOUT_S = 120.0
 _MAX_LINE = 2**24
 
 
-class ProviderError(Exception):
-    """A request (or a configuration) that failed for good; `kind` is one of the protocol's.
-
-    refused_key, unknown_model, quota, bad_request, content_policy, context_window, rate_limit, timeout, unreachable,
-    server; of a configuration: missing_key, unknown_model.
-    """
-
-    def __init__(self, kind: str, message: str, retry_after_s: float | None = None):
-        super().__init__(message)
-        self.kind = kind
-        self.retry_after_s = retry_after_s
-
-
-class ProviderDied(TransientError):
-    """A provider process ended (killed, out of memory) with requests in flight."""
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """A LiteLLM model name and, for self-hosted ones, its address. Limits are a minute's, and of a route's first."""
-
-    model: str
-    api_base: str | None = None
-    api_key: str | None = field(default=None, repr=False)
-    rpm: float | None = None
-    tpm: float | None = None
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """Routes by name, each a model and its fallbacks in order; `timeout_s` is for one attempt."""
-
-    routes: dict[str, list[Deployment]]
-    retries: int = 4
-    timeout_s: float = 120.0
-    concurrency: int = 64
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to ask, and of which route. `schema` is the JSON schema of the answer."""
-
-    messages: list[dict[str, str]]
-    route: str = "default"
-    temperature: float | None = None
-    max_tokens: int | None = None
-    schema: dict[str, Any] | None = None
-    schema_name: str = "Answer"
-    top_logprobs: int | None = None
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a model answered, and what it took (`cost_usd` is 0 where the model's price is unknown).
-
-    `last_logprobs` has the last tokens with their most likely alternatives, where they were asked for and the
-    provider tells them: [token, [[alternative, log-prob], …]] each. `place`: of the route's models, which answered.
-    """
-
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: float
-    model: str
-    finish_reason: str | None
-    last_logprobs: list[Any] | None = None
-    place: int = 0
-
-
 class Providers:
     """`async with Providers(configuration) as providers: await providers.complete(request)`."""
 
-    def __init__(self, configuration: Configuration, processes: int = 1, ready_timeout_s: float = READY_TIMEOUT_S):
+    def __init__(self, configuration: Configuration, processes: int = 0, ready_timeout_s: float = READY_TIMEOUT_S):
+        """With 0 `processes`, LiteLLM runs in this one."""
         self.routes: dict[str, list[dict[str, Any]]] = {}  # what each route's models are and cost
         self._configuration = configuration
         self._ready_timeout_s = ready_timeout_s
-        self._free = asyncio.Semaphore(configuration.concurrency)
         self._paces = {name: Pace(route[0].rpm, route[0].tpm) for name, route in configuration.routes.items()}
-        self._children: list[_Child | None] = [None] * processes
+        self._in_process = processes == 0
+        self._children: list[_Child | LiteLLMHere | None] = [None] * max(processes, 1)
         self._keepers: list[asyncio.Task[None]] = []
         self._changed = asyncio.Condition()
         self._failure: Exception | None = None
@@ -131,17 +66,17 @@ class Providers:
     @property
     def pids(self) -> list[int]:
         """The processes that are ready."""
-        return [child.pid for child in self._children if child]
+        return [child.pid for child in self._children if isinstance(child, _Child)]
 
     async def complete(self, request: Request) -> Reply:
-        """Ask; at most `concurrency` at a time. Raises ProviderError, or ProviderDied if it did so twice."""
+        """Ask. Raises ProviderError, or ProviderDied if a process did so twice."""
         pace = self._paces[request.route]
-        async with self._free:
-            await pace.turn()
-            try:
-                reply = await (await self._least_busy()).ask(request)
-            except ProviderDied:
-                reply = await (await self._least_busy()).ask(request)
+        await pace.turn()
+        try:
+            answer = await (await self._least_busy()).send(vars(request))
+        except ProviderDied:
+            answer = await (await self._least_busy()).send(vars(request))
+        reply = Reply(**answer)
         pace.used(reply.prompt_tokens + reply.completion_tokens)
         return reply
 
@@ -149,7 +84,7 @@ class Providers:
         """Tokens of each text, as far as LiteLLM knows the tokenizer of the route's model."""
         return await (await self._least_busy()).send({"route": route, "count": texts})
 
-    async def _least_busy(self) -> _Child:
+    async def _least_busy(self) -> _Child | LiteLLMHere:
         async with self._changed:
             await self._changed.wait_for(lambda: self._failure or any(self._children))
         if alive := [child for child in self._children if child]:
@@ -172,19 +107,19 @@ class Providers:
                 self._children[place] = None
                 await child.end()
 
-    async def _started(self) -> _Child:
-        child = _Child()
+    async def _started(self) -> _Child | LiteLLMHere:
+        child = LiteLLMHere() if self._in_process else _Child()
         try:
             await asyncio.wait_for(child.start(self._configuration), self._ready_timeout_s)
         except BaseException as error:
             await child.end()
             if isinstance(error, TimeoutError):
-                late = f"a provider process was not ready after {self._ready_timeout_s:.0f} s; log: {log_path()}"
+                late = f"LiteLLM was not ready after {self._ready_timeout_s:.0f} s; log: {log_path()}"
                 raise TransientError(late) from error
             raise
         return child
 
-    async def _set(self, place: int, child: _Child) -> None:
+    async def _set(self, place: int, child: _Child | LiteLLMHere) -> None:
         async with self._changed:
             self._children[place] = child
             self._changed.notify_all()
@@ -237,9 +172,6 @@ class _Child:
             raise TransientError(f"a provider process ended before it was ready; log: {log_path()}")
         self.routes = first["ready"]["routes"]
 
-    async def ask(self, request: Request) -> Reply:
-        return Reply(**await self.send(vars(request)))
-
     async def send(self, line: dict[str, Any]) -> Any:
         """The fields of the answer, or for texts to count their numbers."""
         self._asked += 1
@@ -262,13 +194,13 @@ class _Child:
                     future.set_exception(ProviderDied(f"a provider process ended; log: {log_path()}"))
 
     def _hand_out(self, answer: dict[str, Any]) -> None:
-        future = self.waiting.get(answer.pop("id"))
+        future = self.waiting.get(answer["id"])
         if future is None or future.done():  # its asker was cancelled
             return
-        if "error" in answer:
-            future.set_exception(ProviderError(**answer["error"]))
-        else:
-            future.set_result(answer.get("tokens", answer))
+        try:
+            future.set_result(content_of(answer))
+        except ProviderError as error:
+            future.set_exception(error)
 
     async def end(self) -> None:
         if self._process and self._process.stdin:

@@ -11,7 +11,7 @@ from infra import settings
 from infra.errors import DistilflowError
 from tasks.llm.cache import AnswerCache
 from tasks.llm.client import LLMClient
-from tasks.llm.litellm_pool import Deployment
+from tasks.llm.protocol import Deployment
 from tasks.llm.settings import LLMCalls
 
 _SHARE_S = 60.0

@@ -37,7 +37,12 @@ class LLMCalls(BaseModel):
         None, description="price of input and output where LiteLLM does not know the model's"
     )
     concurrency: int = Field(64, ge=1, le=1024, description="requests in flight")
-    processes: int = Field(1, ge=1, le=16, description="processes that talk to providers (LiteLLM needs CPU)")
+    processes: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="processes that talk to providers (0: this one; LiteLLM needs 3 ms of CPU a request)",
+    )
     requests_per_minute: int | None = Field(None, ge=1, description="limit a model")
     tokens_per_minute: int | None = Field(None, ge=1, description="limit a model, prompt and answer")
     timeout_s: float = Field(120.0, gt=0, description="longest wait for one answer")

@@ -47,17 +47,21 @@ def raw_litellm(url: str, asks: list[dict[str, Any]], concurrency: int) -> dict[
 
 
 def through_providers(url: str, requests: int, concurrency: int, processes: int) -> dict[str, float]:
-    """Requests a second through provider processes, and the CPU ms a request on both sides of the pipes."""
-    from tasks.llm.litellm_pool import Configuration, Deployment, Providers, Request
+    """Requests a second through LiteLLM in this process (0) or in others, and the CPU ms a request on both sides of the pipes."""
+    from tasks.llm.litellm_pool import Providers
+    from tasks.llm.protocol import Configuration, Deployment, Request
 
     async def measured() -> dict[str, float]:
-        configuration = Configuration({"default": [Deployment("openai/bench", url, "key")]}, concurrency=concurrency)
+        configuration = Configuration({"default": [Deployment("openai/bench", url, "key")]})
         started = time.monotonic()
         async with Providers(configuration, processes) as providers:
             ready_s = time.monotonic() - started
 
+            free = asyncio.Semaphore(concurrency)
+
             async def ask(number: int) -> None:
-                await providers.complete(Request(_messages(number), "default", 1.0, None, _SCHEMA, "Rewritten"))
+                async with free:
+                    await providers.complete(Request(_messages(number), "default", 1.0, None, _SCHEMA, "Rewritten"))
 
             await asyncio.gather(*[ask(-number) for number in range(1, 2 * concurrency)])
             before, own = _cpu_s(providers.pids), time.process_time()
@@ -77,7 +81,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--requests", type=int, default=1500)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--latency", type=float, default=0.2)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--processes", type=int, nargs="+", default=[0, 1, 2, 3])
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as home, endpoint(latency=options.latency) as url:
         os.environ["DISTILFLOW_HOME"] = home

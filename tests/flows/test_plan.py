@@ -12,7 +12,7 @@ from infra.store import storage
 from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.augment import stage as augment
 from tasks.demo import endpoint as demo
-from tasks.llm.litellm_pool import Deployment
+from tasks.llm.protocol import Deployment
 from tasks.models import load_tokenizer, resolve
 from tasks.plan.model import Plan, StagePlan
 from tasks.rows import KEPT, read_rows

@@ -10,7 +10,7 @@ from infra.store.artifacts import ArtifactReader, ArtifactRef
 from tasks.augment import stage
 from tasks.augment.settings import Augmentation
 from tasks.demo import endpoint as demo
-from tasks.llm.litellm_pool import Deployment
+from tasks.llm.protocol import Deployment
 from tasks.rows import FAILED, KEPT, REJECTED, read_rows
 from tasks.seeds.stage import Sources
 from tests.support.stages import augment_workspace, load

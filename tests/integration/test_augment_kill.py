@@ -17,7 +17,7 @@ from tests.support.program import told
 from tests.support.wait import wait_for
 
 CONCURRENCY = 12
-OPTIONS = {"expansions_per_seed": 1, "min_score": 2, "concurrency": CONCURRENCY}
+OPTIONS = {"expansions_per_seed": 1, "min_score": 2, "concurrency": CONCURRENCY, "processes": 1}
 SEEDS, BATCH = 40, 10
 
 

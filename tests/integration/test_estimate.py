@@ -8,7 +8,7 @@ from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.augment import stage
 from tasks.augment.estimate import estimate
 from tasks.augment.settings import Augmentation
-from tasks.llm.litellm_pool import Deployment
+from tasks.llm.protocol import Deployment
 from tasks.seeds.stage import Sources
 from tests.support.endpoint import endpoint, tell
 from tests.support.stages import augment_workspace, load

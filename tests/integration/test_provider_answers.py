@@ -21,7 +21,7 @@ from tasks.llm.agent import Agent
 from tasks.llm.budget import UsageByAgent
 from tasks.llm.cache import AnswerCache
 from tasks.llm.client import LLMClient
-from tasks.llm.litellm_pool import Deployment
+from tasks.llm.protocol import Deployment
 from tasks.llm.usefulness import Unanswered
 from tasks.rows import Row
 from tests.support.answer_forms import FORMS, MARKS, QUOTA

@@ -16,16 +16,8 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 
-from tasks.llm.litellm_pool import (
-    Configuration,
-    Deployment,
-    ProviderDied,
-    ProviderError,
-    Providers,
-    Reply,
-    Request,
-    log_path,
-)
+from tasks.llm.litellm_pool import Providers, log_path
+from tasks.llm.protocol import Configuration, Deployment, ProviderDied, ProviderError, Reply, Request
 from tests.support.endpoint import endpoint, tell
 from tests.support.wait import wait_for
 
@@ -48,7 +40,7 @@ def _to(*bases: str, retries: int = 4) -> Configuration:
     return Configuration({"default": models}, retries, timeout_s=20.0)
 
 
-def _with(configuration: Configuration, work: Callable[[Providers], Awaitable[Result]], processes: int = 1) -> Result:
+def _with(configuration: Configuration, work: Callable[[Providers], Awaitable[Result]], processes: int = 0) -> Result:
     async def run() -> Result:
         async with Providers(configuration, processes) as providers:
             return await work(providers)
@@ -160,7 +152,10 @@ def test_many_faults_lose_no_request_and_never_cool_the_only_model_down() -> Non
     assert len(replies) == 200
 
 
-def test_a_refused_key_is_named_but_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_refused_key_is_named_but_not_shown(
+    processes: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     keys = {"configured": "plain0key0of0no0known0shape", "of the environment": "another0key0of0no0shape"}
     monkeypatch.setenv("OPENAI_API_KEY", keys["of the environment"])
 
@@ -170,13 +165,15 @@ def test_a_refused_key_is_named_but_not_shown(monkeypatch: pytest.MonkeyPatch) -
 
     with endpoint(require_key="right") as url:
         given = {"configured": keys["configured"], "of the environment": None}
-        refusals = _with(Configuration({n: [Deployment("openai/m", url, key)] for n, key in given.items()}), ask)
+        routes = {name: [Deployment("openai/m", url, key)] for name, key in given.items()}
+        refusals = _with(Configuration(routes), ask, processes)
         assert tell(url, "stats")["requests"] == 0
+    said = "".join(capfd.readouterr()) + (log_path().read_text() if processes else "")
     for refused in refusals:
         assert isinstance(refused, ProviderError)
         assert refused.kind == "refused_key"
         assert "Incorrect API key" in str(refused)
-        assert not [key for key in keys.values() if key in str(refused) + log_path().read_text()]
+        assert not [key for key in keys.values() if key in str(refused) + said]
 
 
 @pytest.mark.parametrize(
@@ -233,14 +230,15 @@ def test_a_request_that_kills_twice_is_a_transient_error() -> None:
         await asked
 
     with endpoint(latency=5.0) as url, pytest.raises(ProviderDied):
-        _with(_to(url), kill_twice)
+        _with(_to(url), kill_twice, processes=1)
 
 
 @pytest.mark.parametrize("when", ["ready", "importing"])
 def test_no_process_survives_a_killed_parent(when: str, tmp_path: Path) -> None:
     program = f"""
     import asyncio, pathlib
-    from tasks.llm.litellm_pool import Configuration, Deployment, Providers
+    from tasks.llm.litellm_pool import Providers
+    from tasks.llm.protocol import Configuration, Deployment
     async def main():
         async with Providers(Configuration({{"default": [Deployment("openai/x", {NOBODY!r})]}}), 2) as providers:
             pathlib.Path({str(tmp_path / "ready")!r}).touch()
@@ -259,16 +257,16 @@ def test_no_process_survives_a_killed_parent(when: str, tmp_path: Path) -> None:
     wait_for(lambda: _gone(pids), 10)
 
 
-def test_as_many_requests_are_under_way_as_allowed_and_leaving_ends_the_processes() -> None:
+@pytest.mark.parametrize("processes", [0, 2])
+def test_requests_are_under_way_together_and_leaving_ends_the_processes(processes: int) -> None:
     async def ask_many(providers: Providers) -> list[int]:
-        await asyncio.gather(*[providers.complete(_request(f"Sort list {n}")) for n in range(60)])
+        await asyncio.gather(*[providers.complete(_request(f"Sort list {n}")) for n in range(20)])
         return providers.pids
 
-    with endpoint(latency=0.5) as url:
-        routes = {"default": [Deployment("openai/x", url)]}
-        pids = _with(Configuration(routes, concurrency=20), ask_many, processes=2)
+    with endpoint(latency=1.5) as url:
+        pids = _with(Configuration({"default": [Deployment("openai/x", url)]}), ask_many, processes)
         assert tell(url, "stats")["max_in_flight"] == 20
-    assert len(pids) == 2
+    assert len(pids) == processes
     assert _gone(pids)
 
 

@@ -21,7 +21,7 @@ from infra.store.artifacts import ArtifactRef
 from infra.store.claims import Claims
 from tasks.augment import stage
 from tasks.augment.settings import Augmentation
-from tasks.llm.litellm_pool import Deployment
+from tasks.llm.protocol import Deployment
 from tasks.seeds.stage import Sources
 from tests.support import program
 from tests.support.endpoint_answers import answer

@@ -18,7 +18,7 @@ from tasks.llm import client as module
 from tasks.llm.budget import UsageByAgent
 from tasks.llm.cache import AnswerCache
 from tasks.llm.client import LLMClient
-from tasks.llm.litellm_pool import Configuration, Deployment, Reply, Request
+from tasks.llm.protocol import Configuration, Deployment, Reply, Request
 from tasks.rows import Row
 
 GOOD = '{"correct": true, "evidence": "e", "tests": []}'
@@ -82,7 +82,6 @@ class Setting:
         self._cache = folder / "answers.sqlite"
         self.monkeypatch = monkeypatch
         self.usage = UsageByAgent()
-        monkeypatch.setattr(module, "_PAUSE_S", 0.0)
 
     def providers(self, script: Script, **prices: tuple[float, float] | None) -> FakeProviders:
         fake = FakeProviders(script, {MODEL: prices.get("price", (1.0, 1.0)), "other": prices.get("other")})

@@ -20,7 +20,7 @@ from tasks.evaluate.benchmarks import artifacts
 from tasks.evaluate.benchmarks.questions import Prompt
 from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
-from tasks.llm.litellm_pool import Deployment
+from tasks.llm.protocol import Deployment
 from tasks.models import DEMO, ModelSource
 from tests.support import program
 

@@ -26,7 +26,7 @@ from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
 from tasks.llm.budget import UsageByAgent
 from tasks.llm.client import LLMClient
-from tasks.llm.litellm_pool import Deployment
+from tasks.llm.protocol import Deployment
 from tasks.llm.session import connected, run_async
 from tasks.models import ModelSource
 

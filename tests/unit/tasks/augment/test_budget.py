@@ -16,7 +16,7 @@ from infra.errors import ConfigurationError
 from tasks.augment.agents import SELECTION, VERIFICATION
 from tasks.llm.budget import BudgetReached, Ledger
 from tasks.llm.client import LLMClient
-from tasks.llm.litellm_pool import ProviderError, Reply, Request
+from tasks.llm.protocol import ProviderError, Reply, Request
 from tasks.llm.usefulness import Unanswered
 from tasks.rows import Row
 from tests.support.fake_providers import GOOD, SCORES, Setting, reply

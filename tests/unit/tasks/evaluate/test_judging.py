@@ -18,7 +18,7 @@ from tasks.llm import client as client_module
 from tasks.llm.budget import UsageByAgent
 from tasks.llm.cache import AnswerCache
 from tasks.llm.client import LLMClient
-from tasks.llm.litellm_pool import Deployment, ProviderError, Reply, Request
+from tasks.llm.protocol import Deployment, ProviderError, Reply, Request
 
 GOOD = '{"reason": "because", "better": "M"}'
 
