@@ -54,11 +54,6 @@ def cache_dir() -> Path:
     return home() / "cache"
 
 
-def topk_cache_bytes() -> int:
-    """How much of the teacher's scores may lie in `cache_dir()`; what was not used for longest goes first."""
-    return int(os.environ.get("DISTILFLOW_TOPK_CACHE_MIB", "4096")) * 2**20
-
-
 def work_dir() -> Path:
     """Scratch folders of running stages."""
     return home() / "work"

@@ -184,22 +184,6 @@ def get(uri: str) -> bytes | None:
         return None
 
 
-def get_range(uri: str, start: int, length: int) -> bytes | None:
-    """At most `length` bytes of the object from `start` on (fewer where it ends), or None where there is none."""
-    bucket, key = split_uri(uri)
-    try:
-        with _explained():
-            try:
-                found = client().get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")
-            except ClientError as error:
-                if code_of(error) not in {"InvalidRange", "416"}:
-                    raise
-                return b""
-            return found["Body"].read()
-    except FileNotFoundError:
-        return None
-
-
 def get_with_etag(uri: str) -> tuple[bytes, str] | None:
     """The object's bytes and the tag of this version of it, for `put(only_if_match=…)`."""
     bucket, key = split_uri(uri)

@@ -47,7 +47,7 @@ def raw_litellm(url: str, asks: list[dict[str, Any]], concurrency: int) -> dict[
 
 
 def through_providers(url: str, requests: int, concurrency: int, processes: int) -> dict[str, float]:
-    """Requests a second through LiteLLM in this process (0) or in others, and the CPU ms a request on both sides of the pipes."""
+    """Requests a second through LiteLLM in this process (0) or in others, and the CPU ms a request on both sides."""
     from tasks.llm.litellm_pool import Providers
     from tasks.llm.protocol import Configuration, Deployment, Request
 

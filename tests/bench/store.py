@@ -7,9 +7,8 @@ tokens per row; a label outside Kmax gets a made-up log-prob below the last. Wit
 scores the demo's rows: a tiny vocabulary, which compresses too well to quote.
 
 `bytes_per_token` is the whole file over its response tokens. Errors are those of the log-probs that are read
-back; the KL is from the exact to the decoded distribution, both renormalised over K. `random_rows_s` reads
-rows in random order, each from its block's bytes. `parquet_zstd_bytes_per_token` stores the same float32s and
-int32s in Parquet.
+back; the KL is from the exact to the decoded distribution, both renormalised over K.
+`parquet_zstd_bytes_per_token` stores the same float32s and int32s in Parquet.
 """
 
 from __future__ import annotations
@@ -24,11 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from tasks.logits.store.format import decode_head, decode_shard, encode_shard
+from tasks.logits.store.format import decode_shard, encode_shard
 from tasks.logits.store.parquet import export_parquet
 from tasks.tokens.scored import ScoredRow
 
-_RANDOM_ROWS = 500
 _SECONDS = 2.0
 
 
@@ -53,7 +51,6 @@ def run(arguments: list[str]) -> dict[str, Any]:
         "mean_kl_error_nats": kl,
         "write_tokens_s": round(tokens / _seconds(lambda: encode_shard(rows))),
         "read_tokens_s": round(tokens / _seconds(lambda: list(decode_shard(shard, "bench")))),
-        "random_rows_s": round(_RANDOM_ROWS / _seconds(lambda: _read_at_random(shard))),
         "parquet_zstd_bytes_per_token": round(parquet / tokens, 2),
     }
 
@@ -65,14 +62,6 @@ def _errors(exact: list[ScoredRow], decoded: list[ScoredRow]) -> tuple[float, fl
     largest = max(np.abs(ours - theirs).max(), np.abs(actual.astype(np.float64) - actual_decoded).max())
     p, q = (np.exp(x - np.logaddexp.reduce(x, axis=1, keepdims=True)) for x in (ours, theirs))
     return float(largest), float((p * np.log(p / q)).sum(axis=1).mean())
-
-
-def _read_at_random(shard: bytes) -> None:
-    head = decode_head(shard, "bench")
-    for row in np.random.default_rng(0).integers(0, len(head.row_ids), _RANDOM_ROWS):
-        number = head.block_of(row)
-        start, length = head.block_range(number)
-        head.block(number, shard[start : start + length]).row(int(row - head.block_rows[number]))
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -14,7 +14,6 @@ from infra.processes import shared_memory
 from infra.processes.supervise import Event
 from infra.store import storage
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
-from infra.store.range_cache import RangeCache
 from tasks.logits import stage
 from tasks.logits.settings import Scoring
 from tasks.logits.store.reader import TopKReader
@@ -84,7 +83,7 @@ def test_vllm_killed_in_mid_run_resumes_without_rescoring_and_agrees_with_transf
     storage.put(damaged, (storage.get(damaged) or b"")[:-1])
     storage.delete(f"{uri}shards/00000.topk")
     with pytest.raises(ConfigurationError, match="shards/00000.topk is missing.*delete .*record.json and run again"):
-        list(TopKReader(ref, RangeCache(tmp_path, 2**30)))
+        list(TopKReader(ref))
     storage.delete(uri + "record.json")
     again = _score(rows, scoring, 0)
     facts = ArtifactReader(again).record.facts

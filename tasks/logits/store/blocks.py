@@ -45,74 +45,53 @@ class Block:
         self._prompt = planes.decode((1, prompt), frames)
         self._topk_ids = planes.decode((k, tokens), frames)
         self._gaps = planes.decode((k, tokens), frames)
-        self._places = planes.decode((1, tokens), frames)
-        self._outside = self._places.values(0, tokens)[0][0] == k
+        self._places = planes.decode((1, tokens), frames).values()[0][0]
+        self._outside = self._places == k
         others = int(self._outside.sum())
         self._other_ids = planes.decode((1, others), frames)
         self._other_logprobs = planes.decode((1, others), frames)
 
     def rows(self) -> Iterator[ScoredRow]:
         """All rows of the block, in order; their arrays share memory."""
-        prompt_P, *expanded = self._expand(0, len(self._prompt_ends) - 1)
-        for number in range(len(self._row_ids)):
-            yield self._row(number, prompt_P, *expanded, first=0)
+        prompt_P = self._ids(self._prompt)[0]
+        ids_T, actual_T, topk_ids_TK, logprobs_TK = self._responses()
+        for number, row_id in enumerate(self._row_ids):
+            prompt = slice(*self._prompt_ends[number : number + 2])
+            response = slice(*self._response_ends[number : number + 2])
+            ids: Any = np.concatenate([prompt_P[prompt], ids_T[response]])
+            start = int(prompt.stop - prompt.start)
+            yield ScoredRow(row_id, ids, start, actual_T[response], topk_ids_TK[response], logprobs_TK[response])
 
-    def row(self, number: int) -> ScoredRow:
-        """One row, by its place in the block; the others are not expanded."""
-        return self._row(number, *self._expand(number, number + 1), first=number)
-
-    def _row(
-        self,
-        number: int,
-        prompt_P: np.ndarray,
-        ids_R: np.ndarray,
-        actual_R: np.ndarray,
-        topk_ids_RK: np.ndarray,
-        logprobs_RK: np.ndarray,
-        *,
-        first: int,
-    ) -> ScoredRow:
-        """Row `number` of the block out of what was expanded from row `first` on."""
-        prompt = slice(*(self._prompt_ends[number : number + 2] - self._prompt_ends[first]))
-        response = slice(*(self._response_ends[number : number + 2] - self._response_ends[first]))
-        ids: Any = np.concatenate([prompt_P[prompt], ids_R[response]])
-        start, actual, topk_ids = int(prompt.stop - prompt.start), actual_R[response], topk_ids_RK[response]
-        return ScoredRow(self._row_ids[number], ids, start, actual, topk_ids, logprobs_RK[response])
-
-    def _expand(self, first: int, last: int) -> tuple[np.ndarray, ...]:
-        """Prompt ids, response ids, actual log-probs, top-K ids, log-probs of the block's rows `first` to `last`."""
-        prompt_P = self._ids(self._prompt, int(self._prompt_ends[first]), int(self._prompt_ends[last]))[0]
-        start, stop = int(self._response_ends[first]), int(self._response_ends[last])
-        topk_ids_KR = self._ids(self._topk_ids, start, stop)
-        gaps_KR = self._gaps.values(start, stop)[0]
-        unknown_KR = gaps_KR < 0
-        if unknown := bool(unknown_KR.any()):
-            gaps_KR[unknown_KR] = 0
-        logprobs_KR = self._logprobs(np.cumsum(gaps_KR, axis=0, dtype=np.int32))
+    def _responses(self) -> tuple[np.ndarray, ...]:
+        """Response ids, actual log-probs, top-K ids, log-probs of all the block's rows."""
+        topk_ids_KT = self._ids(self._topk_ids)
+        gaps_KT = self._gaps.values()[0]
+        unknown_KT = gaps_KT < 0
+        if unknown := bool(unknown_KT.any()):
+            gaps_KT[unknown_KT] = 0
+        logprobs_KT = self._logprobs(np.cumsum(gaps_KT, axis=0, dtype=np.int32))
         if unknown:
-            logprobs_KR[unknown_KR] = -np.inf
-        topk_ids_RK, logprobs_RK = np.ascontiguousarray(topk_ids_KR.T), np.ascontiguousarray(logprobs_KR.T)
+            logprobs_KT[unknown_KT] = -np.inf
+        topk_ids_TK, logprobs_TK = np.ascontiguousarray(topk_ids_KT.T), np.ascontiguousarray(logprobs_KT.T)
 
-        places_R = self._places.values(start, stop)[0][0]
-        outside_R = self._outside[start:stop]
-        places_R[outside_R] = 0
-        ids_R = np.take_along_axis(topk_ids_RK, places_R[:, None], axis=1)[:, 0]
-        actual_R = np.take_along_axis(logprobs_RK, places_R[:, None], axis=1)[:, 0]
-        others = (int(self._outside[:start].sum()), int(self._outside[:stop].sum()))
-        ids_R[outside_R] = self._ids(self._other_ids, *others)[0]
-        actual_R[outside_R] = self._grid(self._other_logprobs, *others)
-        return prompt_P, ids_R, actual_R, topk_ids_RK, logprobs_RK
+        places_T = self._places.copy()
+        places_T[self._outside] = 0
+        ids_T = np.take_along_axis(topk_ids_TK, places_T[:, None], axis=1)[:, 0]
+        actual_T = np.take_along_axis(logprobs_TK, places_T[:, None], axis=1)[:, 0]
+        ids_T[self._outside] = self._ids(self._other_ids)[0]
+        actual_T[self._outside] = self._grid(self._other_logprobs)
+        return ids_T, actual_T, topk_ids_TK, logprobs_TK
 
-    def _ids(self, stored: Planes, start: int, stop: int) -> np.ndarray:
-        indices_RT, where_raw, raw = stored.values(start, stop)
+    def _ids(self, stored: Planes) -> np.ndarray:
+        indices_RT, where_raw, raw = stored.values()
         if not len(self._coding.dictionary):  # then all are raw
             return indices_RT
         ids_RT = self._coding.dictionary.take(indices_RT, mode="clip")
         ids_RT.ravel()[where_raw] = raw
         return ids_RT
 
-    def _grid(self, stored: Planes, start: int, stop: int) -> np.ndarray:
-        values = stored.values(start, stop)[0][0]
+    def _grid(self, stored: Planes) -> np.ndarray:
+        values = stored.values()[0][0]
         return np.where(values < 0, np.float32(-np.inf), self._logprobs(values))
 
     def _logprobs(self, grid: np.ndarray) -> np.ndarray:

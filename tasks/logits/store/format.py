@@ -66,9 +66,6 @@ class Head:
         """The shard's length in bytes."""
         return int(self.block_offsets[-1])
 
-    def block_of(self, row: int) -> int:
-        return int(np.searchsorted(self.block_rows, row, side="right")) - 1
-
     def block_range(self, block: int) -> tuple[int, int]:
         """Where a block lies: (offset, length) in bytes."""
         start, end = (int(offset) for offset in self.block_offsets[block : block + 2])
@@ -125,15 +122,10 @@ def decode_shard(data: bytes, name: str) -> Iterator[ScoredRow]:
         yield from head.block(number, data[start : start + length]).rows()
 
 
-def head_bytes(start: bytes, name: str) -> int:
-    """The length of the head of the shard that starts with these bytes (at least `PREAMBLE_BYTES`)."""
-    return PREAMBLE_BYTES + sum(_preamble(start, name)[3:6])
-
-
 def decode_head(data: bytes, name: str) -> Head:
     """The head at the start of `data`; raises ShardError, naming the shard `name`."""
     fields = _preamble(data, name)
-    end = head_bytes(data, name)
+    end = PREAMBLE_BYTES + sum(fields[3:6])
     if len(data) < end:
         raise ShardError(f"shard {name} is cut short: {len(data)} of {fields[6]} bytes")
     parts = _split(data, PREAMBLE_BYTES, fields[3:6])

@@ -33,38 +33,18 @@ class Planes:
     low: np.ndarray
     raw: np.ndarray
 
-    def values(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Tokens `start` to `stop`: values (R, stop − start) int32, flat indices of those from `raw`, and these.
-
-        Entries without a value are −1.
-        """
-        symbols_RT = np.ascontiguousarray(self.symbols_RT[:, start:stop])
-        values_RT = symbols_RT.astype(np.int32)
-        flat, symbols = values_RT.ravel(), symbols_RT.ravel()
+    def values(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Values (R, T) int32, flat indices of those from `raw`, and these. Entries without a value are −1."""
+        values_RT = self.symbols_RT.astype(np.int32)
+        flat, symbols = values_RT.ravel(), self.symbols_RT.ravel()
         extended = np.flatnonzero(symbols >= DIRECT)
         kinds = symbols[extended]
         in_low = kinds < RAW
-        low = self.low[self._inside(start, stop, RAW)] if self._is_part(start, stop) else self.low
-        flat[extended[in_low]] = DIRECT + ((kinds[in_low].astype(np.int32) - DIRECT) << 8) + low
+        flat[extended[in_low]] = DIRECT + ((kinds[in_low].astype(np.int32) - DIRECT) << 8) + self.low
         where_raw = extended[kinds == RAW]
-        raw = self.raw[self._inside(start, stop, ABSENT)] if self._is_part(start, stop) else self.raw
-        flat[where_raw] = raw
+        flat[where_raw] = self.raw
         flat[extended[kinds == ABSENT]] = -1
-        return values_RT, where_raw, raw
-
-    def _is_part(self, start: int, stop: int) -> bool:
-        return start > 0 or stop < self.symbols_RT.shape[1]
-
-    def _inside(self, start: int, stop: int, end: int) -> np.ndarray:
-        """Indices into `low` (`end` RAW) or `raw` (`end` ABSENT) of the entries of tokens `start` to `stop`."""
-        first = DIRECT if end == RAW else RAW
-        needs_RT = (self.symbols_RT >= first) & (self.symbols_RT < end)
-        total_R = needs_RT.sum(axis=1)
-        begin_R = np.cumsum(total_R) - total_R + needs_RT[:, :start].sum(axis=1)
-        count_R = needs_RT[:, start:stop].sum(axis=1)
-        return np.concatenate(
-            [np.arange(begin, begin + count) for begin, count in zip(begin_R, count_R, strict=True)]
-        ).astype(np.intp)
+        return values_RT, where_raw, self.raw
 
 
 def encode(values_RT: np.ndarray, is_raw_RT: np.ndarray | None = None) -> list[bytes]:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sqlite3
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+from infra import settings
 from infra.store.artifacts import ArtifactRef
 from tasks.logits.store.reader import TopKReader
 from tasks.models import ModelSource, load_tokenizer
@@ -17,7 +23,7 @@ from tasks.train.settings import Distillation
 
 
 class Examples:
-    """A stream of examples in the artifact's order; afterwards, facts about them.
+    """A stream of examples in the order of `data`; afterwards, facts about them.
 
     With `kd`, `data` is a top-K store. Where teacher and student share a tokenizer, each example carries the ids
     that were scored: rows are never tokenised twice, so a template cannot differ between scoring and training.
@@ -76,15 +82,16 @@ class Examples:
 
     def _with_own_ids(self, reader: TopKReader, alignment: Alignment) -> Iterator[Example]:
         tokenizer = load_tokenizer(self._student)
-        scored_ids = set(reader.row_ids())
-        for row in read_rows(reader.rows, KEPT):
-            if row.id not in scored_ids:
-                self._skipped["not scored by the teacher"] += 1
-                continue
-            tokenised = self._tokenised(row, tokenizer)
-            if tokenised is not None:
-                teacher = alignment.move(reader.row(row.id), tokenised)
-                yield Example(tokenised.row_id, tokenised.ids, tokenised.response_start, *teacher)
+        with _by_id(read_rows(reader.rows, KEPT)) as texts:
+            not_scored = len(texts)
+            for scored in reader:
+                not_scored -= 1
+                tokenised = self._tokenised(texts[scored.row_id], tokenizer)
+                if tokenised is not None:
+                    teacher = alignment.move(scored, tokenised)
+                    yield Example(tokenised.row_id, tokenised.ids, tokenised.response_start, *teacher)
+        if not_scored:
+            self._skipped["not scored by the teacher"] += not_scored
 
     def _tokenised(self, row: Row, tokenizer: Any) -> TokenisedRow | None:
         tokenised = tokenise(row, tokenizer, self._max_length)
@@ -92,3 +99,36 @@ class Examples:
             self._skipped[tokenised.reason] += 1
             return None
         return tokenised
+
+
+class _Texts:
+    """Rows by their id, in a file: memory stays flat however many there are."""
+
+    def __init__(self, path: Path, rows: Iterable[Row]):
+        self._database = sqlite3.connect(path)
+        self._database.executescript(
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; CREATE TABLE rows (id TEXT PRIMARY KEY, row TEXT);"
+        )
+        self._database.executemany(
+            "INSERT OR IGNORE INTO rows VALUES (?, ?)", ((row.id, row.model_dump_json()) for row in rows)
+        )
+
+    def __len__(self) -> int:
+        return int(self._database.execute("SELECT count(*) FROM rows").fetchone()[0])
+
+    def __getitem__(self, row_id: str) -> Row:
+        (row,) = self._database.execute("SELECT row FROM rows WHERE id = ?", (row_id,)).fetchone()
+        return Row.model_validate_json(row)
+
+    def close(self) -> None:
+        self._database.close()
+
+
+@contextlib.contextmanager
+def _by_id(rows: Iterable[Row]) -> Iterator[_Texts]:
+    settings.work_dir().mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=f"texts-{os.getpid()}-", dir=settings.work_dir()) as folder,
+        contextlib.closing(_Texts(Path(folder) / "rows.sqlite", rows)) as texts,
+    ):
+        yield texts
