@@ -12,6 +12,7 @@ import prefect.runtime
 from pydantic import BaseModel, Field
 
 from infra import settings
+from infra.files import write_whole
 from infra.stage import Made
 from infra.store.artifacts import ArtifactReader, ArtifactRef
 from tasks.evaluate.heldout.predictions import perplexity
@@ -87,23 +88,15 @@ def latest_results() -> Outcome | None:
 def publish_latest(outcome: Outcome) -> Outcome:
     """Leave `report.html`, `report.md` and `results.json` of this run in `latest/`."""
     reader = ArtifactReader(outcome.report)
-    latest().mkdir(parents=True, exist_ok=True)
     for name in ("report.html", "report.md"):
-        _replace(latest() / name, reader.read(name))
-    _replace(latest() / "results.json", json.dumps(outcome.model_dump(mode="json"), indent=1).encode())
+        write_whole(latest() / name, reader.read(name))
+    write_whole(latest() / "results.json", json.dumps(outcome.model_dump(mode="json"), indent=1))
     return outcome
 
 
 def publish_latest_leaderboard(board: ArtifactRef) -> ArtifactRef:
     """Leave `leaderboard.html`, `.md` and `.json` of this sweep in `latest/`."""
     reader = ArtifactReader(board)
-    latest().mkdir(parents=True, exist_ok=True)
     for name in reader.names():
-        _replace(latest() / name, reader.read(name))
+        write_whole(latest() / name, reader.read(name))
     return board
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.rename(path)

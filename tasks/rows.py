@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from infra.store.artifacts import ArtifactReader, ArtifactRef
+from infra.store.parquet import packed
 
 TRAIN, HELDOUT = "train/", "heldout/"  # where a seeds artifact keeps its rows
 KEPT, REJECTED, FAILED = "kept/", "rejected/", "failed/"  # and an augment artifact
@@ -96,9 +97,7 @@ def to_parquet(rows: Iterable[Row], extra: dict[str, list[str]] | None = None) -
     table = pa.Table.from_pylist([_entry(row) for row in rows], schema=SCHEMA)
     for name, values in (extra or {}).items():
         table = table.append_column(name, pa.array(values, pa.string()))
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
+    return packed(table)
 
 
 def from_parquet(data: bytes) -> Iterator[Row]:

@@ -13,6 +13,7 @@ from flows.outcome import latest
 from flows.params import preset_for, with_preset
 from infra.console import Console
 from infra.errors import ConfigurationError
+from infra.files import whole
 from infra.services.embedded import embedded_storage
 from infra.stage import Unseen, make
 from infra.store import storage
@@ -77,10 +78,8 @@ def _export_scores(to: Path, form: Format | None, artifact: str | None) -> None:
         raise ConfigurationError(f"the teacher's scores are exported as parquet, not {form}")
     with embedded_storage():
         storage.ensure_bucket()
-        partial = to.with_name(to.name + ".partial")
-        to.parent.mkdir(parents=True, exist_ok=True)
-        count = export_parquet(TopKReader(of_stage("logits", artifact)), partial)
-        partial.rename(to)
+        with whole(to) as partial:
+            count = export_parquet(TopKReader(of_stage("logits", artifact)), partial)
     console.print(f"the teacher's scores of {count:,} rows in {to} (parquet)", soft_wrap=True)
 
 

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import psutil
 
 from infra.errors import ConfigurationError, DistilflowError, OutOfMemoryError, TransientError, disk_full, is_disk_full
+from infra.files import write_whole
 from infra.processes.guardian import is_alive
 from infra.processes.program import imported
 
@@ -63,9 +64,7 @@ def run(main: Callable[[dict[str, Any], Reporter], dict[str, Any]], folder: Path
     except Exception as error:
         _fail(folder, explained(error, folder))
     if writes:
-        partial = folder / "result.json.partial"
-        partial.write_text(json.dumps(result))
-        partial.rename(folder / "result.json")
+        write_whole(folder / "result.json", json.dumps(result))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # the work is done: engines' threads must not turn the interpreter's teardown into an abort

@@ -19,6 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from infra.errors import ConfigurationError
+from infra.files import write_whole
 from infra.processes.environment import for_server
 from infra.services.server import Server, free_ports
 
@@ -107,10 +108,7 @@ def make_credentials(folder: Path) -> tuple[Path, str, str]:
     if not config.exists():
         pair = {"accessKey": "distilflow", "secretKey": secrets.token_urlsafe(32)}
         identity = {"name": "distilflow", "credentials": [pair], "actions": ["Admin"]}
-        partial = config.with_suffix(".partial")
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-            json.dump({"identities": [identity]}, stream)
-        partial.rename(config)
+        write_whole(config, json.dumps({"identities": [identity]}), secret=True)
     pair = json.loads(config.read_text())["identities"][0]["credentials"][0]
     return config, pair["accessKey"], pair["secretKey"]
 
@@ -124,13 +122,9 @@ def close_other_doors(folder: Path) -> None:
     path = folder / ".seaweedfs" / "security.toml"
     if path.exists():
         return
-    path.parent.mkdir(exist_ok=True)
     sections = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
     text = "".join(f'[{section}]\nkey = "{secrets.token_urlsafe(32)}"\n' for section in sections)
-    partial = path.with_suffix(".partial")
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-        stream.write(text)
-    partial.rename(path)
+    write_whole(path, text, secret=True)
 
 
 class _Probe:

@@ -18,6 +18,7 @@ import psutil
 
 from infra import settings
 from infra.errors import TransientError, disk_full
+from infra.files import write_whole
 from infra.services import prefect_server, seaweedfs
 from infra.services.server import Server, ServerDiedError, find_process, is_identity, wait_until_ready
 
@@ -124,6 +125,4 @@ def write_state(home: Path, state: dict[str, Any]) -> None:
     if not state:
         path.unlink(missing_ok=True)
         return
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(state, indent=1))
-    partial.rename(path)
+    write_whole(path, json.dumps(state, indent=1))

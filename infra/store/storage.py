@@ -26,6 +26,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from infra import settings
 from infra.errors import ConfigurationError, TransientError
+from infra.files import whole
 from infra.store.storage_errors import REFUSED, code_of, explain, no_store
 
 DIGEST_KEY = "sha256"
@@ -254,14 +255,11 @@ def upload(path: Path, uri: str) -> None:
 def download(uri: str, path: Path) -> None:
     """Fetch an object to a local file that appears only when it is whole."""
     bucket, key = split_uri(uri)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     try:
-        with _explained():
+        with whole(path) as partial, _explained():
             client().download_file(bucket, key, str(partial))
     except FileNotFoundError as error:
         raise ConfigurationError(f"{uri} does not exist") from error
-    partial.rename(path)
 
 
 def keys(prefix_uri: str) -> Iterator[str]:

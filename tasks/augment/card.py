@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from infra.store.artifacts import Workspace
+from infra.store.parquet import unpacked
 from tasks.rows import KEPT
 
 NAME = "card.md"
@@ -40,7 +39,7 @@ def describe(work: Workspace, batches: int) -> dict[str, Any]:
     lengths: dict[str, Counter[int]] = {"instruction": Counter(), "input": Counter(), "response": Counter()}
     samples: list[dict[str, Any]] = []
     for index in range(batches):
-        table = pq.read_table(pa.BufferReader(work.read(f"{KEPT}{index:05}.parquet")))
+        table = unpacked(work.read(f"{KEPT}{index:05}.parquet"))
         categories.update(table["task_category"].to_pylist())
         languages.update(table["language"].to_pylist())
         writers.update("expansion" if "expansion" in steps else "seed" for steps in table["lineage"].to_pylist())

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infra.files import whole
 from infra.store.artifacts import ArtifactReader, ArtifactRef
+from infra.store.parquet import unpacked
 from tasks.augment.settings import Format, RowTable
 from tasks.rows import FAILED, KEPT, REJECTED, SCHEMA, Message, Row, read_rows
 from tasks.seeds.turns import history_of, pairs_of
@@ -27,11 +28,8 @@ _SPEAKER = {"system": "system", "user": "human", "assistant": "gpt"}
 
 def export(ref: ArtifactRef, to: Path, form: Format = "alpaca", table: RowTable = "kept") -> int:
     """Write a table of an augment artifact to a file, whole or not at all; the number of rows."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    partial = to.with_name(to.name + ".partial")
-    rows = (_to_parquet if form == "parquet" else _to_jsonl)(ref, _PREFIX[table], partial, form)
-    partial.rename(to)
-    return rows
+    with whole(to) as partial:
+        return (_to_parquet if form == "parquet" else _to_jsonl)(ref, _PREFIX[table], partial, form)
 
 
 def alpaca(row: Row) -> dict[str, Any]:
@@ -91,7 +89,7 @@ def _to_jsonl(ref: ArtifactRef, prefix: str, path: Path, form: Format) -> int:
 
 def _to_parquet(ref: ArtifactRef, prefix: str, path: Path, _form: Format) -> int:
     """All columns, with agent and reason of what was left out."""
-    tables = (pq.read_table(pa.BufferReader(data)) for _name, data in ArtifactReader(ref).stream(prefix))
+    tables = (unpacked(data) for _name, data in ArtifactReader(ref).stream(prefix))
     first = next(tables, SCHEMA.empty_table())
     count = 0
     with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from infra import settings
 from infra.store import storage
+from infra.store.parquet import packed
 
 _SEGMENT = 2_000  # answers in memory at a time
 _SCHEMA = pa.schema([("key", pa.string()), ("answer", pa.string())])
@@ -86,10 +87,8 @@ class AnswerCache:
         answers = [
             self._database.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()[0] for key in keys
         ]
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.table([keys, answers], schema=_SCHEMA), sink, compression="zstd")
         uri = f"{self._place}{uuid.uuid4().hex}.parquet"
-        storage.put(uri, sink.getvalue().to_pybytes())
+        storage.put(uri, packed(pa.table([keys, answers], schema=_SCHEMA)))
         self._database.execute("BEGIN")
         self._database.executemany(
             "UPDATE answers SET shared_in = ? WHERE key = ?", ((self._place, key) for key in keys)

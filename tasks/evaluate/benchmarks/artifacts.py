@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
+from infra.store.parquet import packed, unpacked
 from tasks.evaluate.benchmarks import alpaca_eval, data_files, ifeval, judges, mt_bench, probes, questions
 from tasks.evaluate.benchmarks.judges import Case, Judgment
 from tasks.evaluate.benchmarks.questions import Conversation, Generate, Question
@@ -207,7 +207,7 @@ def scores_of(ref: ArtifactRef) -> dict[str, float]:
     AlpacaEval: preference for the model, 0 … 1. MT-Bench: mean rating. IFEval: share of instructions followed,
     strict. Probes: 1 where any probe found something.
     """
-    table = pq.read_table(pa.BufferReader(ArtifactReader(ref).read(ITEMS)))
+    table = unpacked(ArtifactReader(ref).read(ITEMS))
     return dict(zip(table["item"].to_pylist(), table["score"].to_pylist(), strict=True))
 
 
@@ -274,7 +274,7 @@ def _conversations(answers: ArtifactRef) -> list[Conversation]:
 
 
 def _probed(predictions: ArtifactRef, most: int | None) -> list[probes.Probed]:
-    table = pq.read_table(pa.BufferReader(ArtifactReader(predictions).read(PREDICTIONS)))
+    table = unpacked(ArtifactReader(predictions).read(PREDICTIONS))
     rows = sorted(table.to_pylist(), key=lambda row: str(row["row_id"]))[:most]
     return [
         probes.Probed(row["row_id"], row["instruction"], row["generated"], row["input"], row["reference"])
@@ -283,10 +283,7 @@ def _probed(predictions: ArtifactRef, most: int | None) -> list[probes.Probed]:
 
 
 def _items(scores: Mapping[str, float]) -> bytes:
-    sink = pa.BufferOutputStream()
     names = sorted(scores)
-    table = pa.table(
-        {"item": pa.array(names, pa.string()), "score": pa.array([scores[n] for n in names], pa.float64())}
+    return packed(
+        pa.table({"item": pa.array(names, pa.string()), "score": pa.array([scores[n] for n in names], pa.float64())})
     )
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from infra.store.artifacts import digest_of
+from infra.store.parquet import packed, unpacked
 from tasks.llm.agent import Agent, AgentAnswer, Score, Text
 from tasks.llm.budget import UsageByAgent
 from tasks.llm.client import LLMClient
@@ -193,12 +193,9 @@ _SCHEMA = pa.schema(
 
 def to_parquet(judgments: Sequence[Judgment]) -> bytes:
     """Judgments row by row, as a person can read them."""
-    sink = pa.BufferOutputStream()
-    table = pa.Table.from_pylist([vars(judgment) for judgment in judgments], schema=_SCHEMA)
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
+    return packed(pa.Table.from_pylist([vars(judgment) for judgment in judgments], schema=_SCHEMA))
 
 
 def from_parquet(data: bytes) -> list[Judgment]:
     """Inverse of `to_parquet`."""
-    return [Judgment(**row) for row in pq.read_table(pa.BufferReader(data)).to_pylist()]
+    return [Judgment(**row) for row in unpacked(data).to_pylist()]

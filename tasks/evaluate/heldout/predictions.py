@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from infra.store.parquet import packed, unpacked
 from tasks.stats.intervals import PerRow
 
 Table = dict[str, list[Any]]
@@ -47,13 +47,11 @@ _IN_NATS = ("nll", "kl_to_teacher", "topk_kl")
 
 
 def to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
+    return packed(pa.Table.from_pylist(list(rows), schema=SCHEMA))
 
 
 def from_parquet(data: bytes) -> Table:
-    table: Table = pq.read_table(pa.BufferReader(data)).to_pydict()
+    table: Table = unpacked(data).to_pydict()
     return table
 
 

@@ -22,6 +22,7 @@ import psutil
 
 from infra import settings
 from infra.errors import ConfigurationError
+from infra.files import write_whole
 from infra.processes.supervise import owner_of, remove_folders_of_the_dead
 from infra.store import storage
 from tasks.train.launch.nodes import PROGRAM, Launch, environment
@@ -77,9 +78,7 @@ def _own_folder(launch_id: str, spec: dict[str, Any]) -> Path:
     remove_folders_of_the_dead(work)
     folder = work / f"node-{os.getppid()}-{launch_id}"
     folder.mkdir(exist_ok=True)
-    partial = folder / f"spec.{os.getpid()}"
-    partial.write_text(json.dumps(spec))
-    partial.rename(folder / "spec.json")
+    write_whole(folder / "spec.json", json.dumps(spec))
     return folder
 
 
