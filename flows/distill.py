@@ -10,13 +10,13 @@ from prefect import flow
 from pydantic import Field
 
 from flows.outcome import Outcome, publish_latest
-from flows.params import OfPreset, Student, Teacher
+from flows.params import OfPreset, StudentName, TeacherName
 from flows.pipeline import pipeline
 from flows.plan import plan
 from flows.preflight import check
 from flows.recipe import Recipe
 from infra.orchestration.names import run_name
-from infra.orchestration.remote_run import answers
+from infra.orchestration.remote_run import leaves_result
 from infra.orchestration.run import Stages
 from tasks.augment.settings import Augmentation
 from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
@@ -33,10 +33,10 @@ def _run_name() -> str:
 
 
 @flow(name="distill", flow_run_name=_run_name, retries=0, validate_parameters=True)
-@answers
+@leaves_result
 def distill(
-    student: Student = "demo",
-    teacher: Teacher = "demo",
+    student: StudentName = "demo",
+    teacher: TeacherName = "demo",
     seeds: str = "demo",
     k: Annotated[int, Field(ge=1, le=256)] = 10,
     agent_model: str = "demo",

@@ -23,7 +23,7 @@ DEPLOYMENTS = {
 
 
 @dataclass(frozen=True)
-class Point:
+class GridPoint:
     """One combination: the parameters of its `distill` run. `apart_from_seed` is its name without the seed."""
 
     name: str
@@ -38,7 +38,7 @@ def grid(
     rows: Sequence[int] | None,
     others: Mapping[str, Sequence[Any]],
     shared: Mapping[str, Any],
-) -> list[Point]:
+) -> list[GridPoint]:
     """Every combination, in the order of the lists; raises ConfigurationError where one is not a run of `distill`.
 
     Keys of `others` and `shared` may name a nested setting with dots: `kd.temperature`.
@@ -50,12 +50,12 @@ def grid(
         raise ConfigurationError(f"{', '.join(twice)}: both among the sweep's lists and in `shared`; leave one out")
     if empty := [key for key, values in axes.items() if not values]:
         raise ConfigurationError(f"{', '.join(empty)}: the list is empty")
-    points: dict[str, Point] = {}
+    points: dict[str, GridPoint] = {}
     refused: dict[str, list[str]] = {}  # names by reason
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         alike = _name({key: value for key, value in chosen.items() if key != "seed"})
-        point = Point(_name(chosen), _nested({**shared, **chosen}), alike)
+        point = GridPoint(_name(chosen), _nested({**shared, **chosen}), alike)
         if point.name not in points and (reason := _refused(point)):
             refused.setdefault(reason, []).append(point.name)
         points[point.name] = point
@@ -64,7 +64,7 @@ def grid(
     return list(points.values())
 
 
-def deployment_of(point: Point) -> str:
+def deployment_of(point: GridPoint) -> str:
     """The deployment that distils the combination's student."""
     student = point.parameters["student"]
     if student not in DEPLOYMENTS:
@@ -99,7 +99,7 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def _refused(point: Point) -> str | None:
+def _refused(point: GridPoint) -> str | None:
     """Why `distill` would not take it, if it would not."""
     try:
         Recipe.of(distill.validate_parameters(point.parameters))

@@ -41,8 +41,8 @@ def _model_name(presets: dict[str, str]) -> WithJsonSchema:
     )
 
 
-Student = Annotated[str, _model_name(STUDENTS)]
-Teacher = Annotated[str, _model_name(TEACHERS)]
+StudentName = Annotated[str, _model_name(STUDENTS)]
+TeacherName = Annotated[str, _model_name(TEACHERS)]
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ from tasks.augment.estimate import Estimate, estimate, sampled
 from tasks.augment.settings import Augmentation
 from tasks.demo import endpoint as demo
 from tasks.evaluate.benchmarks import artifacts
-from tasks.llm.protocol import Deployment
+from tasks.llm.protocol import LLMEndpoint
 from tasks.models import ModelSource, load_tokenizer, resolve
 from tasks.plan.hardware import Hardware, machine
-from tasks.plan.known import Known
+from tasks.plan.known import PlanInputs
 from tasks.plan.lengths import Lengths, guessed, measured
 from tasks.plan.model import Plan, Problem
 from tasks.plan.plan import make_plan
@@ -101,7 +101,7 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
         problems.append(Problem(stops=True, text=str(disk_full(settings.home()))))
     answers, judged = _benchmarks(recipe, seeds.counts["heldout"], problems)
     how = recipe.settings
-    known = Known(
+    known = PlanInputs(
         title=recipe.title,
         student=student_size,
         teacher=teacher_size,
@@ -153,8 +153,8 @@ def _unreached(role: str) -> ModelSource:
 def _rehearsed(data: ArtifactRef, options: Augmentation, agent_model: str, problems: list[Problem]) -> Estimate | None:
     """What the agents will be asked: without a key or a server too, as far as that goes."""
     if agent_model == "demo":
-        return estimate(data, options, Deployment(demo.MODEL, None, _NO_KEY), sample=_REHEARSED)
-    endpoint = Deployment(agent_model, options.api_base)
+        return estimate(data, options, LLMEndpoint(demo.MODEL, None, _NO_KEY), sample=_REHEARSED)
+    endpoint = LLMEndpoint(agent_model, options.api_base)
     try:
         return estimate(data, options, endpoint, sample=_REHEARSED)
     except DistilflowError as error:

@@ -9,7 +9,7 @@ from pydantic import ValidationError, WithJsonSchema
 
 import flows.pipeline  # noqa: F401 (it defines the stages)
 from infra.errors import ConfigurationError
-from infra.orchestration.remote_run import answers
+from infra.orchestration.remote_run import leaves_result
 from infra.orchestration.run import Stages
 from infra.stage import Made, kinds
 
@@ -17,7 +17,7 @@ STAGES = {kind: stage for kind, stage in sorted(kinds().items()) if stage.on_wor
 
 
 @flow(name="stage", retries=0, validate_parameters=True)
-@answers
+@leaves_result
 def stage(
     stage: Annotated[str, WithJsonSchema({"type": "string", "enum": list(STAGES)})], arguments: dict[str, Any]
 ) -> Made:

@@ -13,13 +13,13 @@ from prefect.settings import get_current_settings
 from pydantic import Field
 
 from flows.distill import distill
-from flows.grid import Point, deployment_of, grid
+from flows.grid import GridPoint, deployment_of, grid
 from flows.outcome import Outcome, publish_latest_leaderboard
-from flows.params import Student, Teacher
+from flows.params import StudentName, TeacherName
 from infra.errors import DistilflowError, SomeFailedError
 from infra.orchestration.dispatch import POLL_S, Dispatched
 from infra.orchestration.names import child_name, run_name
-from infra.orchestration.remote_run import answers, raise_if_cancelled
+from infra.orchestration.remote_run import leaves_result, raise_if_cancelled
 from infra.orchestration.run import Stages
 from infra.orchestration.view import log, say
 from infra.store.artifacts import ArtifactRef
@@ -27,7 +27,7 @@ from tasks.report.leaderboard.entry import Entry
 from tasks.report.stage import Leaderboard, report_data
 
 TopK = Annotated[int, Field(ge=1, le=256)]
-Rows = Annotated[int, Field(ge=1)]
+RowCount = Annotated[int, Field(ge=1)]
 
 
 def _run_name() -> str:
@@ -37,12 +37,12 @@ def _run_name() -> str:
 
 
 @flow(name="sweep", flow_run_name=_run_name, retries=0, validate_parameters=True)
-@answers
+@leaves_result
 def sweep(
-    students: Annotated[list[Student], Field(min_length=1)] = ["demo"],  # noqa: B006 (a flow's parameters are JSON)
-    teachers: Annotated[list[Teacher], Field(min_length=1)] = ["demo"],  # noqa: B006
+    students: Annotated[list[StudentName], Field(min_length=1)] = ["demo"],  # noqa: B006 (a flow's parameters are JSON)
+    teachers: Annotated[list[TeacherName], Field(min_length=1)] = ["demo"],  # noqa: B006
     ks: Annotated[list[TopK], Field(min_length=1)] = [10],  # noqa: B006
-    rows: list[Rows] | None = None,
+    rows: list[RowCount] | None = None,
     others: dict[str, list[Any]] | None = None,
     shared: dict[str, Any] | None = None,
     through: Literal["this process", "deployments"] = "this process",
@@ -81,7 +81,7 @@ def sweep(
     return board
 
 
-def _here(point: Point) -> Entry:
+def _here(point: GridPoint) -> Entry:
     say(f"\n[bold]{point.name}[/bold]")
     name = child_name(point.name)
     try:
@@ -90,9 +90,9 @@ def _here(point: Point) -> Entry:
         return _failed(point, error)
 
 
-def _through_deployments(points: list[Point], at_once: int) -> list[Entry]:
+def _through_deployments(points: list[GridPoint], at_once: int) -> list[Entry]:
     """Sub-runs in their own work pools, `at_once` at a time; all are cancelled when we are."""
-    waiting, under_way, entries = deque(points), dict[str, tuple[Point, Dispatched]](), dict[str, Entry]()
+    waiting, under_way, entries = deque(points), dict[str, tuple[GridPoint, Dispatched]](), dict[str, Entry]()
     with ExitStack() as stack:
         while waiting or under_way:
             while waiting and len(under_way) < at_once:
@@ -112,14 +112,14 @@ def _through_deployments(points: list[Point], at_once: int) -> list[Entry]:
     return [entries[point.name] for point in points]
 
 
-def _finished(point: Point, outcome: Outcome) -> Entry:
+def _finished(point: GridPoint, outcome: Outcome) -> Entry:
     ui = get_current_settings().ui_url
     link = f"{ui}/runs/flow-run/{outcome.flow_run}" if ui and outcome.flow_run else None
     data = report_data(outcome.report)
     return Entry(name=point.name, combination=point.apart_from_seed, report=outcome.report, data=data, link=link)
 
 
-def _failed(point: Point, error: DistilflowError) -> Entry:
+def _failed(point: GridPoint, error: DistilflowError) -> Entry:
     log(f"{point.name} failed: {error}")
     say(f"[red]✗ {point.name} failed: {error}[/red]")
     return Entry(name=point.name, failed=str(error))

@@ -23,7 +23,7 @@ from tasks.augment.export import export
 from tasks.augment.settings import Augmentation, Format, RowTable
 from tasks.demo import endpoint as demo
 from tasks.llm.budget import Usage
-from tasks.llm.protocol import Deployment
+from tasks.llm.protocol import LLMEndpoint
 from tasks.seeds.account import sentences
 from tasks.seeds.stage import LoadSeeds, Sources
 
@@ -99,12 +99,12 @@ def of_stage(stage: str, uri: str | None, others: Collection[str] = ()) -> Artif
 
 
 @contextlib.contextmanager
-def _endpoint(agent_model: str, options: Augmentation) -> Iterator[Deployment]:
+def _endpoint(agent_model: str, options: Augmentation) -> Iterator[LLMEndpoint]:
     if agent_model != "demo":
-        yield Deployment(agent_model, options.api_base)
+        yield LLMEndpoint(agent_model, options.api_base)
         return
     with demo.demo_llm() as address:
-        yield Deployment(demo.MODEL, address, "demo")
+        yield LLMEndpoint(demo.MODEL, address, "demo")
 
 
 def _table(found: Estimate, agent_model: str) -> Table:

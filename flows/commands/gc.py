@@ -11,7 +11,7 @@ from rich.table import Table
 from infra.console import Console
 from infra.gc.delete import Deleted, delete
 from infra.gc.find import plan
-from infra.gc.policy import Garbage, Plan, Policy, Total
+from infra.gc.policy import Garbage, GarbagePlan, Policy, Total
 from infra.services.embedded import embedded_storage
 from infra.store import storage
 from infra.store.artifacts import RECORD
@@ -58,7 +58,7 @@ def in_words(deleted: Deleted) -> str:
     return "\n".join(lines)
 
 
-def rows_by_kind(found: Plan) -> Iterator[dict[str, Any]]:
+def rows_by_kind(found: GarbagePlan) -> Iterator[dict[str, Any]]:
     """Kept and garbage of each kind, and of all."""
     kinds = [*dict.fromkeys([*KINDS, *found.kept, *(one.kind for one in found.garbage)])]
     for kind in kinds:
@@ -103,7 +103,7 @@ def _total(garbage: list[Garbage]) -> Total:
     return Total(whole, sum(one.objects for one in garbage), sum(one.bytes for one in garbage))
 
 
-def _by_kind(found: Plan) -> Table:
+def _by_kind(found: GarbagePlan) -> Table:
     rows = list(rows_by_kind(found))
     table = Table(title="by kind", title_justify="left", title_style="bold")
     for name in rows[0]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from infra import settings
 from infra.gc.find import CLAIMS, expired_files, finished, live_claim, names_in_record, needed
-from infra.gc.policy import Garbage, Plan, Policy
+from infra.gc.policy import Garbage, GarbagePlan, Policy
 from infra.store import storage
 from infra.store.artifacts import DELETED, RECORD
 from infra.store.claims import Claims, LeaseLost
@@ -43,7 +43,7 @@ class Deleted:
             yield one.name
 
 
-def delete(plan: Plan, policy: Policy, on_progress: OnProgress = lambda done, total: None) -> Deleted:
+def delete(plan: GarbagePlan, policy: Policy, on_progress: OnProgress = lambda done, total: None) -> Deleted:
     """Delete the plan's garbage that still is garbage. Run again after a kill: that finishes what was begun."""
     deleted = Deleted()
     roots = _Roots(policy)

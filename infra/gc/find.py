@@ -23,10 +23,10 @@ from pydantic import ValidationError
 
 from infra import settings
 from infra.errors import ConfigurationError
-from infra.gc.policy import DAY_S, FOLDERS_NAMED, Garbage, Made, Plan, Policy, Tally, Total, What
+from infra.gc.policy import DAY_S, FOLDERS_NAMED, Garbage, GarbagePlan, MadeArtifact, Policy, Tally, Total, What
 from infra.store import storage
 from infra.store.artifacts import DELETED, RECORD, Record
-from infra.store.claims import owner_lives
+from infra.store.claims import owner_may_be_alive
 from infra.store.storage import Listed
 
 CLAIMS = "claims/"
@@ -41,7 +41,7 @@ _AT_ONCE = 8
 _DISPATCHED_DAYS = 1.0
 
 
-def plan(policy: Policy) -> Plan:
+def plan(policy: Policy) -> GarbagePlan:
     """Look at the bucket and the local cache; nothing is changed.
 
     Memory grows with the number of artifacts and not of objects. Raises ConfigurationError where a record cannot
@@ -50,7 +50,7 @@ def plan(policy: Policy) -> Plan:
     now = storage.now()
     made = finished(policy)
     keep = needed(made, policy)
-    found = Plan()
+    found = GarbagePlan()
     for kind in policy.kinds:
         for uri, objects in _by_artifact(kind):
             _judge(found, policy, now, uri, kind, made.get(uri), uri in keep, objects)
@@ -62,7 +62,7 @@ def plan(policy: Policy) -> Plan:
     return found
 
 
-def finished(policy: Policy) -> dict[str, Made]:
+def finished(policy: Policy) -> dict[str, MadeArtifact]:
     """Every finished artifact of the bucket, by address."""
     bucket = f"s3://{settings.bucket()}/"
     kinds = [kind for kind in storage.folders(bucket) if kind not in EXPIRING]
@@ -73,7 +73,7 @@ def finished(policy: Policy) -> dict[str, Made]:
         return {one.uri: one for one in read if one is not None}
 
 
-def needed(made: Mapping[str, Made], policy: Policy) -> set[str]:
+def needed(made: Mapping[str, MadeArtifact], policy: Policy) -> set[str]:
     """Addresses of all artifacts that a kept root reaches, the roots with them.
 
     Roots are the reports (and other `policy.roots`) used within `keep_days` and the `keep_last` newest of each
@@ -129,7 +129,7 @@ def tally(objects: Iterable[Listed], before: float, listed: Collection[str] | No
 def live_claim(uri: str, claims: Iterable[Listed], now: float) -> bool:
     """Whether a run may be at work on the artifact."""
     held = ((one, storage.get(uri + one.name)) for one in claims)
-    return any(data is not None and owner_lives(data, now - one.modified) for one, data in held)
+    return any(data is not None and owner_may_be_alive(data, now - one.modified) for one, data in held)
 
 
 def names_in_record(uri: str) -> set[str] | None:
@@ -160,12 +160,12 @@ def _by_artifact(kind: str) -> Iterator[tuple[str, Iterator[Listed]]]:
 
 
 def _judge(
-    found: Plan,
+    found: GarbagePlan,
     policy: Policy,
     now: float,
     uri: str,
     kind: str,
-    made: Made | None,
+    made: MadeArtifact | None,
     keep: bool,
     objects: Iterator[Listed],
 ) -> None:
@@ -190,7 +190,7 @@ def _judge(
         found.garbage.append(Garbage("leftovers", kind, uri, told.unlisted, told.unlisted_bytes, age_s, of))
 
 
-def _expired(found: Plan, policy: Policy, now: float, folder: str) -> None:
+def _expired(found: GarbagePlan, policy: Policy, now: float, folder: str) -> None:
     place = f"s3://{settings.bucket()}/{folder}/"
     goes = expired_files(folder, policy, now)
     stay, go, newest = Total(), Total(), 0.0
@@ -206,7 +206,7 @@ def _expired(found: Plan, policy: Policy, now: float, folder: str) -> None:
         found.garbage.append(Garbage("expired", folder, place, go.objects, go.bytes, now - newest))
 
 
-def _read(kind: str, name: str, policy: Policy) -> Made | None:
+def _read(kind: str, name: str, policy: Policy) -> MadeArtifact | None:
     uri = f"s3://{settings.bucket()}/{kind}/{name}/"
     stored = storage.get_with_age(uri + RECORD)
     if stored is None or stored[0] == DELETED:
@@ -223,7 +223,7 @@ def _read(kind: str, name: str, policy: Policy) -> Made | None:
             return None
     models = _MODEL.findall(json.dumps(record.spec))
     links = frozenset([ref.uri for ref in record.inputs.values()] + models)
-    return Made(uri, kind, age_s, record.manifest_sha256(), links)
+    return MadeArtifact(uri, kind, age_s, record.manifest_sha256(), links)
 
 
 def _parsed(uri: str, data: bytes) -> Record:

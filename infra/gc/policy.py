@@ -37,7 +37,7 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Made:
+class MadeArtifact:
     """A finished artifact: how long it was not used, and what it refers to (addresses, digests of models)."""
 
     uri: str
@@ -74,7 +74,7 @@ class Total:
 
 
 @dataclass
-class Plan:
+class GarbagePlan:
     """What may go, and what stays by kind (all that is ours; objects of others are not counted)."""
 
     garbage: list[Garbage] = field(default_factory=list)

@@ -48,7 +48,7 @@ class RunCancelled(DistilflowError):
     exit_code = 130
 
 
-def answers(function: Callable[P, R]) -> Callable[P, R]:
+def leaves_result(function: Callable[P, R]) -> Callable[P, R]:
     """Let a flow be waited for by `run_there`: it leaves its result or error in storage, and ends with its parent."""
 
     @functools.wraps(function)

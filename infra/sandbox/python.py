@@ -53,7 +53,7 @@ _IN_PART = {
 _OF_SYS = {"exit", "setrecursionlimit", "getrecursionlimit", "getsizeof", "intern", "float_info", "int_info"}
 
 
-class Outcome(BaseModel):
+class PythonOutcome(BaseModel):
     """`unknown` means that the code needs what the sandbox does not have."""
 
     result: Literal["passed", "failed", "unknown"]
@@ -76,14 +76,14 @@ class PythonSandbox:
     ) -> None:
         self._stack.close()
 
-    async def run(self, code: str, tests: list[str] | None = None) -> Outcome:
+    async def run(self, code: str, tests: list[str] | None = None) -> PythonOutcome:
         """Run a program, then each test on what it defined; the first that fails decides."""
         async with self._free:
             if self._pool is None:
                 self._pool = self._stack.enter_context(pydantic_monty.Monty())
             return await asyncio.to_thread(self._run, code, tests or [])
 
-    def _run(self, code: str, tests: list[str]) -> Outcome:
+    def _run(self, code: str, tests: list[str]) -> PythonOutcome:
         limits: Any = {"max_feed_duration_secs": _FEED_S, "max_memory": _MEMORY_BYTES}
         step = ""
         try:
@@ -91,17 +91,17 @@ class PythonSandbox:
                 for step in [code, *tests]:
                     session.feed_run(step, print_callback=pydantic_monty.CollectString(_OUTPUT_BYTES))
         except pydantic_monty.MontyCrashedError:
-            return Outcome(result="failed", detail="crashed the interpreter")
+            return PythonOutcome(result="failed", detail="crashed the interpreter")
         except pydantic_monty.MontyError as error:
             where = "" if step is code else f" in {step[:200]!r}"
             return _judged(error.exception(), where)
-        return Outcome(result="passed")
+        return PythonOutcome(result="passed")
 
 
-def _judged(error: BaseException, where: str) -> Outcome:
+def _judged(error: BaseException, where: str) -> PythonOutcome:
     text = (str(error).splitlines() or [""])[0][:300]
     known = "unknown" if _is_lack_of_the_sandbox(error, text) else "failed"
-    return Outcome.model_validate({"result": known, "detail": f"{type(error).__name__}: {text}{where}"})
+    return PythonOutcome.model_validate({"result": known, "detail": f"{type(error).__name__}: {text}{where}"})
 
 
 def _is_lack_of_the_sandbox(error: BaseException, text: str) -> bool:

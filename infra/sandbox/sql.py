@@ -23,7 +23,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-Rows = tuple[tuple[object, ...], ...]
+ResultRows = tuple[tuple[object, ...], ...]
 
 _WORKER = Path(__file__).with_name("sql_worker.py")
 _LOAD_S = 120.0
@@ -54,7 +54,7 @@ class ReadOnlyDatabase:
         with self._lock:
             self._started()
 
-    def run(self, sql: str) -> Rows:
+    def run(self, sql: str) -> ResultRows:
         """The rows that one SELECT returns; QueryError for anything else. Callable from any thread."""
         with self._lock:
             told = self._asked(self._started(), sql, self._timeout_s)

@@ -52,7 +52,7 @@ class LeaseLost(TransientError):
     """Another has taken over what this worker was at: it must not publish, pay or delete under that claim."""
 
 
-def owner_lives(claim: bytes, silent_s: float) -> bool:
+def owner_may_be_alive(claim: bytes, silent_s: float) -> bool:
     """Whether the owner of a claim that was renewed `silent_s` ago by the storage's clock may still be at work.
 
     A process that we can see is looked up; another machine's is given ten minutes, since there is no hurry.
@@ -71,7 +71,7 @@ def claim_of_run(run_id: str) -> str:
 def run_is_dead(run_id: str) -> bool:
     """Whether a flow's run has left its claim behind, whatever Prefect shows; False where nothing is known of it."""
     found = storage.get_with_age(f"s3://{settings.bucket()}/{RUNS}{claim_of_run(run_id)}")
-    return found is not None and not owner_lives(found[0], found[2])
+    return found is not None and not owner_may_be_alive(found[0], found[2])
 
 
 class Claims:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from infra.sandbox.python import Outcome, PythonSandbox
+from infra.sandbox.python import PythonOutcome, PythonSandbox
 from infra.sandbox.sql import QueryError, ReadOnlyDatabase
 from tasks.rows import Row
 from tasks.text import categories
@@ -67,7 +67,9 @@ _OTHER_ARITHMETIC = re.compile(
 _MAX_EQUATIONS = 50
 
 
-async def run_checks(row: Row, databases: Mapping[str, ReadOnlyDatabase], sandbox: PythonSandbox) -> Outcome | None:
+async def run_checks(
+    row: Row, databases: Mapping[str, ReadOnlyDatabase], sandbox: PythonSandbox
+) -> PythonOutcome | None:
     """The outcome of running a row's response; None where there is nothing to run.
 
     A failure is final. That SQL or Python runs does not yet make it right, so a pass leaves the word to the
@@ -121,7 +123,7 @@ def _equations(text: str) -> list[_Equation]:
     return found
 
 
-def _check_equations(text: str) -> Outcome | None:
+def _check_equations(text: str) -> PythonOutcome | None:
     """Failed where an equation is surely wrong, unknown where one may be: an equation that is wrong costs the row."""
     words = without_fences(text)
     equations = _equations(words)
@@ -130,10 +132,10 @@ def _check_equations(text: str) -> Outcome | None:
     wrong = [equation for equation in equations if not _holds(equation)]
     for equation in wrong:
         if _is_sure(equation, words):
-            return Outcome(result="failed", detail=f"{equation.left} is not {equation.right}")
+            return PythonOutcome(result="failed", detail=f"{equation.left} is not {equation.right}")
     if wrong:
-        return Outcome(result="unknown", detail=f"{wrong[0].left} = {wrong[0].right} may mean something else")
-    return Outcome(result="passed")
+        return PythonOutcome(result="unknown", detail=f"{wrong[0].left} = {wrong[0].right} may mean something else")
+    return PythonOutcome(result="passed")
 
 
 def _holds(equation: _Equation) -> bool:
@@ -199,9 +201,9 @@ def _value(expression: str) -> Fraction | None:
     return total + term
 
 
-def _run_sql(database: ReadOnlyDatabase, sql: str) -> Outcome:
+def _run_sql(database: ReadOnlyDatabase, sql: str) -> PythonOutcome:
     try:
         database.run(sql)
     except QueryError as error:
-        return Outcome(result="failed", detail=str(error))
-    return Outcome(result="passed")
+        return PythonOutcome(result="failed", detail=str(error))
+    return PythonOutcome(result="passed")

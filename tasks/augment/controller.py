@@ -26,7 +26,7 @@ from tasks.augment.agents import (
 )
 from tasks.augment.checks import python_of, run_checks
 from tasks.augment.settings import Augmentation
-from tasks.llm.usefulness import Unanswered
+from tasks.llm.usefulness import NoAnswer
 from tasks.rows import Row
 from tasks.text.language import language_change
 
@@ -62,7 +62,7 @@ class Batch:
         """File what becomes of a row."""
         try:
             outcome = await work
-        except Unanswered as nothing:
+        except NoAnswer as nothing:
             self.failed.append(Dropped(row, nothing.agent, nothing.reason, str(nothing)))
         else:
             if isinstance(outcome, Row):
@@ -107,7 +107,7 @@ async def _expand(ask: Ask, batch: Batch, seed: Row, n: int, database_of: Mappin
     """New rows from a seed that stay in its category and language; the others are filed in the batch."""
     try:
         answer = await ask(EXPANSION, seed, n=n)
-    except Unanswered:
+    except NoAnswer:
         batch.count("failed_expansions")
         return []
     written = [_expansion(seed, new, database_of) for new in answer.instructions[:n]]
@@ -130,8 +130,8 @@ async def _in_category(ask: Ask, batch: Batch, seed: Row, candidates: list[Row])
     try:
         verdicts = (await ask(CATEGORY, seed, candidates=shown)).verdicts
         if len(verdicts) != len(candidates):
-            raise Unanswered("category", "no valid answer", f"{len(verdicts)} verdicts on {len(candidates)} rows")
-    except Unanswered as nothing:
+            raise NoAnswer("category", "no valid answer", f"{len(verdicts)} verdicts on {len(candidates)} rows")
+    except NoAnswer as nothing:
         batch.failed += [Dropped(row, "category", nothing.reason, str(nothing)) for row in candidates]
         return []
     batch.count("category_checked", len(candidates))

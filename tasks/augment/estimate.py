@@ -25,7 +25,7 @@ from tasks.augment.controller import verify, write_and_score
 from tasks.augment.settings import Augmentation
 from tasks.llm.agent import Agent
 from tasks.llm.budget import Usage, UsageByAgent
-from tasks.llm.protocol import Deployment
+from tasks.llm.protocol import LLMEndpoint
 from tasks.llm.session import connected
 from tasks.rows import TRAIN, Row, databases_by_input, read_rows
 from tasks.seeds.stage import open_databases
@@ -59,14 +59,14 @@ class Estimate:
 
 
 def estimate(
-    seeds: ArtifactRef, options: Augmentation, endpoint: Deployment, *, sample: int = 100, paid: bool = False
+    seeds: ArtifactRef, options: Augmentation, endpoint: LLMEndpoint, *, sample: int = 100, paid: bool = False
 ) -> Estimate:
     """The estimate for a seeds artifact. Raises what the stage would raise for a wrong model, key or address."""
     rows = sampled(read_rows(seeds, TRAIN), sample)
     return asyncio.run((_measure if paid else _rehearse)(rows, seeds, options, endpoint))
 
 
-async def _measure(rows: list[Row], seeds: ArtifactRef, options: Augmentation, endpoint: Deployment) -> Estimate:
+async def _measure(rows: list[Row], seeds: ArtifactRef, options: Augmentation, endpoint: LLMEndpoint) -> Estimate:
     """Put the sample before the real agents."""
     usage = UsageByAgent()
     scale = seeds.counts["seeds"] / len(rows)
@@ -83,7 +83,7 @@ async def _measure(rows: list[Row], seeds: ArtifactRef, options: Augmentation, e
     return Estimate(seeds.counts["seeds"], len(rows), True, rows_out, scaled, priced, tuple(checked.rows))
 
 
-async def _rehearse(rows: list[Row], seeds: ArtifactRef, options: Augmentation, endpoint: Deployment) -> Estimate:
+async def _rehearse(rows: list[Row], seeds: ArtifactRef, options: Augmentation, endpoint: LLMEndpoint) -> Estimate:
     """Play the agents in words of the seeds' length, and count the tokens of what would be asked and answered."""
     scale = seeds.counts["seeds"] / len(rows)
     rehearsal = _Rehearsal(rows, options, endpoint.model)

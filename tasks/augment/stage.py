@@ -26,7 +26,7 @@ from tasks.augment.controller import Batch, Dropped, verify, write_and_score
 from tasks.augment.settings import Augmentation
 from tasks.llm.budget import UsageByAgent
 from tasks.llm.endpoint import llm_endpoint, provider_slots
-from tasks.llm.protocol import Deployment
+from tasks.llm.protocol import LLMEndpoint
 from tasks.llm.session import connected, run_async
 from tasks.rows import (
     FAILED,
@@ -125,7 +125,7 @@ def augment(
     work: Workspace,
     seeds: ArtifactRef,
     options: Augmentation,
-    endpoint: Deployment,
+    endpoint: LLMEndpoint,
     tick: Tick,
     as_task: AsTask = _directly,
 ) -> ArtifactRef:
@@ -187,7 +187,7 @@ class _Batches:
 
 
 async def _augment(
-    work: Workspace, seeds: ArtifactRef, options: Augmentation, endpoint: Deployment, tick: Tick, as_task: AsTask
+    work: Workspace, seeds: ArtifactRef, options: Augmentation, endpoint: LLMEndpoint, tick: Tick, as_task: AsTask
 ) -> ArtifactRef:
     count = (seeds.counts["seeds"] + _SEEDS_PER_BATCH - 1) // _SEEDS_PER_BATCH
     progress = _progress(seeds.counts["seeds"], tick)

@@ -25,10 +25,10 @@ DATA = Path(__file__).parent / "data"
 SEED_ROWS = 200
 HELD_OUT_ROWS = 640
 
-Row = dict[str, str]
+DemoRow = dict[str, str]
 
 
-def sample_row(database: Database, table_name: str, family: str, rng: random.Random) -> Row:
+def sample_row(database: Database, table_name: str, family: str, rng: random.Random) -> DemoRow:
     """One correct row of a pairing, phrased and written at random."""
     request = sample_request(database, database.table(table_name), family, rng)
     return {
@@ -40,7 +40,7 @@ def sample_row(database: Database, table_name: str, family: str, rng: random.Ran
     }
 
 
-def rows_of_split(*, held_out: bool, rng: random.Random) -> Iterator[Row]:
+def rows_of_split(*, held_out: bool, rng: random.Random) -> Iterator[DemoRow]:
     """Endless rows, round after round over every pairing of the split in random order."""
     pairings = combinations(held_out=held_out)
     for _ in cycle((None,)):
@@ -49,9 +49,9 @@ def rows_of_split(*, held_out: bool, rng: random.Random) -> Iterator[Row]:
             yield sample_row(database, table.name, family, rng)
 
 
-def distinct_rows(count: int, *, held_out: bool, seed: str) -> list[Row]:
+def distinct_rows(count: int, *, held_out: bool, seed: str) -> list[DemoRow]:
     """The first `count` rows with different requests."""
-    seen: dict[tuple[str, str], Row] = {}
+    seen: dict[tuple[str, str], DemoRow] = {}
     for row in rows_of_split(held_out=held_out, rng=random.Random(seed)):
         seen.setdefault((row["instruction"], row["database"]), row)
         if len(seen) == count:
@@ -59,7 +59,7 @@ def distinct_rows(count: int, *, held_out: bool, seed: str) -> list[Row]:
     return list(seen.values())
 
 
-def _write_jsonl(path: Path, rows: list[Row]) -> None:
+def _write_jsonl(path: Path, rows: list[DemoRow]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

@@ -16,10 +16,10 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.generation import GenerationConfig
 
-from tasks.demo.build_data import Row, rows_of_split
-from tasks.demo.schemas import Database, Table, database_named, schema_text
+from tasks.demo.build_data import DemoRow, rows_of_split
+from tasks.demo.schemas import Database, SqlTable, database_named, schema_text
 from tasks.demo.tokenizer import MAX_TOKENS
-from tasks.demo.training import Example, TrainingPlan, batches_by_length, encode_rows, train
+from tasks.demo.training import TokenIds, TrainingPlan, batches_by_length, encode_rows, train
 
 HEAD_DIM = 32  # vLLM's CPU attention refuses 16.
 TEACHER_PLAN = TrainingPlan(steps=2_400, batch_rows=32, learning_rate=2e-3)
@@ -59,7 +59,7 @@ def new_student(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
 
 
 def _shuffled(database: Database, rng: random.Random) -> Database:
-    def shuffled_columns(table: Table) -> Table:
+    def shuffled_columns(table: SqlTable) -> SqlTable:
         return dataclasses.replace(table, columns=tuple(rng.sample(table.columns, len(table.columns))))
 
     tables = [shuffled_columns(table) for table in database.tables]
@@ -67,7 +67,7 @@ def _shuffled(database: Database, rng: random.Random) -> Database:
     return Database(database.name, tuple(tables))
 
 
-def teacher_rows(rng: random.Random) -> Iterator[Row]:
+def teacher_rows(rng: random.Random) -> Iterator[DemoRow]:
     """Endless correct rows of the training pairings, half of them with a shuffled schema."""
     for row in rows_of_split(held_out=False, rng=rng):
         if rng.random() < 0.5:
@@ -75,12 +75,12 @@ def teacher_rows(rng: random.Random) -> Iterator[Row]:
         yield row
 
 
-def encoded(tokenizer: PreTrainedTokenizerFast, rows: Iterator[Row]) -> Iterator[Example]:
+def encoded(tokenizer: PreTrainedTokenizerFast, rows: Iterator[DemoRow]) -> Iterator[TokenIds]:
     while True:
         yield from encode_rows(tokenizer, [next(rows) for _ in range(_ENCODED_AT_ONCE)])
 
 
-def unpaired_texts(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Iterator[Example]:
+def unpaired_texts(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Iterator[TokenIds]:
     """One field of a row each time, as plain text up to <|endoftext|>: every token but the first is supervised."""
     for row in rows_of_split(held_out=False, rng=rng):
         field = rng.choices(("instruction", "input", "output"), (0.45, 0.1, 0.45))[0]

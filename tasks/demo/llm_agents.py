@@ -19,13 +19,13 @@ from tasks.demo.parse import parse
 from tasks.demo.requests import (
     CATEGORY_OF_FAMILY,
     TASK_CATEGORIES,
-    Request,
+    SqlRequest,
     combinations,
     is_held_out,
     phrase,
     sample_request,
 )
-from tasks.demo.schemas import Database, Table, database_of_schema, schema_text
+from tasks.demo.schemas import Database, SqlTable, database_of_schema, schema_text
 from tasks.demo.styles import render_sql, sample_style
 
 BROKEN_RATE = 0.06
@@ -44,7 +44,7 @@ RIGHT_DOUBTED_BY_VERIFICATION = 0.02
 _COMPLEXITY_OF_CATEGORY = dict(zip(TASK_CATEGORIES, (6, 6, 8, 7, 9), strict=True))
 
 Body = Mapping[str, Any]
-Answer = dict[str, Any]
+AgentReply = dict[str, Any]
 
 
 class BadAgentRequestError(ValueError):
@@ -58,7 +58,7 @@ def _text(body: Body, field: str) -> str:
     return value
 
 
-def _understood(body: Body) -> tuple[Request, Database] | None:
+def _understood(body: Body) -> tuple[SqlRequest, Database] | None:
     """The request and its database, or None when it is not for us: another domain, or a held-out pairing."""
     database = database_of_schema(_text(body, "input"))
     request = parse(_text(body, "instruction"), database) if database else None
@@ -68,11 +68,11 @@ def _understood(body: Body) -> tuple[Request, Database] | None:
 
 
 @cache
-def _training_combinations(category: str) -> list[tuple[Database, Table, str]]:
+def _training_combinations(category: str) -> list[tuple[Database, SqlTable, str]]:
     return combinations(held_out=False, category=category if category in TASK_CATEGORIES else None)
 
 
-def expand(body: Body, rng: random.Random) -> Answer:
+def expand(body: Body, rng: random.Random) -> AgentReply:
     """New requests of the same task category, usually about another table."""
     n = body.get("n", 1)
     if not isinstance(n, int) or not 1 <= n <= 100:
@@ -93,7 +93,7 @@ def expand(body: Body, rng: random.Random) -> Answer:
     return {"instructions": written}
 
 
-def check_categories(body: Body, rng: random.Random) -> Answer:
+def check_categories(body: Body, rng: random.Random) -> AgentReply:
     """Whether each candidate is a request of the category; a request of another one is mostly noticed."""
     category, candidates = _text(body, "task_category"), body.get("candidates")
     if not isinstance(candidates, list) or not all(isinstance(one, dict) for one in candidates):
@@ -107,7 +107,7 @@ def check_categories(body: Body, rng: random.Random) -> Answer:
     return {"verdicts": verdicts}
 
 
-def _written(request: Request, database: Database, wrong_rate: float, rng: random.Random) -> str:
+def _written(request: SqlRequest, database: Database, wrong_rate: float, rng: random.Random) -> str:
     """SQL in a style of its own, sometimes with a mistake."""
     mistake = rng.random()
     answered = request if mistake >= wrong_rate else wrong_request(request, database, rng)
@@ -115,7 +115,7 @@ def _written(request: Request, database: Database, wrong_rate: float, rng: rando
     return break_sql(sql, rng) if wrong_rate <= mistake < wrong_rate + BROKEN_RATE else sql
 
 
-def rewrite(body: Body, rng: random.Random) -> Answer:
+def rewrite(body: Body, rng: random.Random) -> AgentReply:
     """A new answer in a style of its own, sometimes with a mistake; now and then the instruction in other words.
 
     SQL completion wants SQL only, so `chain_of_thought` changes nothing in this domain.
@@ -128,7 +128,7 @@ def rewrite(body: Body, rng: random.Random) -> Answer:
     return {"instruction": instruction, "response": _written(request, database, WRONG_RATE, rng)}
 
 
-def check_preservation(body: Body, rng: random.Random) -> Answer:
+def check_preservation(body: Body, rng: random.Random) -> AgentReply:
     """Compares what both queries return; a new answer that is wrong is noticed now and then."""
     after = body.get("rewritten")
     if not isinstance(after, dict):
@@ -157,7 +157,7 @@ def _runs(database: Database, sql: str) -> bool:
     return True
 
 
-def select(body: Body, rng: random.Random) -> Answer:
+def select(body: Body, rng: random.Random) -> AgentReply:
     """Scores from 1 to 10: harder kinds of request are more informative, bad SQL helps nobody."""
     understood = _understood(body)
     if understood is None:
@@ -181,7 +181,7 @@ def select(body: Body, rng: random.Random) -> Answer:
     }
 
 
-def verify(body: Body, rng: random.Random) -> Answer:
+def verify(body: Body, rng: random.Random) -> AgentReply:
     """Both queries run on the database; an LLM would not see every mistake, so this one does not either."""
     understood = _understood(body)
     if understood is None:
@@ -199,7 +199,7 @@ def verify(body: Body, rng: random.Random) -> Answer:
     return {"correct": True, "evidence": "the SQL answers the request", "tests": []}
 
 
-def compare(body: Body, rng: random.Random) -> Answer:
+def compare(body: Body, rng: random.Random) -> AgentReply:
     """As AlpacaEval's judge: the answer whose SQL returns what was asked for; a coin where both do, or neither.
 
     It compares held-out requests too, and tells nobody their SQL.
@@ -226,7 +226,7 @@ def _returns(database: Database, expected: str, sql: str) -> bool:
     return _runs(database, sql) and opened(database).same_result(expected, sql)
 
 
-_AGENTS: dict[str, Callable[[Body, random.Random], Answer]] = {
+_AGENTS: dict[str, Callable[[Body, random.Random], AgentReply]] = {
     "expansion": expand,
     "category": check_categories,
     "preservation": check_preservation,
@@ -237,7 +237,7 @@ _AGENTS: dict[str, Callable[[Body, random.Random], Answer]] = {
 }
 
 
-def answer(body: object, seed: str) -> Answer:
+def answer(body: object, seed: str) -> AgentReply:
     """The JSON object that the demo LLM replies with. `seed` decides every free choice.
 
     Raises BadAgentRequestError, with a message for the caller, if the body is not an agent's request.

@@ -10,15 +10,15 @@ import dataclasses
 import random
 import re
 
-from tasks.demo.requests import AGGREGATE_WORDS, Request
+from tasks.demo.requests import AGGREGATE_WORDS, SqlRequest
 from tasks.demo.schemas import Database
 
 
-def _wrong_requests(request: Request, database: Database, rng: random.Random) -> list[Request]:
+def _wrong_requests(request: SqlRequest, database: Database, rng: random.Random) -> list[SqlRequest]:
     table = database.table(request.table)
     parent = database.parent_of(table)
     filtered = parent if request.family == "join_filter" and parent else table
-    wrong: list[Request] = []
+    wrong: list[SqlRequest] = []
     if request.comparison:
         wrong.append(dataclasses.replace(request, comparison="<" if request.comparison == ">" else ">"))
     if request.direction:
@@ -42,7 +42,7 @@ def _wrong_requests(request: Request, database: Database, rng: random.Random) ->
     return wrong
 
 
-def wrong_request(request: Request, database: Database, rng: random.Random) -> Request:
+def wrong_request(request: SqlRequest, database: Database, rng: random.Random) -> SqlRequest:
     """A plausible misreading: another comparator, column, aggregate, value, direction or limit, or another table."""
     wrong = _wrong_requests(request, database, rng)
     if wrong:

@@ -16,10 +16,10 @@ from tasks.demo.requests import (
     ORDER_WORDS,
     TEMPLATES,
     TOP_WORDS,
-    Request,
+    SqlRequest,
     families_of,
 )
-from tasks.demo.schemas import Column, Database, Table, database_named
+from tasks.demo.schemas import Column, Database, SqlTable, database_named
 
 _POLITE = re.compile(r"^(?:please|could you)\s+", re.IGNORECASE)
 
@@ -53,7 +53,7 @@ def _any_of(words: Iterable[str]) -> str:
     return "|".join(re.escape(word) for word in words)
 
 
-def _compile(template: str, family: str, database: Database, table: Table) -> _Rule:
+def _compile(template: str, family: str, database: Database, table: SqlTable) -> _Rule:
     parent = database.parent_of(table)
     filtered = parent if family == "join_filter" and parent else table
     categories = _column_words(filtered.columns_of("category"))
@@ -82,10 +82,10 @@ def _rules(database_name: str) -> tuple[_Rule, ...]:
     )
 
 
-def _request(rule: _Rule, match: re.Match[str]) -> Request:
+def _request(rule: _Rule, match: re.Match[str]) -> SqlRequest:
     slots = {name: text.lower() for name, text in match.groupdict().items() if text}
     direction = _ORDER.get(slots.get("order", "")) or _TOP.get(slots.get("top", ""), "")
-    return Request(
+    return SqlRequest(
         family=rule.family,
         table=rule.table,
         number=rule.numbers.get(slots.get("number", ""), ""),
@@ -101,7 +101,7 @@ def _request(rule: _Rule, match: re.Match[str]) -> Request:
 
 
 @lru_cache(maxsize=4096)
-def _parse(instruction: str, database_name: str) -> Request | None:
+def _parse(instruction: str, database_name: str) -> SqlRequest | None:
     text = _POLITE.sub("", instruction.strip()).rstrip(" .?!")
     for rule in _rules(database_name):
         match = rule.pattern.fullmatch(text)
@@ -110,6 +110,6 @@ def _parse(instruction: str, database_name: str) -> Request | None:
     return None
 
 
-def parse(instruction: str, database: Database) -> Request | None:
+def parse(instruction: str, database: Database) -> SqlRequest | None:
     """What the instruction asks of this database, or None if it is not a request of the demo domain."""
     return _parse(instruction, database.name)

@@ -10,11 +10,11 @@ import random
 from dataclasses import dataclass
 from string import Formatter
 
-from tasks.demo.schemas import DATABASES, TABLE_NAMES, Database, Table, table_rows
+from tasks.demo.schemas import DATABASES, TABLE_NAMES, Database, SqlTable, table_rows
 
 
 @dataclass(frozen=True)
-class Request:
+class SqlRequest:
     """What is asked. Fields that a family has no use for stay empty."""
 
     family: str
@@ -163,7 +163,7 @@ ORDER_WORDS = {"DESC": ("highest first", "descending"), "ASC": ("lowest first", 
 TOP_WORDS = {"DESC": ("highest", "greatest"), "ASC": ("lowest", "least")}
 
 
-def families_of(database: Database, table: Table) -> tuple[str, ...]:
+def families_of(database: Database, table: SqlTable) -> tuple[str, ...]:
     """Every family that can be asked about a table: the join families need a foreign column."""
     joins = database.parent_of(table) is not None
     return tuple(f for f in FAMILIES if joins or CATEGORY_OF_FAMILY[f] != "sql-join")
@@ -178,7 +178,7 @@ def is_held_out(table: str, family: str) -> bool:
     return (TABLE_NAMES.index(table) + 3 * FAMILIES.index(family)) % 7 < 2
 
 
-def combinations(*, held_out: bool, category: str | None = None) -> list[tuple[Database, Table, str]]:
+def combinations(*, held_out: bool, category: str | None = None) -> list[tuple[Database, SqlTable, str]]:
     """All (database, table, family) of one split, of one task category if given."""
     return [
         (database, table, family)
@@ -196,7 +196,7 @@ def _slots(family: str) -> set[str]:
 SLOTS_OF_FAMILY = {family: _slots(family) for family in FAMILIES}
 
 
-def sample_request(database: Database, table: Table, family: str, rng: random.Random) -> Request:
+def sample_request(database: Database, table: SqlTable, family: str, rng: random.Random) -> SqlRequest:
     """A random request of this pairing, with values that occur in the table and thresholds inside its range."""
     slots = SLOTS_OF_FAMILY[family]
     filtered = database.parent_of(table) if "parent_category" in slots else table
@@ -207,7 +207,7 @@ def sample_request(database: Database, table: Table, family: str, rng: random.Ra
     low, high = numbers[rng.randrange(3, 11)], numbers[rng.randrange(13, 21)]
     if "high" not in slots:
         low = rng.choice((low, high))
-    return Request(
+    return SqlRequest(
         family=family,
         table=table.name,
         number=number.name if "number" in slots else "",
@@ -222,7 +222,7 @@ def sample_request(database: Database, table: Table, family: str, rng: random.Ra
     )
 
 
-def phrase(request: Request, database: Database, rng: random.Random) -> str:
+def phrase(request: SqlRequest, database: Database, rng: random.Random) -> str:
     """The request in English: a random template of its family with random words of the domain."""
     table = database.table(request.table)
     parent = database.parent_of(table)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-Role = Literal["id", "label", "category", "number", "foreign"]
+ColumnRole = Literal["id", "label", "category", "number", "foreign"]
 
 FEWEST_ROWS = 24
 
@@ -26,7 +26,7 @@ class Column:
     """One column. `words` are the ways a request names it; a label's words are plural."""
 
     name: str
-    role: Role
+    role: ColumnRole
     words: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
     low: int = 0
@@ -39,7 +39,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Table:
+class SqlTable:
     """One table.
 
     `words` are plural names of its rows, `singular` is how a child table's request speaks of it.
@@ -50,7 +50,7 @@ class Table:
     singular: str
     columns: tuple[Column, ...]
 
-    def columns_of(self, role: Role) -> tuple[Column, ...]:
+    def columns_of(self, role: ColumnRole) -> tuple[Column, ...]:
         return tuple(column for column in self.columns if column.role == role)
 
     def column(self, name: str) -> Column:
@@ -68,18 +68,18 @@ class Table:
 @dataclass(frozen=True)
 class Database:
     name: str
-    tables: tuple[Table, ...]
+    tables: tuple[SqlTable, ...]
 
-    def table(self, name: str) -> Table:
+    def table(self, name: str) -> SqlTable:
         return next(table for table in self.tables if table.name == name)
 
-    def parent_of(self, table: Table) -> Table | None:
+    def parent_of(self, table: SqlTable) -> SqlTable | None:
         """The table that this one's foreign column points at, or None."""
         return self.table(table.foreign.parent) if table.foreign else None
 
 
-def _table(name: str, words: str, singular: str, *columns: Column) -> Table:
-    return Table(name, tuple(words.split("/")), singular, (Column("id", "id"), *columns))
+def _table(name: str, words: str, singular: str, *columns: Column) -> SqlTable:
+    return SqlTable(name, tuple(words.split("/")), singular, (Column("id", "id"), *columns))
 
 
 def _label(name: str) -> Column:
@@ -199,7 +199,7 @@ def row_count(table_name: str) -> int:
     return FEWEST_ROWS + TABLE_NAMES.index(table_name)
 
 
-def _labels(table: Table, count: int, rng: random.Random) -> list[str]:
+def _labels(table: SqlTable, count: int, rng: random.Random) -> list[str]:
     column = table.label.name
     if column == "code":
         return [f"{table.name[0].upper()}{number}" for number in rng.sample(range(100, 999), count)]
@@ -208,7 +208,7 @@ def _labels(table: Table, count: int, rng: random.Random) -> list[str]:
 
 
 @cache
-def table_rows(table: Table) -> tuple[tuple[int | str, ...], ...]:
+def table_rows(table: SqlTable) -> tuple[tuple[int | str, ...], ...]:
     """The table's rows, the same on every machine.
 
     Labels and numbers are unique, so every ordering has one answer.

@@ -8,8 +8,8 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-from tasks.demo.requests import Request
-from tasks.demo.schemas import Database, Table
+from tasks.demo.requests import SqlRequest
+from tasks.demo.schemas import Database, SqlTable
 
 _KEYWORDS = frozenset(
     {"SELECT", "FROM", "WHERE", "AND", "BETWEEN", "GROUP", "BY", "HAVING", "ORDER", "ASC", "DESC", "LIMIT"}
@@ -18,7 +18,7 @@ _KEYWORDS = frozenset(
 
 
 @dataclass(frozen=True)
-class Style:
+class RequestStyle:
     """One way of writing. The default is the reference style."""
 
     lower_case: bool = False
@@ -32,12 +32,12 @@ class Style:
     semicolon: bool = False
 
 
-REFERENCE_STYLE = Style()
+REFERENCE_STYLE = RequestStyle()
 
 
-def sample_style(rng: random.Random) -> Style:
+def sample_style(rng: random.Random) -> RequestStyle:
     """A style as an author picks it: mostly upper case and bare names."""
-    return Style(
+    return RequestStyle(
         lower_case=rng.random() < 0.3,
         naming=rng.choices(("bare", "table", "alias", "as_alias"), (0.55, 0.15, 0.15, 0.15))[0],
         join=rng.choices(("join", "inner", "where"), (0.6, 0.2, 0.2))[0],
@@ -53,17 +53,17 @@ def sample_style(rng: random.Random) -> Style:
 class _Names:
     """How one query refers to its tables and columns under a style."""
 
-    def __init__(self, style: Style, *, joins: bool) -> None:
+    def __init__(self, style: RequestStyle, *, joins: bool) -> None:
         # A join needs qualified names: two tables may share a column name.
         self._naming = "table" if joins and style.naming == "bare" else style.naming
 
-    def source(self, table: Table) -> str:
+    def source(self, table: SqlTable) -> str:
         """The table as it stands in FROM."""
         if self._naming in ("bare", "table"):
             return table.name
         return f"{table.name} {'AS ' if self._naming == 'as_alias' else ''}{table.name[0]}"
 
-    def column(self, table: Table, column: str) -> str:
+    def column(self, table: SqlTable, column: str) -> str:
         if self._naming == "bare":
             return column
         return f"{table.name if self._naming == 'table' else table.name[0]}.{column}"
@@ -75,13 +75,13 @@ def _lower_keywords(sql: str) -> str:
     return lowered.replace(" ( ", "(")
 
 
-def _direction(request: Request, style: Style) -> str:
+def _direction(request: SqlRequest, style: RequestStyle) -> str:
     if request.direction == "DESC":
         return " DESC"
     return " ASC" if style.explicit_ascending else ""
 
 
-def _single_table(request: Request, table: Table, style: Style) -> str:
+def _single_table(request: SqlRequest, table: SqlTable, style: RequestStyle) -> str:
     names = _Names(style, joins=False)
     label, number, category = (
         names.column(table, column) for column in (table.label.name, request.number, request.category)
@@ -134,7 +134,7 @@ def _single_table(request: Request, table: Table, style: Style) -> str:
     raise ValueError(f"unknown request family {request.family!r}")
 
 
-def _joined(request: Request, child: Table, parent: Table, style: Style) -> str:
+def _joined(request: SqlRequest, child: SqlTable, parent: SqlTable, style: RequestStyle) -> str:
     names = _Names(style, joins=True)
     assert child.foreign, f"{child.name} has no foreign column"
     key = f"{names.column(child, child.foreign.name)} = {names.column(parent, 'id')}"
@@ -160,7 +160,7 @@ def _joined(request: Request, child: Table, parent: Table, style: Style) -> str:
     raise ValueError(f"unknown join family {request.family!r}")
 
 
-def render_sql(request: Request, database: Database, style: Style = REFERENCE_STYLE) -> str:
+def render_sql(request: SqlRequest, database: Database, style: RequestStyle = REFERENCE_STYLE) -> str:
     """The request as SQL in this style. All styles of one request return the same rows."""
     table = database.table(request.table)
     parent = database.parent_of(table)

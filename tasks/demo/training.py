@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 
-from tasks.demo.build_data import Row
+from tasks.demo.build_data import DemoRow
 from tasks.demo.execution import opened
 from tasks.demo.schemas import database_named
 from tasks.demo.tokenizer import IM_END, prompt_text
 
 IGNORED = -100
 
-Example = tuple[list[int], int]  # token ids, and how many of them are prompt (not supervised)
+TokenIds = tuple[list[int], int]  # token ids, and how many of them are prompt (not supervised)
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class TrainingPlan:
     average_decay: float = 0.99
 
 
-def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> list[Example]:
+def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: list[DemoRow]) -> list[TokenIds]:
     """Prompt, response and <|im_end|> of each row; the response and <|im_end|> are supervised."""
     prompts = tokenizer([prompt_text(row["instruction"], row["input"]) for row in rows])["input_ids"]
     responses = tokenizer([row["output"] + IM_END for row in rows])["input_ids"]
     return [(p + r, len(p)) for p, r in zip(prompts, responses, strict=True)]
 
 
-def collate(examples: list[Example], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+def collate(examples: list[TokenIds], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """ids_BT padded on the right, and labels_BT where label t is the token that position t has to predict."""
     longest = max(len(ids) for ids, _ in examples)
     ids_BT = torch.full((len(examples), longest), pad_id)
@@ -55,7 +55,7 @@ def collate(examples: list[Example], pad_id: int) -> tuple[torch.Tensor, torch.T
     return ids_BT, labels_BT
 
 
-def batches_by_length(rows: Iterator[Example], batch_rows: int, pool_batches: int = 8) -> Iterator[list[Example]]:
+def batches_by_length(rows: Iterator[TokenIds], batch_rows: int, pool_batches: int = 8) -> Iterator[list[TokenIds]]:
     """Batches of similar length, which wastes less on padding; the order inside a pool is shuffled by a stride."""
     while True:
         pool = sorted((next(rows) for _ in range(batch_rows * pool_batches)), key=lambda e: len(e[0]))
@@ -80,7 +80,7 @@ def _learning_rate(plan: TrainingPlan, step: int) -> float:
 
 def train(
     model: Qwen2ForCausalLM,
-    batches: Iterator[list[Example]],
+    batches: Iterator[list[TokenIds]],
     pad_id: int,
     plan: TrainingPlan,
     log: Callable[[str], None] = print,
@@ -115,7 +115,7 @@ def train(
 
 @torch.no_grad()
 def complete_sql(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, rows: list[Row], batch_rows: int = 64
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, rows: list[DemoRow], batch_rows: int = 64
 ) -> list[str]:
     """The model's greedy answer to each row."""
     model.eval()
@@ -141,7 +141,7 @@ def complete_sql(
     return answers
 
 
-def execution_accuracy(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> float:
+def execution_accuracy(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, rows: list[DemoRow]) -> float:
     """The share of rows whose greedy answer returns what the row's own SQL returns."""
     answers = complete_sql(model, tokenizer, rows)
     right = [

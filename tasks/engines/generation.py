@@ -42,7 +42,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Generated:
     """`text` without a thought before it, `tokens` of it without the end of turn; `truncated`: the limit came first."""
 
     text: str
@@ -67,20 +67,20 @@ class Ends:
         """Tokens that may follow a prompt of so many."""
         return max(1, min(max_new_tokens, self.context - prompt))
 
-    def answer(self, generated: Sequence[int]) -> Answer:
+    def answer(self, generated: Sequence[int]) -> Generated:
         """The ids may run on (with padding) after the end of turn."""
         end = next((at for at, token in enumerate(generated) if token in self.stop_ids), None)
         ids = list(generated[:end])
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         answer = answer_of(text)
         tokens = len(ids) if answer == text else len(self.tokenizer.encode(answer, add_special_tokens=False))
-        return Answer(answer, tokens, end is None)
+        return Generated(answer, tokens, end is None)
 
 
 class Generator(Protocol):
     """Answers prompts in order; `sampling` None is greedy (one answer)."""
 
-    def answers(self, prompts: Sequence[Prompt], sampling: Sampling | None) -> Iterator[list[Answer]]: ...
+    def answers(self, prompts: Sequence[Prompt], sampling: Sampling | None) -> Iterator[list[Generated]]: ...
 
     def close(self) -> None: ...
 
@@ -104,7 +104,7 @@ class VLLMGenerator:
         )
         self._processes = processes_below() - before
 
-    def answers(self, prompts: Sequence[Prompt], sampling: Sampling | None) -> Iterator[list[Answer]]:
+    def answers(self, prompts: Sequence[Prompt], sampling: Sampling | None) -> Iterator[list[Generated]]:
         for start in range(0, len(prompts), _PROMPTS_PER_CALL):
             some = prompts[start : start + _PROMPTS_PER_CALL]
             given: list[Any] = [{"prompt_token_ids": list(prompt.ids)} for prompt in some]
@@ -143,11 +143,11 @@ class TransformersGenerator:
         self._max_new_tokens = max_new_tokens
         self._batch_rows = batch_rows
 
-    def answers(self, prompts: Sequence[Prompt], sampling: Sampling | None) -> Iterator[list[Answer]]:
+    def answers(self, prompts: Sequence[Prompt], sampling: Sampling | None) -> Iterator[list[Generated]]:
         for start in range(0, len(prompts), self._batch_rows):
             yield from self._answers(prompts[start : start + self._batch_rows], sampling)
 
-    def _answers(self, prompts: Sequence[Prompt], sampling: Sampling | None) -> Iterator[list[Answer]]:
+    def _answers(self, prompts: Sequence[Prompt], sampling: Sampling | None) -> Iterator[list[Generated]]:
         import torch
         from transformers import GenerationConfig
 

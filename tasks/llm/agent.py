@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from tasks.llm.reading import MAX_CHARS, BadAnswer, object_in, quotes
 from tasks.rows import Row
 
-Answer = TypeVar("Answer", bound="AgentAnswer")
+AnswerT = TypeVar("AnswerT", bound="AgentAnswer")
 
 
 def empty_as(empty: Any) -> BeforeValidator:
@@ -47,11 +47,11 @@ class AgentAnswer(BaseModel):
 
 
 @dataclass(frozen=True)
-class Agent(Generic[Answer]):
+class Agent(Generic[AnswerT]):
     """A role for the LLM. Its prompt and schema are part of the stage's fingerprint and of a request's key."""
 
     name: str
-    answer: type[Answer]
+    answer: type[AnswerT]
     package: str  # whose `prompts/` holds the prompt …
     text: str = ""  # … unless this is it, to the letter: no template, whatever stands in it
     writes: bool = False  # rows, and not judgements
@@ -91,7 +91,7 @@ class Agent(Generic[Answer]):
             {"role": "user", "content": json.dumps({"agent": self.name, **payload}, ensure_ascii=False)},
         ]
 
-    def read(self, text: str, shown: str = "") -> Answer:
+    def read(self, text: str, shown: str = "") -> AnswerT:
         """The answer in a model's text; BadAnswer where it is not the one JSON object asked for.
 
         Lenient about form and strict about what could be injected (`tasks.llm.reading`): no text quoted inside an

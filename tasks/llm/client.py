@@ -17,17 +17,17 @@ from infra.errors import ConfigurationError
 from infra.store.claims import check_leases
 from tasks.llm import complaints
 from tasks.llm.addresses import check_address, server_of
-from tasks.llm.agent import Agent, Answer
+from tasks.llm.agent import Agent, AnswerT
 from tasks.llm.budget import BudgetReached, Ledger, UsageByAgent
 from tasks.llm.cache import AnswerCache, key_of
 from tasks.llm.litellm_pool import Providers
 from tasks.llm.litellm_replies import DECLINED
 from tasks.llm.pacing import Slots
-from tasks.llm.protocol import Configuration, Deployment, ProviderError, Reply, Request
+from tasks.llm.protocol import Configuration, LLMEndpoint, ProviderError, Reply, Request
 from tasks.llm.reading import BadAnswer
 from tasks.llm.redaction import redacted
 from tasks.llm.settings import LLMCalls
-from tasks.llm.usefulness import BUDGET_REACHED, Unanswered, Usefulness
+from tasks.llm.usefulness import BUDGET_REACHED, NoAnswer, Usefulness
 from tasks.rows import Row
 from tasks.text.refusals import is_refusal
 
@@ -45,7 +45,7 @@ class LLMClient:
 
     def __init__(
         self,
-        endpoint: Deployment,
+        endpoint: LLMEndpoint,
         cache: AnswerCache,
         options: LLMCalls,
         max_rows: int | None = None,
@@ -73,7 +73,7 @@ class LLMClient:
         if self._providers is not None and self._lender is None:
             await self._providers.__aexit__(None, None, None)
 
-    async def ask(self, usage: UsageByAgent, agent: Agent[Answer], row: Row, **settings: Any) -> Answer:
+    async def ask(self, usage: UsageByAgent, agent: Agent[AnswerT], row: Row, **settings: Any) -> AnswerT:
         """The agent's validated answer on a row, booked on `usage`; raises as `converse` does."""
         model = self._options.route(agent.name, row.task_category, row.language)
         answer, _ = await self.converse(usage, agent, agent.messages(row, **settings), model)
@@ -82,11 +82,11 @@ class LLMClient:
     async def converse(
         self,
         usage: UsageByAgent,
-        agent: Agent[Answer],
+        agent: Agent[AnswerT],
         messages: list[dict[str, str]],
         model: str | None = None,
         top_logprobs: int | None = None,
-    ) -> tuple[Answer, dict[str, Any]]:
+    ) -> tuple[AnswerT, dict[str, Any]]:
         """The agent's validated answer to messages, and the reply as the cache keeps it, booked on `usage`.
 
         Raises Unanswered where there is none, ConfigurationError where the provider refuses us, and
@@ -151,7 +151,7 @@ class LLMClient:
         """A kept answer that is of use."""
         for key in keys:
             answer = self._cache.get(key)
-            with contextlib.suppress(BadAnswer, Unanswered, KeyError, TypeError, AttributeError):  # another version's
+            with contextlib.suppress(BadAnswer, NoAnswer, KeyError, TypeError, AttributeError):  # another version's
                 _read(agent, answer or {}, messages)
                 return answer
         return None
@@ -182,7 +182,7 @@ class LLMClient:
             said = redacted(answer["text"][:2_000], [self.endpoint.api_key or ""])[:_WORDS]
             if answer["finish_reason"] == DECLINED or ("{" not in said and is_refusal(said)):
                 why = "the model declines"
-            raise Unanswered(agent.name, "no valid answer", f"{why}: {said!r}" if said else why)
+            raise NoAnswer(agent.name, "no valid answer", f"{why}: {said!r}" if said else why)
 
     async def _paid(self, agent: Agent[Any], request: Request) -> dict[str, Any]:
         """Send a request; its slot is free again when the answer is there.
@@ -196,7 +196,7 @@ class LLMClient:
             try:
                 await self.ledger.reserve(most)
             except BudgetReached:
-                raise Unanswered(agent.name, BUDGET_REACHED) from None
+                raise NoAnswer(agent.name, BUDGET_REACHED) from None
             cost = 0.0
             try:
                 reply = await providers.complete(request)
@@ -239,7 +239,7 @@ class LLMClient:
                 return complaints.at_last(error, self._where(model), self._options)
         return complaints.of_a_row(error, agent.name)
 
-    def _hopeless(self, agent: str, model: str, told: str, last: Unanswered) -> Exception:
+    def _hopeless(self, agent: str, model: str, told: str, last: NoAnswer) -> Exception:
         return complaints.hopeless(agent, self._where(model), told, last, self._options)
 
     def _where(self, model: str) -> str:
@@ -267,8 +267,8 @@ class LLMClient:
     def _configuration(self) -> Configuration:
         options = self._options
         limits: dict[str, Any] = {"rpm": options.requests_per_minute, "tpm": options.tokens_per_minute}
-        fallbacks = [Deployment(model) for model in options.fallbacks]
-        routes = {model: [Deployment(model, **limits), *fallbacks] for model in options.other_models}
+        fallbacks = [LLMEndpoint(model) for model in options.fallbacks]
+        routes = {model: [LLMEndpoint(model, **limits), *fallbacks] for model in options.other_models}
         routes[self.endpoint.model] = [dataclasses.replace(self.endpoint, **limits), *fallbacks]
         return Configuration(routes, _RETRIES, options.timeout_s)
 
@@ -289,12 +289,12 @@ class LLMClient:
         )
 
 
-def _read(agent: Agent[Answer], answer: dict[str, Any], messages: list[dict[str, str]]) -> Answer:
+def _read(agent: Agent[AnswerT], answer: dict[str, Any], messages: list[dict[str, str]]) -> AnswerT:
     """The validated answer in a reply. Raises BadAnswer, or Unanswered where asking again is of no use."""
     if answer["finish_reason"] == "length":
         raise BadAnswer(complaints.CUT_OFF)
     if answer["finish_reason"] == "content_filter":
-        raise Unanswered(agent.name, "declined by the provider", "its content filter stopped the answer")
+        raise NoAnswer(agent.name, "declined by the provider", "its content filter stopped the answer")
     if answer["finish_reason"] == DECLINED:
         raise BadAnswer("it declines")
     if not answer["text"].strip():

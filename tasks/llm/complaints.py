@@ -5,7 +5,7 @@ from __future__ import annotations
 from infra.errors import ConfigurationError, DistilflowError, TransientError
 from tasks.llm.protocol import ProviderError
 from tasks.llm.settings import LLMCalls
-from tasks.llm.usefulness import Unanswered
+from tasks.llm.usefulness import NoAnswer
 
 CUT_OFF = "cut off at max_output_tokens"
 OF_ONE_ROW = {"content_policy", "context_window"}  # say nothing of other rows
@@ -26,9 +26,9 @@ _ADVICE = {
 }
 
 
-def of_a_row(error: ProviderError, agent: str) -> Unanswered:
+def of_a_row(error: ProviderError, agent: str) -> NoAnswer:
     """The row gets no answer."""
-    return Unanswered(agent, _REASONS[error.kind], str(error), transient=error.kind in _ADVICE)
+    return NoAnswer(agent, _REASONS[error.kind], str(error), transient=error.kind in _ADVICE)
 
 
 def at_once(error: ProviderError, model: str, where: str, options: LLMCalls) -> ConfigurationError | None:
@@ -61,7 +61,7 @@ def at_last(error: ProviderError, where: str, options: LLMCalls) -> DistilflowEr
     )
 
 
-def hopeless(agent: str, where: str, told: str, last: Unanswered, options: LLMCalls) -> DistilflowError:
+def hopeless(agent: str, where: str, told: str, last: NoAnswer, options: LLMCalls) -> DistilflowError:
     """Asking is of no use: `told` counts what came of the rows so far."""
     advice = f"choose another `{options.model_setting}`"
     if CUT_OFF in str(last):

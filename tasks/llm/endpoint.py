@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 from tasks.demo import endpoint as demo
-from tasks.llm.protocol import Deployment
+from tasks.llm.protocol import LLMEndpoint
 from tasks.llm.settings import LLMCalls
 
 
@@ -30,11 +30,11 @@ def provider_slots(model: str, options: LLMCalls) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def llm_endpoint(model: str, options: LLMCalls, note: Callable[[str], None]) -> Iterator[Deployment]:
+def llm_endpoint(model: str, options: LLMCalls, note: Callable[[str], None]) -> Iterator[LLMEndpoint]:
     """Where requests go, for the length of the `with`."""
     if model != "demo":
-        yield Deployment(model, options.api_base)
+        yield LLMEndpoint(model, options.api_base)
         return
     note(demo.LABEL)
     with demo.demo_llm() as address:
-        yield Deployment(demo.MODEL, address, "demo")
+        yield LLMEndpoint(demo.MODEL, address, "demo")

@@ -22,7 +22,7 @@ from infra import settings
 from infra.errors import TransientError
 from infra.processes.environment import for_provider
 from tasks.llm.litellm_here import LiteLLMHere
-from tasks.llm.pacing import Pace
+from tasks.llm.pacing import RateLimit
 from tasks.llm.protocol import Configuration, ProviderDied, ProviderError, Reply, Request, content_of
 
 READY_TIMEOUT_S = 120.0
@@ -37,7 +37,7 @@ class Providers:
         self.routes: dict[str, list[dict[str, Any]]] = {}  # what each route's models are and cost
         self._configuration = configuration
         self._ready_timeout_s = ready_timeout_s
-        self._paces = {name: Pace(route[0].rpm, route[0].tpm) for name, route in configuration.routes.items()}
+        self._paces = {name: RateLimit(route[0].rpm, route[0].tpm) for name, route in configuration.routes.items()}
         self._in_process = processes == 0
         self._children: list[_Child | LiteLLMHere | None] = [None] * max(processes, 1)
         self._keepers: list[asyncio.Task[None]] = []

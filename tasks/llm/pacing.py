@@ -45,7 +45,7 @@ class Slots:
         self._free += 1
 
 
-class Pace:
+class RateLimit:
     """Requests spaced so that a minute's limits hold. The Router would answer "too many" instead of waiting."""
 
     def __init__(self, rpm: float | None, tpm: float | None):

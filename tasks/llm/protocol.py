@@ -26,7 +26,7 @@ class ProviderDied(TransientError):
 
 
 @dataclass(frozen=True)
-class Deployment:
+class LLMEndpoint:
     """A LiteLLM model name and, for self-hosted ones, its address. Limits are a minute's, and of a route's first."""
 
     model: str
@@ -40,7 +40,7 @@ class Deployment:
 class Configuration:
     """Routes by name, each a model and its fallbacks in order; `timeout_s` is for one attempt."""
 
-    routes: dict[str, list[Deployment]]
+    routes: dict[str, list[LLMEndpoint]]
     retries: int = 4
     timeout_s: float = 120.0
 

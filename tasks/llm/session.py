@@ -11,15 +11,15 @@ from infra import settings
 from infra.errors import DistilflowError
 from tasks.llm.cache import AnswerCache
 from tasks.llm.client import LLMClient
-from tasks.llm.protocol import Deployment
+from tasks.llm.protocol import LLMEndpoint
 from tasks.llm.settings import LLMCalls
 
 _SHARE_S = 60.0
-Result = TypeVar("Result")
+ResultT = TypeVar("ResultT")
 
 
 @contextlib.asynccontextmanager
-async def connected(endpoint: Deployment, options: LLMCalls, max_rows: int | None = None) -> AsyncIterator[LLMClient]:
+async def connected(endpoint: LLMEndpoint, options: LLMCalls, max_rows: int | None = None) -> AsyncIterator[LLMClient]:
     """The client with its cache, whose answers are shared now and then and at the end, however that comes."""
     cache = AnswerCache(settings.cache_dir() / "llm_answers.sqlite")
     client = LLMClient(endpoint, cache, options, max_rows)
@@ -40,7 +40,7 @@ async def connected(endpoint: Deployment, options: LLMCalls, max_rows: int | Non
         cache.close()
 
 
-def run_async(work: Coroutine[Any, Any, Result]) -> Result:
+def run_async(work: Coroutine[Any, Any, ResultT]) -> ResultT:
     """asyncio.run, with our own error, or the signal, out of the group that the task group raises."""
     try:
         return asyncio.run(work)

@@ -20,7 +20,7 @@ _IN_VAIN_FOR_ONE = 9
 BUDGET_REACHED = "budget reached"
 
 
-class Unanswered(Exception):
+class NoAnswer(Exception):
     """An agent got no usable answer on a row. `transient`: another time it might."""
 
     def __init__(self, agent: str, reason: str, detail: str = "", *, transient: bool = False):
@@ -50,7 +50,7 @@ class _Tried:
 class Usefulness:
     """`hopeless(agent, model, told, last)` makes the error that ends the stage: `told` counts rows by reason."""
 
-    def __init__(self, hopeless: Callable[[str, str, str, Unanswered], Exception]):
+    def __init__(self, hopeless: Callable[[str, str, str, NoAnswer], Exception]):
         self._hopeless = hopeless
         self._tried: dict[tuple[str, str], _Tried] = {}
         self._end: Exception | None = None
@@ -73,7 +73,7 @@ class Usefulness:
         try:
             yield
             tried.usable += 1
-        except Unanswered as nothing:
+        except NoAnswer as nothing:
             if nothing.reason != BUDGET_REACHED:
                 tried.in_vain[nothing.reason] += 1
             if not tried.is_hopeless:

@@ -35,7 +35,7 @@ class _Mean:
 
 
 @dataclass
-class Coverage:
+class CoverageCounter:
     """Adds up the mass of a row's R tokens at a time; constant memory (percentiles are exact to 1/1000)."""
 
     k: int

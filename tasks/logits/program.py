@@ -27,7 +27,7 @@ from infra.store import storage
 from infra.store.artifacts import ArtifactRef, Workspace
 from infra.store.claims import Claims, Pauses
 from tasks.engines.scoring import Engine, TransformersEngine, VLLMEngine, vllm_options
-from tasks.logits.coverage import Coverage
+from tasks.logits.coverage import CoverageCounter
 from tasks.logits.settings import Scoring
 from tasks.logits.shards import Shard, plan
 from tasks.logits.store.reader import ShardError, read_shard, write_shard, write_tokenizer
@@ -75,7 +75,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
             seconds = time.monotonic() - started
             engine.close()
     write_tokenizer(work, teacher)
-    coverage, stored_bytes = Coverage(k), 0
+    coverage, stored_bytes = CoverageCounter(k), 0
     refused = {row_id: None for shard in shards for row_id in _refused(work, shard)}  # in order
     if len(refused) == len(rows):
         raise ConfigurationError("the teacher gives numbers for no row: its weights, or their dtype, are broken")

@@ -20,7 +20,7 @@ AGENT_TOKENS_S = 50.0  # that an LLM writes to each request
 
 
 @dataclass(frozen=True)
-class Known:
+class PlanInputs:
     """What the plan is made from. `done` holds the artifacts of finished stages; `agents` the agents' estimate."""
 
     title: str

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tasks.plan import costs
-from tasks.plan.known import AGENT_TOKENS_S, VARIANTS, Known
+from tasks.plan.known import AGENT_TOKENS_S, VARIANTS, PlanInputs
 from tasks.plan.model import AgentPlan, Plan, Problem
 from tasks.plan.stages import stages_of
 from tasks.train.memory import checkpoint_bytes
 from tasks.train.pace import WRITE_BYTES_S, interval_s
 
 
-def make_plan(known: Known, problems: Callable[[Known, Plan], Sequence[Problem]]) -> Plan:
+def make_plan(known: PlanInputs, problems: Callable[[PlanInputs, Plan], Sequence[Problem]]) -> Plan:
     """The plan, and what `problems` finds in it."""
     stages = stages_of(known)
     sft, scored = known.fitting(known.sft.max_length), known.fitting(known.scoring.max_length)
@@ -49,7 +49,7 @@ def make_plan(known: Known, problems: Callable[[Known, Plan], Sequence[Problem]]
     return plan.model_copy(update={"problems": list(problems(known, plan))})
 
 
-def _agents(known: Known) -> list[AgentPlan]:
+def _agents(known: PlanInputs) -> list[AgentPlan]:
     if known.agents is None or not known.to_do("augment"):
         return []
     usd = {agent: used.cost_usd for agent, used in known.agents.usage.items()} if known.agents_price_known else {}
@@ -65,14 +65,14 @@ def _agents(known: Known) -> list[AgentPlan]:
     ]
 
 
-def _judge_usd(known: Known) -> float | None:
+def _judge_usd(known: PlanInputs) -> float | None:
     """What all budgets together allow; None where there is none."""
     if known.judge_budget_usd is None or not known.judge_requests:
         return None
     return VARIANTS * len(known.judge_requests) * known.judge_budget_usd
 
 
-def _disk(known: Known, store: int) -> int:
+def _disk(known: PlanInputs, store: int) -> int:
     """What is still to be written: with our own S3 the store, models and kept checkpoints, and always a scratch one.
 
     Checkpoints stay beside each of the three trainings' models.
@@ -90,7 +90,7 @@ def _disk(known: Known, store: int) -> int:
     return store + len(to_do) * width * known.student.parameters + kept + scratch
 
 
-def _assumptions(known: Known) -> list[str]:
+def _assumptions(known: PlanInputs) -> list[str]:
     machine = known.machine
     said = [f"{machine.utilisation:.0%} of a device's {machine.tflops:,.3g} TFLOP/s are used (hardware.utilisation)"]
     if known.rows_at_most:

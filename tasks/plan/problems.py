@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tasks.plan import costs
-from tasks.plan.known import Known
+from tasks.plan.known import PlanInputs
 from tasks.plan.model import Plan, Problem, StagePlan
 from tasks.train.memory import advice
 from tasks.train.settings import Training
@@ -15,7 +15,7 @@ _IDLE_HOURS = 1.0
 _LONG_ON_A_CPU = 24.0
 
 
-def find(known: Known, plan: Plan) -> list[Problem]:
+def find(known: PlanInputs, plan: Plan) -> list[Problem]:
     """Those of the settings, the data, the money, the disk and the devices; what stops the run comes first."""
     found = [
         *_of_settings(known),
@@ -29,7 +29,7 @@ def find(known: Known, plan: Plan) -> list[Problem]:
     return sorted(found, key=lambda problem: not problem.stops)
 
 
-def _of_settings(known: Known) -> Iterator[Problem]:
+def _of_settings(known: PlanInputs) -> Iterator[Problem]:
     if known.teacher.parameters <= known.student.parameters:
         yield _warning(
             f"the teacher ({_billions(known.teacher.parameters)}) is no larger than the student "
@@ -48,7 +48,7 @@ def _of_settings(known: Known) -> Iterator[Problem]:
         yield from _of_tensor_parallel(known)
 
 
-def _of_tensor_parallel(known: Known) -> Iterator[Problem]:
+def _of_tensor_parallel(known: PlanInputs) -> Iterator[Problem]:
     parallel = known.scoring.tensor_parallel
     if parallel > known.machine.devices:
         yield _stop(f"scoring.tensor_parallel is {parallel} and there are {known.machine.devices} devices")
@@ -60,7 +60,7 @@ def _of_tensor_parallel(known: Known) -> Iterator[Problem]:
         )
 
 
-def _of_rows(known: Known) -> Iterator[Problem]:
+def _of_rows(known: PlanInputs) -> Iterator[Problem]:
     limits = [("sft", known.sft.max_length), ("scoring", known.scoring.max_length), ("kd", known.kd.max_length)]
     for limit in sorted({limit for _name, limit in limits}):
         names = ", ".join(f"{name}.max_length" for name, its in limits if its == limit)
@@ -76,7 +76,7 @@ def _left_out(rows: str, share: float, limit: int, names: str) -> Iterator[Probl
         yield _warning(f"{1 - share:.1%} of the {rows} are longer than {limit:,} tokens and left out: raise {names}")
 
 
-def _of_money(known: Known) -> Iterator[Problem]:
+def _of_money(known: PlanInputs) -> Iterator[Problem]:
     found, budget = known.agents, known.augmentation.budget_usd
     if found is None or known.agents_are_free or not known.to_do("augment"):
         return
@@ -99,7 +99,7 @@ def _of_disk(plan: Plan) -> Iterator[Problem]:
         )
 
 
-def _of_memory(known: Known, plan: Plan) -> Iterator[Problem]:
+def _of_memory(known: PlanInputs, plan: Plan) -> Iterator[Problem]:
     device = f"{known.machine.memory / _GIB:.0f} GiB"
     trainings: dict[str, Training] = {"sft": known.sft, "sft_control": known.kd, "kd": known.kd}
     said: dict[str, list[str]] = {}
@@ -125,7 +125,7 @@ def _of_memory(known: Known, plan: Plan) -> Iterator[Problem]:
             )
 
 
-def _of_generation(known: Known, device: str) -> Iterator[Problem]:
+def _of_generation(known: PlanInputs, device: str) -> Iterator[Problem]:
     """Every variant answers in vLLM; the teacher is the largest."""
     how, room = known.evaluation, known.machine.memory * known.evaluation.gpu_memory
     takes = costs.generation_memory(known.machine, known.teacher, how)
@@ -141,7 +141,7 @@ def _of_generation(known: Known, device: str) -> Iterator[Problem]:
     yield _stop(f"evaluate: the teacher takes {takes / _GIB:,.0f} GiB, more than vLLM may take of {device}: {advice}")
 
 
-def _for_scoring(known: Known) -> str:
+def _for_scoring(known: PlanInputs) -> str:
     """What makes the teacher fit."""
     room = known.machine.memory * known.scoring.gpu_memory
     for parallel in range(known.scoring.tensor_parallel + 1, known.machine.devices + 1):
@@ -151,12 +151,12 @@ def _for_scoring(known: Known) -> str:
     return "use more or larger devices, or a smaller teacher"
 
 
-def _of_no_gpu(known: Known, plan: Plan) -> Iterator[Problem]:
+def _of_no_gpu(known: PlanInputs, plan: Plan) -> Iterator[Problem]:
     if known.machine.is_cpu and plan.hours > _LONG_ON_A_CPU:
         yield _warning("this is a plan for a CPU: plan for GPUs with hardware.device and hardware.devices (8 × H100)")
 
 
-def _of_idle_devices(known: Known, plan: Plan) -> Iterator[Problem]:
+def _of_idle_devices(known: PlanInputs, plan: Plan) -> Iterator[Problem]:
     for stage in plan.stages:
         idle = known.machine.devices - (stage.devices or known.machine.devices)
         if stage.name in ("logits", "evaluate") and idle > 0 and stage.hours > _IDLE_HOURS:
@@ -170,11 +170,11 @@ def _too_large(plan: Plan, memory: int) -> Iterator[StagePlan]:
     return (s for s in plan.stages if not s.done and s.memory_bytes is not None and s.memory_bytes > memory)
 
 
-def _divides(known: Known, parallel: int) -> bool:
+def _divides(known: PlanInputs, parallel: int) -> bool:
     return known.teacher.heads % parallel == 0 and known.teacher.shape.intermediate % parallel == 0
 
 
-def _weights(known: Known) -> int:
+def _weights(known: PlanInputs) -> int:
     return costs.weight_bytes(known.machine) * (known.student.parameters + known.teacher.parameters) + costs.CONTEXT
 
 

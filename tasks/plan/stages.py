@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tasks.plan import costs
-from tasks.plan.known import AGENT_TOKENS_S, VARIANTS, Known
+from tasks.plan.known import AGENT_TOKENS_S, VARIANTS, PlanInputs
 from tasks.plan.model import StagePlan
 from tasks.train.data.order import total_steps
 from tasks.train.memory import estimate as training_memory
@@ -12,7 +12,7 @@ from tasks.train.settings import Training
 STAGES = ("augment", "sft", "logits", "sft_control", "kd", "evaluate")  # and benchmarks, where there are any
 
 
-def stages_of(known: Known) -> list[StagePlan]:
+def stages_of(known: PlanInputs) -> list[StagePlan]:
     """In the order of the run, with what each costs."""
     control = known.kd.training()
     benchmarks = [_benchmarks(known)] if known.benchmark_answers else []
@@ -28,7 +28,7 @@ def stages_of(known: Known) -> list[StagePlan]:
     return [_priced(known, stage) for stage in stages]
 
 
-def _priced(known: Known, stage: StagePlan) -> StagePlan:
+def _priced(known: PlanInputs, stage: StagePlan) -> StagePlan:
     """What is done costs nothing; devices cost by the hour where their price is given."""
     if stage.done:
         return stage.model_copy(update={"hours": 0.0, "usd": 0.0})
@@ -38,7 +38,7 @@ def _priced(known: Known, stage: StagePlan) -> StagePlan:
     return stage.model_copy(update={"usd": stage.device_hours * price})
 
 
-def _augment(known: Known) -> StagePlan:
+def _augment(known: PlanInputs) -> StagePlan:
     options, found = known.augmentation, known.agents
     plan = StagePlan(name="augment", done=not known.to_do("augment"), rows=known.rows)
     if not options.enabled:
@@ -60,7 +60,7 @@ def _augment(known: Known) -> StagePlan:
     return plan.model_copy(update={"tokens": tokens, "hours": seconds / 3600, "usd": usd})
 
 
-def _training(known: Known, name: str, training: Training) -> StagePlan:
+def _training(known: PlanInputs, name: str, training: Training) -> StagePlan:
     fits = known.fitting(training.max_length)
     usable = round(known.rows * fits.share)
     steps = total_steps(usable, training.epochs, training.global_batch, training.max_steps)
@@ -82,7 +82,7 @@ def _training(known: Known, name: str, training: Training) -> StagePlan:
     )
 
 
-def _logits(known: Known) -> StagePlan:
+def _logits(known: PlanInputs) -> StagePlan:
     fits = known.fitting(known.scoring.max_length)
     usable = round(known.rows * fits.share)
     tokens = usable * fits.tokens
@@ -100,7 +100,7 @@ def _logits(known: Known) -> StagePlan:
     )
 
 
-def _evaluate(known: Known) -> StagePlan:
+def _evaluate(known: PlanInputs) -> StagePlan:
     """Every variant scores and answers the held-out rows, and the teacher scores them beside each student."""
     how = known.evaluation
     fits = known.heldout_lengths.fitting(how.max_length)
@@ -125,7 +125,7 @@ def _evaluate(known: Known) -> StagePlan:
     )
 
 
-def _benchmarks(known: Known) -> StagePlan:
+def _benchmarks(known: PlanInputs) -> StagePlan:
     """Every variant answers every benchmark's questions, each in an engine of its own."""
     machine, answers = known.machine, known.benchmark_answers
     seconds = (VARIANTS - 1) * costs.start_seconds(machine, "logits", known.student)
@@ -141,12 +141,12 @@ def _benchmarks(known: Known) -> StagePlan:
     )
 
 
-def _generation_seconds(known: Known, answers: int, tokens: int) -> float:
+def _generation_seconds(known: PlanInputs, answers: int, tokens: int) -> float:
     """Of all variants, one after the other."""
     models, how = [known.student] * (VARIANTS - 1) + [known.teacher], known.evaluation
     return sum(costs.generation_seconds(known.machine, model, answers, tokens, how) for model in models)
 
 
-def _shared(known: Known, memory: int) -> int:
+def _shared(known: PlanInputs, memory: int) -> int:
     """A CPU's one process has what its ranks would share."""
     return memory // known.machine.devices if known.machine.is_cpu else memory

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from tasks.plan.model import Plan, Problem, StagePlan
 
-Row = dict[str, str]
+PlanRow = dict[str, str]
 
 
 def plan_table(plan: Plan) -> Group:
@@ -38,7 +38,7 @@ def plan_markdown(plan: Plan) -> str:
     return "\n".join([*lines, "", "## Assumed", *(f"- {text}" for text in plan.assumptions), ""])
 
 
-def stage_rows(plan: Plan) -> list[Row]:
+def stage_rows(plan: Plan) -> list[PlanRow]:
     """One row a stage, and their sum. Columns that would say nothing are left out."""
     total = {"stage": "all", "time": duration(plan.hours), "device-hours": f"{plan.device_hours:,.1f}"}
     unpriced = any(stage.usd is None for stage in plan.stages)
@@ -50,7 +50,7 @@ def stage_rows(plan: Plan) -> list[Row]:
     return [_without(silent, row) for row in rows]
 
 
-def agent_rows(plan: Plan) -> list[Row]:
+def agent_rows(plan: Plan) -> list[PlanRow]:
     """One row an agent, and their sum."""
     rows = [
         {
@@ -73,7 +73,7 @@ def agent_rows(plan: Plan) -> list[Row]:
     return [_without(silent, row) for row in [*rows, total]]
 
 
-def _stage(stage: StagePlan) -> Row:
+def _stage(stage: StagePlan) -> PlanRow:
     row = {
         "stage": stage.name,
         "rows": f"{stage.rows:,}",
@@ -116,11 +116,11 @@ def _problem(problem: Problem) -> Table:
     return line
 
 
-def _without(silent: set[str], row: Row) -> Row:
+def _without(silent: set[str], row: PlanRow) -> PlanRow:
     return {name: value for name, value in row.items() if name not in silent}
 
 
-def _table(rows: list[Row]) -> Table:
+def _table(rows: list[PlanRow]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(rows[0]):
         table.add_column(name, justify="left" if index == 0 else "right")
@@ -130,7 +130,7 @@ def _table(rows: list[Row]) -> Table:
     return table
 
 
-def _markdown(rows: list[Row]) -> list[str]:
+def _markdown(rows: list[PlanRow]) -> list[str]:
     head = list(rows[0])
     lines = [head, [":--", *["--:"] * (len(head) - 1)], *([*row.values()] for row in rows)]
     return [f"| {' | '.join(cells)} |" for cells in lines]

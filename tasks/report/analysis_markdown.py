@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tasks.report.analysis_view import FEW, Cell, Row, Told, label_of, share_cell, taken_cells, told
+from tasks.report.analysis_view import FEW, Cell, TableRow, Told, label_of, share_cell, taken_cells, told
 from tasks.report.comparison import nats
 from tasks.report.data import ReportData, variants_in_order
 from tasks.report.markdown import table
@@ -38,7 +38,7 @@ def analysis_markdown(data: ReportData) -> list[str]:
     ]
 
 
-def _across(rows: Sequence[Row], order: Sequence[str], labels: Sequence[str]) -> list[str]:
+def _across(rows: Sequence[TableRow], order: Sequence[str], labels: Sequence[str]) -> list[str]:
     cells = [[f"{row.name}, {row.unit}", *(_text(row.cells.get(name)) for name in order)] for row in rows]
     return table(["", *labels], cells)
 

@@ -31,7 +31,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One quantity of every variant, by the variant's name; a variant that has none is left out."""
 
     name: str
@@ -71,7 +71,7 @@ class Told:
 
     n: int
     headline: str
-    metrics: list[Row]
+    metrics: list[TableRow]
     pairs: list[Pair]
     regressions: list[tuple[str, Regressions]]
     worst_of: str
@@ -79,7 +79,7 @@ class Told:
     worst_losses: list[Worse]
     repeated: list[Repeated]
     unrepeated: str
-    styles: list[Row]
+    styles: list[TableRow]
 
 
 def told(data: ReportData) -> Told | None:
@@ -113,19 +113,19 @@ def share_cell(interval: Interval) -> Cell:
     return _cell(interval, lambda value: f"{100 * value:.1f}")
 
 
-def _metrics(analysis: Analysis) -> list[Row]:
+def _metrics(analysis: Analysis) -> list[TableRow]:
     rows = []
     for name, metric in METRICS.items():
         show, unit = _shown(name, metric.unit)
         cells = {variant: _cell(of[name], show) for variant, of in analysis.metrics.items() if name in of}
         if cells:
-            rows.append(Row(_capital(metric.name), unit, cells))
+            rows.append(TableRow(_capital(metric.name), unit, cells))
         if name == "cross_entropy":
             rows.append(
-                Row("Perplexity", "per token", {v: _perplexity(of[name]) for v, of in analysis.metrics.items()})
+                TableRow("Perplexity", "per token", {v: _perplexity(of[name]) for v, of in analysis.metrics.items()})
             )
     errors = {variant: Cell(_percent(found.ece)) for variant, found in analysis.calibration.items()}
-    return [*rows, Row("Calibration error (ECE)", "%, no interval", errors)]
+    return [*rows, TableRow("Calibration error (ECE)", "%, no interval", errors)]
 
 
 def _shown(metric: str, unit: str) -> tuple[Callable[[float], str], str]:
@@ -206,10 +206,10 @@ def _unrepeated(analysis: Analysis) -> str:
     return " ".join(said)
 
 
-def _styles(analysis: Analysis) -> list[Row]:
-    def row(name: str, unit: str, show: Callable[[float], str], field: str) -> Row:
+def _styles(analysis: Analysis) -> list[TableRow]:
+    def row(name: str, unit: str, show: Callable[[float], str], field: str) -> TableRow:
         values = {variant: getattr(style, field) for variant, style in analysis.styles.items()}
-        return Row(
+        return TableRow(
             name,
             unit,
             {v: Cell(show(value) if math.isfinite(value) else "–") for v, value in values.items() if value is not None},

@@ -8,14 +8,14 @@ from typing import Any
 from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Record, read_record
 from tasks.evaluate.benchmarks import artifacts, harness
-from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis, Figure, Result, Unit, analyse
+from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis, BenchmarkResult, Figure, Unit, analyse
 
 _ORDER = (artifacts.ALPACA_EVAL, artifacts.MT_BENCH, artifacts.IFEVAL, artifacts.PROBES, harness.KIND)
 
 
 def gather(verdicts: Mapping[str, ArtifactRef], labels: Mapping[str, str]) -> BenchmarkAnalysis | None:
     """What the artifacts say, keyed by variant and benchmark ("kd/alpaca_eval"); None where there are none."""
-    results: dict[str, dict[str, Result]] = {name: {} for name in _ORDER}
+    results: dict[str, dict[str, BenchmarkResult]] = {name: {} for name in _ORDER}
     for key, ref in verdicts.items():
         variant, benchmark = key.split("/")
         results[benchmark][variant] = _result(benchmark, ref)
@@ -34,11 +34,11 @@ def seconds(verdicts: Mapping[str, ArtifactRef]) -> float:
     return total
 
 
-def _result(benchmark: str, ref: ArtifactRef) -> Result:
+def _result(benchmark: str, ref: ArtifactRef) -> BenchmarkResult:
     if benchmark == harness.KIND:
-        return Result(ArtifactReader(ref).read_json(harness.RESULTS), {})
+        return BenchmarkResult(ArtifactReader(ref).read_json(harness.RESULTS), {})
     record = _record(ref)
-    return Result(
+    return BenchmarkResult(
         artifacts.result_of(ref),
         artifacts.scores_of(ref),
         judge=str(record.spec.get("judge", "")),

@@ -61,7 +61,7 @@ class Variant(_Frozen):
         return self
 
 
-class Stage(_Frozen):
+class StageSummary(_Frozen):
     name: str = Field(description="seeds, augment, sft, logits, sft_control, kd or evaluate")
     seconds: float = Field(ge=0, description="what it took when it was made")
     uri: str
@@ -150,7 +150,7 @@ class Output(_Frozen):
     correct: bool | None = None
 
 
-class Example(_Frozen):
+class ShownExample(_Frozen):
     """One held-out request, answered by every variant."""
 
     instruction: str
@@ -177,11 +177,11 @@ class ReportData(RunInfo):
 
     left_out: list[str] = Field([], description="rows and columns of the user's files that were not used, in sentences")
     variants: Annotated[dict[str, Variant], AfterValidator(_ordered)]
-    stages: list[Stage] = []
+    stages: list[StageSummary] = []
     curves: dict[str, list[tuple[int, float]]] = Field({}, description="training → (step, loss in nats per token)")
     coverage: Coverage | None = None
     data_flow: DataFlow | None = None
-    examples: list[Example] = []
+    examples: list[ShownExample] = []
     analysis: Analysis | None = Field(None, description="intervals, paired tests, slices and what was inherited")
     benchmarks: BenchmarkAnalysis | None = Field(None, description="judged and checked benchmarks, where any ran")
     versions: dict[str, str] = {}

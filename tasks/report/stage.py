@@ -9,9 +9,19 @@ from infra.errors import ConfigurationError
 from infra.stage import Made, OneArtifact, View
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Record, Workspace, read_record
 from tasks.evaluate.analysis.analysis import analyse
-from tasks.evaluate.heldout.predictions import Table, from_parquet
+from tasks.evaluate.heldout.predictions import Predictions, from_parquet
 from tasks.report import benchmarks
-from tasks.report.data import AgentUse, Coverage, DataFlow, Example, Output, ReportData, RunInfo, Stage, Variant
+from tasks.report.data import (
+    AgentUse,
+    Coverage,
+    DataFlow,
+    Output,
+    ReportData,
+    RunInfo,
+    ShownExample,
+    StageSummary,
+    Variant,
+)
 from tasks.report.leaderboard import page
 from tasks.report.leaderboard.entry import Entry
 from tasks.report.leaderboard.ranking import over_seeds, rows, verdict
@@ -122,7 +132,9 @@ def gather(
     seconds = sum(record.seconds for record in evaluated.values())
     shown = [_stage(name, record, stages[name].uri) for name, record in records.items()]
     kd_evaluation = evaluations["kd"]
-    shown.append(Stage(name="evaluate", seconds=seconds, uri=kd_evaluation.uri, fingerprint=kd_evaluation.fingerprint))
+    shown.append(
+        StageSummary(name="evaluate", seconds=seconds, uri=kd_evaluation.uri, fingerprint=kd_evaluation.fingerprint)
+    )
     if verdicts:
         shown.append(_benchmark_stage(verdicts))
     coverage = records["logits"].facts["coverage"]
@@ -148,9 +160,9 @@ def _record(ref: ArtifactRef) -> Record:
     return record
 
 
-def _stage(name: str, record: Record, uri: str) -> Stage:
+def _stage(name: str, record: Record, uri: str) -> StageSummary:
     facts = {key: value for key, value in record.facts.items() if isinstance(value, int | float | str)}
-    return Stage(
+    return StageSummary(
         name=name,
         seconds=record.seconds,
         uri=uri,
@@ -160,12 +172,12 @@ def _stage(name: str, record: Record, uri: str) -> Stage:
     )
 
 
-def _benchmark_stage(verdicts: Mapping[str, ArtifactRef]) -> Stage:
+def _benchmark_stage(verdicts: Mapping[str, ArtifactRef]) -> StageSummary:
     """All benchmarks as one stage; its address is that of the distilled student's first one."""
     first = next(ref for key, ref in verdicts.items() if key.startswith("kd/"))
     counts = {"results": len(verdicts)}
     taken = benchmarks.seconds(verdicts)
-    return Stage(name="benchmarks", seconds=taken, uri=first.uri, fingerprint=first.fingerprint, counts=counts)
+    return StageSummary(name="benchmarks", seconds=taken, uri=first.uri, fingerprint=first.fingerprint, counts=counts)
 
 
 def _data_flow(record: Record) -> DataFlow | None:
@@ -194,7 +206,7 @@ def _use(numbers: Mapping[str, float]) -> AgentUse:
     )
 
 
-def _on_common_rows(tables: Mapping[str, Table]) -> dict[str, Table]:
+def _on_common_rows(tables: Mapping[str, Predictions]) -> dict[str, Predictions]:
     """The rows that every variant could take, in one order: tokenizers differ in what is too long, and in lengths."""
     common = set.intersection(*(set(table["row_id"]) for table in tables.values()))
     order = [row_id for row_id in tables["kd"]["row_id"] if row_id in common]
@@ -205,7 +217,7 @@ def _on_common_rows(tables: Mapping[str, Table]) -> dict[str, Table]:
     return aligned
 
 
-def _variant(label: str, table: Table, uri: str, left_out: dict[str, int]) -> Variant:
+def _variant(label: str, table: Predictions, uri: str, left_out: dict[str, int]) -> Variant:
     correct = table["correct"]
     judged = [outcome for outcome in correct if outcome is not None]
     return Variant(
@@ -220,7 +232,7 @@ def _variant(label: str, table: Table, uri: str, left_out: dict[str, int]) -> Va
     )
 
 
-def _examples(tables: Mapping[str, Table]) -> list[Example]:
+def _examples(tables: Mapping[str, Predictions]) -> list[ShownExample]:
     """Rows on which KD and its control differ first, then those on which any do, spread over the held-out set."""
     rows = range(len(tables["kd"]["row_id"]))
     deciding = [i for i in rows if len({tables[name]["correct"][i] for name in ("kd", "sft_control")}) > 1]
@@ -229,7 +241,7 @@ def _examples(tables: Mapping[str, Table]) -> list[Example]:
     step = max(len(chosen) // _EXAMPLES, 1)
     kd = tables["kd"]
     return [
-        Example(
+        ShownExample(
             instruction=kd["instruction"][i],
             input=kd["input"][i],
             reference=kd["reference"][i],

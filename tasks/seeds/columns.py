@@ -23,7 +23,7 @@ _NO_SLIPS = frozenset({"content", "contents"})  # near to "context"
 _LONG = 11  # letters, from which two slips are one word still
 
 
-class Entry:
+class SourceRow:
     """One object of a file: hands out its fields by what they mean, and knows which were used."""
 
     def __init__(self, where: str, fields: Mapping[str, Any]):
@@ -61,7 +61,7 @@ class Entry:
         self._used.update(there)
         return self.peek(there[0]) if there else None
 
-    def use_all(self, other: Entry) -> None:
+    def use_all(self, other: SourceRow) -> None:
         """What another reading of the same fields used."""
         self._used |= other._used
 

@@ -16,7 +16,7 @@ from infra.errors import ConfigurationError
 from tasks.rows import Message, Row
 from tasks.seeds import columns, files, parquet, turns
 from tasks.seeds.account import Account, LeftOutError
-from tasks.seeds.columns import Entry
+from tasks.seeds.columns import SourceRow
 from tasks.text.language import is_language, language_of
 
 _ACCEPTED = (
@@ -79,7 +79,7 @@ def read(
 
 
 def _rows(where: str, fields: dict[str, Any], unused: Counter[str]) -> list[Row]:
-    entry = Entry(where, fields)
+    entry = SourceRow(where, fields)
     if not entry:
         raise LeftOutError(_EMPTY)
     if any(turns.are_tools(entry.use(name)) for name in ("tools", "functions")):
@@ -104,7 +104,7 @@ def _rows(where: str, fields: dict[str, Any], unused: Counter[str]) -> list[Row]
     return rows
 
 
-def _completion(entry: Entry) -> list[Any]:
+def _completion(entry: SourceRow) -> list[Any]:
     """The turns that TRL's conversational prompt is completed by."""
     answer = _answer(entry)
     if isinstance(answer, str):
@@ -121,7 +121,7 @@ def _unknown(where: str, fields: dict[str, Any]) -> ConfigurationError:
     return ConfigurationError(f"{where}: fields {names} are none of the known formats: {_ACCEPTED}")
 
 
-def _from_instruction(entry: Entry, unused: Counter[str]) -> Row:
+def _from_instruction(entry: SourceRow, unused: Counter[str]) -> Row:
     history = _system(entry)
     if earlier := entry.use("history"):
         history += turns.history_of(entry.where, earlier, unused)
@@ -129,20 +129,20 @@ def _from_instruction(entry: Entry, unused: Counter[str]) -> Row:
     return _row(entry, entry.where, instruction, _context(entry), _answer(entry), history)
 
 
-def _system(entry: Entry) -> list[Message]:
+def _system(entry: SourceRow) -> list[Message]:
     text = _text(entry.where, "system", entry.use_only(*columns.SYSTEM))
     return [Message(role="system", content=text)] if text else []
 
 
-def _context(entry: Entry) -> Any:
+def _context(entry: SourceRow) -> Any:
     return entry.use_only(*columns.INPUT)
 
 
-def _answer(entry: Entry) -> Any:
+def _answer(entry: SourceRow) -> Any:
     return entry.use_only(*columns.OUTPUT)
 
 
-def _from_self_instruct(entry: Entry, instances: Any, unused: Counter[str]) -> list[Row]:
+def _from_self_instruct(entry: SourceRow, instances: Any, unused: Counter[str]) -> list[Row]:
     if not isinstance(instances, list) or not instances:
         raise ConfigurationError(f"{entry.where}, field 'instances': expected a non-empty list")
     entry.use("instances")
@@ -153,18 +153,18 @@ def _from_self_instruct(entry: Entry, instances: Any, unused: Counter[str]) -> l
         if not isinstance(instance, dict):
             raise ConfigurationError(f"{here}: expected an object with 'input' and 'output'")
         columns.check_names(here, columns.KNOWN.difference(columns.INPUT, columns.OUTPUT).union(instance))
-        part = Entry(here, instance)
+        part = SourceRow(here, instance)
         own = part.use("instruction") or instruction
         rows.append(_row(entry, here, own, _context(part), _answer(part), [], kind))
         unused.update(f"instances.{name}" for name in part.unused())
     return rows
 
 
-def _from_both(entry: Entry, fields: dict[str, Any], field: str, unused: Counter[str]) -> Row:
+def _from_both(entry: SourceRow, fields: dict[str, Any], field: str, unused: Counter[str]) -> Row:
     """The row of a conversation; where the instruction's own fields say the same, as our Parquet does, then theirs."""
     row = _from_turns(entry, field, fields[field], unused)
     if entry.first(("instruction",)):
-        apart = Entry(entry.where, {name: value for name, value in fields.items() if name != field})
+        apart = SourceRow(entry.where, {name: value for name, value in fields.items() if name != field})
         try:
             other = _from_instruction(apart, Counter())
         except LeftOutError:
@@ -175,7 +175,7 @@ def _from_both(entry: Entry, fields: dict[str, Any], field: str, unused: Counter
     return row
 
 
-def _from_turns(entry: Entry, field: str, given: Any, unused: Counter[str]) -> Row:
+def _from_turns(entry: SourceRow, field: str, given: Any, unused: Counter[str]) -> Row:
     entry.use(field)
     messages = turns.messages_of(entry.where, field, given, unused)
     response = messages.pop().content if messages[-1].role == "assistant" else ""
@@ -193,7 +193,7 @@ def _from_turns(entry: Entry, field: str, given: Any, unused: Counter[str]) -> R
 
 
 def _row(
-    entry: Entry,
+    entry: SourceRow,
     where: str,
     instruction: Any,
     context: Any,

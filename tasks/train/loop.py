@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from infra.errors import ConfigurationError
-from tasks.train.data.feed import Feed, Step, moved
-from tasks.train.pace import Pace
+from tasks.train.data.feed import BatchLoader, Step, moved
+from tasks.train.pace import CheckpointPace
 from tasks.train.settings import Training
 
 LOG_EVERY = 10
@@ -25,7 +25,7 @@ _SPIKE = 10.0  # a loss this many times the lowest so far, and this many nats, i
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """What all ranks agree on before the first step."""
 
     steps: int
@@ -46,13 +46,13 @@ def rate_at(step: int, steps: int, training: Training) -> float:
 
 def run_steps(
     engine: Any,
-    feed: Feed,
-    plan: Plan,
+    feed: BatchLoader,
+    plan: StepPlan,
     first_step: int,
     curve: list[list[float]],
     on_log: Callable[[int, float, float], None],
     save: Callable[[int], None],
-    pace: Pace,
+    pace: CheckpointPace,
     row_ids: Callable[[int], list[str]],
 ) -> float:
     """Train from `first_step` to the end; tokens a second.

@@ -18,7 +18,7 @@ def interval_s(cost_s: float, every_s: float | None = None) -> float:
     return every_s if every_s is not None else min(max(cost_s / SHARE, LEAST_S), MOST_S)
 
 
-class Pace:
+class CheckpointPace:
     """Says when a checkpoint is due, and learns from each what the next one costs."""
 
     def __init__(self, every_s: float | None, expected_bytes: float, tell: Callable[[float, float], None]):

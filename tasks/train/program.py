@@ -33,14 +33,14 @@ from tasks.train import checkpoints
 from tasks.train.data.examples import Examples
 from tasks.train.data.feed import feeding
 from tasks.train.data.order import total_steps
-from tasks.train.data.spool import Spool, write_spool
+from tasks.train.data.spool import ExampleStore, write_spool
 from tasks.train.launch import nodes
 from tasks.train.launch.ranks import Rank
-from tasks.train.loop import Plan, run_steps
+from tasks.train.loop import StepPlan, run_steps
 from tasks.train.memory import ModelShape, advice, check_fits, checkpoint_bytes
 from tasks.train.model.student import Student
-from tasks.train.pace import Pace
-from tasks.train.run import Run
+from tasks.train.pace import CheckpointPace
+from tasks.train.run import TrainingContext
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=1)
@@ -48,7 +48,7 @@ _PATIENCE = timedelta(days=1)
 
 def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     """Train one model; returns its counts, loss curve and speed (the same on every rank)."""
-    run = Run.of(spec)
+    run = TrainingContext.of(spec)
     try:
         return _train(run, reporter)
     except Exception as error:
@@ -57,7 +57,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         raise
 
 
-def _train(run: Run, reporter: child.Reporter) -> dict[str, Any]:
+def _train(run: TrainingContext, reporter: child.Reporter) -> dict[str, Any]:
     survive_kills()
     checkpoints.load_data_only()
     join(run.rank, reporter.folder, on_gpu=run.on_gpu)
@@ -88,7 +88,9 @@ def _train(run: Run, reporter: child.Reporter) -> dict[str, Any]:
         def row_ids(step: int) -> list[str]:
             return [spool[place].row_id for place in feed.rows(step)]
 
-        pace = Pace(run.how.checkpoint_every_s, checkpoint_bytes(student.parameters, run.training.lora), tell_pace)
+        pace = CheckpointPace(
+            run.how.checkpoint_every_s, checkpoint_bytes(student.parameters, run.training.lora), tell_pace
+        )
         try:
             tokens_s = run_steps(student.engine, feed, plan, done, curve, log, save, pace, row_ids)
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -127,7 +129,7 @@ def join(rank: Rank, folder: Path, *, on_gpu: bool) -> None:
     )
 
 
-def _prepared(run: Run, folder: Path) -> tuple[Spool, dict[str, Any]]:
+def _prepared(run: TrainingContext, folder: Path) -> tuple[ExampleStore, dict[str, Any]]:
     """The examples, in files of this machine; facts about them (on the first rank of each node)."""
 
     def write() -> dict[str, Any]:
@@ -139,19 +141,21 @@ def _prepared(run: Run, folder: Path) -> tuple[Spool, dict[str, Any]]:
         return facts
 
     facts = _on_one_rank(run.rank, write)
-    return Spool(folder), facts or {}
+    return ExampleStore(folder), facts or {}
 
 
-def _plan(run: Run, examples: int) -> Plan:
+def _plan(run: TrainingContext, examples: int) -> StepPlan:
     training = run.training
-    return Plan(
+    return StepPlan(
         steps=total_steps(examples, training.epochs, training.global_batch, training.max_steps),
         global_batch=training.global_batch,
         micro_batches=-(-training.global_batch // (run.rank.ranks * run.how.micro_batch)),
     )
 
 
-def _resumed(run: Run, plan: Plan, base: Path, reporter: child.Reporter) -> tuple[Student, int, list[list[float]]]:
+def _resumed(
+    run: TrainingContext, plan: StepPlan, base: Path, reporter: child.Reporter
+) -> tuple[Student, int, list[list[float]]]:
     """The student as the last checkpoint left it: steps done, their loss curve."""
     scratch = _scratch(reporter)
     torch.distributed.barrier()  # the first rank has found out which checkpoint that is
@@ -169,7 +173,9 @@ def _resumed(run: Run, plan: Plan, base: Path, reporter: child.Reporter) -> tupl
     return student, done, curve
 
 
-def _log(run: Run, plan: Plan, student: Student, reporter: child.Reporter) -> Callable[[int, float, float], None]:
+def _log(
+    run: TrainingContext, plan: StepPlan, student: Student, reporter: child.Reporter
+) -> Callable[[int, float, float], None]:
     """What is done with a loss: progress on each node, TensorBoard on the first rank.
 
     The monitor is DeepSpeed's own; we choose the numbers, since a rank knows its losses only.
@@ -189,7 +195,7 @@ def _log(run: Run, plan: Plan, student: Student, reporter: child.Reporter) -> Ca
     return log
 
 
-def _check_memory(run: Run, base: Path, spool: Spool) -> None:
+def _check_memory(run: TrainingContext, base: Path, spool: ExampleStore) -> None:
     """Refuse what cannot fit, before weights are loaded. On a CPU, ranks share the memory, offloaded or not."""
     if (shape := _shape(base)) is None:
         return
@@ -202,7 +208,7 @@ def _check_memory(run: Run, base: Path, spool: Spool) -> None:
         check_fits(shape, how, ranks, tokens, lora, memory // run.rank.on_node, half=False)
 
 
-def _advice(run: Run, base: Path, spool: Spool) -> str:
+def _advice(run: TrainingContext, base: Path, spool: ExampleStore) -> str:
     if (shape := _shape(base)) is None:
         return "use a smaller run.micro_batch, a higher run.zero_stage or a larger device"
     return advice(shape, run.how, run.rank.ranks, _tokens_at_once(run, spool), run.training.lora, half=run.on_gpu)
@@ -216,7 +222,7 @@ def _shape(base: Path) -> ModelShape | None:
         return None
 
 
-def _tokens_at_once(run: Run, spool: Spool) -> int:
+def _tokens_at_once(run: TrainingContext, spool: ExampleStore) -> int:
     return int(np.sort(spool.lengths)[-run.how.micro_batch :].sum())
 
 

@@ -22,7 +22,7 @@ _TITLES = {
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingContext:
     """One training, as the rank that does its part sees it. `kd` is `training` where there is a teacher."""
 
     training: Training
@@ -38,9 +38,9 @@ class Run:
     on_gpu: bool
 
     @staticmethod
-    def of(spec: Mapping[str, Any]) -> Run:
+    def of(spec: Mapping[str, Any]) -> TrainingContext:
         kd = Distillation.model_validate(spec["training"]) if spec["objective"] == "kd" else None
-        return Run(
+        return TrainingContext(
             training=kd or Training.model_validate(spec["training"]),
             kd=kd,
             how=TrainingRun.model_validate(spec["run"]),

@@ -66,7 +66,7 @@ def _configuration(without: str, seeds: list[int]) -> dict[str, Any]:
 def _rows(options: Augmentation) -> tuple[ArtifactRef, ArtifactRef]:
     from tasks.augment import stage
     from tasks.demo import endpoint as demo
-    from tasks.llm.protocol import Deployment
+    from tasks.llm.protocol import LLMEndpoint
     from tasks.seeds.stage import Sources
 
     data = load(Sources.of("demo", None, None), heldout_share=0.1, response_required=False)
@@ -74,7 +74,7 @@ def _rows(options: Augmentation) -> tuple[ArtifactRef, ArtifactRef]:
     if found := work.find():
         return data, found
     with demo.demo_llm() as address:
-        deployment = Deployment(demo.MODEL, address, "demo")
+        deployment = LLMEndpoint(demo.MODEL, address, "demo")
         return data, stage.augment(work, data, options, deployment, lambda done, total: None)
 
 

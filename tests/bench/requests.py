@@ -49,10 +49,10 @@ def raw_litellm(url: str, asks: list[dict[str, Any]], concurrency: int) -> dict[
 def through_providers(url: str, requests: int, concurrency: int, processes: int) -> dict[str, float]:
     """Requests a second through LiteLLM in this process (0) or in others, and the CPU ms a request on both sides."""
     from tasks.llm.litellm_pool import Providers
-    from tasks.llm.protocol import Configuration, Deployment, Request
+    from tasks.llm.protocol import Configuration, LLMEndpoint, Request
 
     async def measured() -> dict[str, float]:
-        configuration = Configuration({"default": [Deployment("openai/bench", url, "key")]})
+        configuration = Configuration({"default": [LLMEndpoint("openai/bench", url, "key")]})
         started = time.monotonic()
         async with Providers(configuration, processes) as providers:
             ready_s = time.monotonic() - started

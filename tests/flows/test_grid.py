@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from flows.grid import Point, deployment_of, grid
+from flows.grid import GridPoint, deployment_of, grid
 from infra.errors import ConfigurationError
 
 
@@ -64,6 +64,6 @@ def test_what_no_run_would_take_is_refused_in_one_sentence(changes: dict[str, An
 
 
 def test_a_student_without_a_deployment_is_named() -> None:
-    assert deployment_of(Point("x", {"student": "0.5B"})) == "distill/qwen2.5-0.5b"
+    assert deployment_of(GridPoint("x", {"student": "0.5B"})) == "distill/qwen2.5-0.5b"
     with pytest.raises(ConfigurationError, match="no deployment for the student 'my/model'"):
-        deployment_of(Point("x", {"student": "my/model"}))
+        deployment_of(GridPoint("x", {"student": "my/model"}))

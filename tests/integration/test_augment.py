@@ -10,7 +10,7 @@ from infra.store.artifacts import ArtifactReader, ArtifactRef
 from tasks.augment import stage
 from tasks.augment.settings import Augmentation
 from tasks.demo import endpoint as demo
-from tasks.llm.protocol import Deployment
+from tasks.llm.protocol import LLMEndpoint
 from tasks.rows import FAILED, KEPT, REJECTED, read_rows
 from tasks.seeds.stage import Sources
 from tests.support.stages import augment_workspace, load
@@ -25,7 +25,7 @@ def seeds(bucket: str) -> ArtifactRef:
 
 def _augment(seeds: ArtifactRef, address: str) -> ArtifactRef:
     work = augment_workspace(seeds, OPTIONS, "demo")
-    return stage.augment(work, seeds, OPTIONS, Deployment(demo.MODEL, address, "demo"), lambda done, total: None)
+    return stage.augment(work, seeds, OPTIONS, LLMEndpoint(demo.MODEL, address, "demo"), lambda done, total: None)
 
 
 def test_every_row_is_kept_or_rejected_with_a_reason(seeds: ArtifactRef) -> None:

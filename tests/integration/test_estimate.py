@@ -8,7 +8,7 @@ from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.augment import stage
 from tasks.augment.estimate import estimate
 from tasks.augment.settings import Augmentation
-from tasks.llm.protocol import Deployment
+from tasks.llm.protocol import LLMEndpoint
 from tasks.seeds.stage import Sources
 from tests.support.endpoint import endpoint, tell
 from tests.support.stages import augment_workspace, load
@@ -24,7 +24,7 @@ def seeds(bucket: str) -> ArtifactRef:
 
 def test_a_rehearsal_asks_nothing_and_counts_every_request_that_could_be(seeds: ArtifactRef) -> None:
     with endpoint() as url:
-        found = estimate(seeds, OPTIONS, Deployment(MODEL, url), sample=50)
+        found = estimate(seeds, OPTIONS, LLMEndpoint(MODEL, url), sample=50)
         assert tell(url, "stats")["requests"] == 0
     asked = {agent: used.requests for agent, used in found.usage.items()}
     each = {"expansion": 200, "category": 200}
@@ -37,17 +37,17 @@ def test_a_rehearsal_asks_nothing_and_counts_every_request_that_could_be(seeds: 
 
 def test_verification_sees_no_more_than_max_rows(seeds: ArtifactRef) -> None:
     with endpoint() as url:
-        found = estimate(seeds, OPTIONS.model_copy(update={"max_rows": 150}), Deployment(MODEL, url), sample=50)
+        found = estimate(seeds, OPTIONS.model_copy(update={"max_rows": 150}), LLMEndpoint(MODEL, url), sample=50)
     assert found.usage["verification"].requests == found.rows == 150
     assert found.usage["selection"].requests == 600
 
 
 def test_a_paid_estimate_is_what_the_run_takes_and_the_run_does_not_pay_again(seeds: ArtifactRef) -> None:
     with endpoint() as url:
-        found = estimate(seeds, OPTIONS, Deployment(MODEL, url), sample=200, paid=True)
+        found = estimate(seeds, OPTIONS, LLMEndpoint(MODEL, url), sample=200, paid=True)
         paid = tell(url, "stats")["requests"]
         ref = stage.augment(
-            augment_workspace(seeds, OPTIONS, MODEL), seeds, OPTIONS, Deployment(MODEL, url), lambda done, total: None
+            augment_workspace(seeds, OPTIONS, MODEL), seeds, OPTIONS, LLMEndpoint(MODEL, url), lambda done, total: None
         )
         assert tell(url, "stats")["requests"] == paid > 0
     used = facts_of(ref)["usage"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from infra.gc import delete, find
-from infra.gc.policy import DAY_S, Plan, Policy
+from infra.gc.policy import DAY_S, GarbagePlan, Policy
 from infra.store import storage
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace, read_record
 from infra.store.claims import Claims
@@ -36,7 +36,7 @@ def _made(kind: str, number: int, *inputs: ArtifactRef) -> ArtifactRef:
     return work.publish(("data/",), {}, {})
 
 
-def _found(found: Plan) -> dict[str, str]:
+def _found(found: GarbagePlan) -> dict[str, str]:
     return {one.uri: one.what for one in found.garbage if one.what != "local copy"}
 
 

@@ -21,8 +21,8 @@ from tasks.llm.agent import Agent
 from tasks.llm.budget import UsageByAgent
 from tasks.llm.cache import AnswerCache
 from tasks.llm.client import LLMClient
-from tasks.llm.protocol import Deployment
-from tasks.llm.usefulness import Unanswered
+from tasks.llm.protocol import LLMEndpoint
+from tasks.llm.usefulness import NoAnswer
 from tasks.rows import Row
 from tests.support.answer_forms import FORMS, MARKS, QUOTA
 from tests.support.endpoint import endpoint, tell
@@ -89,13 +89,13 @@ def told(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
 async def _asked(cache: AnswerCache) -> tuple[dict[str, Any], dict[str, Batch]]:
     forms = [form for form in FORMS if form not in STOPPING]
     options = Augmentation(routes={form: f"openai/{form}" for form in forms}, expansions_per_seed=1)
-    client = LLMClient(Deployment("openai/plain"), cache, options)
+    client = LLMClient(LLMEndpoint("openai/plain"), cache, options)
     usage = UsageByAgent()
 
     async def one(form: str, agent: Agent[Any], settings: dict[str, Any]) -> Any:
         try:
             return await client.ask(usage, agent, _row(form), **settings)
-        except Unanswered as nothing:
+        except NoAnswer as nothing:
             return nothing
 
     async def ask(agent: Agent[Any], row: Row, **settings: Any) -> Any:
@@ -154,7 +154,7 @@ def test_a_usable_answer_is_used_whatever_its_form(told: Any, form: str) -> None
 def test_a_useless_answer_costs_its_row_and_says_why(told: Any, form: str, why: tuple[str, str]) -> None:
     answers, batches = told
     for said in answers[form].values():
-        assert isinstance(said, Unanswered)
+        assert isinstance(said, NoAnswer)
         assert said.reason == why[0]
         assert why[1] in str(said)
         assert "not one whole JSON object" not in str(said)
@@ -173,7 +173,7 @@ def test_an_answer_in_another_language_is_undone_or_rejected(told: Any) -> None:
 def test_a_verdict_that_stands_in_the_row_promotes_nothing(told: Any, form: str) -> None:
     answers, batches = told
     for judge in JUDGES:
-        assert isinstance(answers[form][judge], Unanswered), judge
+        assert isinstance(answers[form][judge], NoAnswer), judge
         assert form != "echo" or "quotes the row" in str(answers[form][judge])
     assert batches[form].rows == []
 
@@ -182,7 +182,7 @@ def test_a_verdict_that_stands_in_the_row_promotes_nothing(told: Any, form: str)
 def test_a_used_up_quota_ends_the_run_at_the_first_row(form: str, tmp_path: Path) -> None:
     async def many(url: str) -> None:
         cache = AnswerCache(tmp_path / "answers.sqlite")
-        client = LLMClient(Deployment(f"openai/{form}", url, "sk-secret-key"), cache, Augmentation())
+        client = LLMClient(LLMEndpoint(f"openai/{form}", url, "sk-secret-key"), cache, Augmentation())
         with contextlib.closing(cache):
             try:
                 async with asyncio.TaskGroup() as group:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tasks.llm.litellm_pool import Providers, log_path
-from tasks.llm.protocol import Configuration, Deployment, ProviderDied, ProviderError, Reply, Request
+from tasks.llm.protocol import Configuration, LLMEndpoint, ProviderDied, ProviderError, Reply, Request
 from tests.support.endpoint import endpoint, tell
 from tests.support.wait import wait_for
 
@@ -36,7 +36,7 @@ def _request(text: str = "Sort a list", route: str = "default") -> Request:
 
 
 def _to(*bases: str, retries: int = 4) -> Configuration:
-    models = [Deployment(f"openai/model-{place}", base) for place, base in enumerate(bases)]
+    models = [LLMEndpoint(f"openai/model-{place}", base) for place, base in enumerate(bases)]
     return Configuration({"default": models}, retries, timeout_s=20.0)
 
 
@@ -55,7 +55,7 @@ def _ask(configuration: Configuration) -> Reply:
 def _ask_each(bases: dict[str, str], retries: int = 4, timeout_s: float = 20.0) -> dict[str, Any]:
     """Each route once, of one process: its reply, or why there is none, and the seconds until then."""
     configuration = Configuration(
-        {name: [Deployment("openai/m", base)] for name, base in bases.items()}, retries, timeout_s
+        {name: [LLMEndpoint("openai/m", base)] for name, base in bases.items()}, retries, timeout_s
     )
 
     async def one(providers: Providers, name: str) -> tuple[Reply | BaseException, float]:
@@ -135,7 +135,7 @@ def test_a_model_is_asked_in_the_form_that_it_takes_a_fallback_too_and_the_form_
         return [await providers.complete(_request(f"Sort list {number}")) for number in range(5)]
 
     with endpoint() as url:
-        models = [Deployment("openai/no_schema", NOBODY), Deployment("openai/no_json", url)]
+        models = [LLMEndpoint("openai/no_schema", NOBODY), LLMEndpoint("openai/no_json", url)]
         replies = _with(Configuration({"default": models}, retries=0), one_after_the_other)
         assert tell(url, "stats")["requests"] == 5 + 2
     assert {(reply.model, reply.place) for reply in replies} == {("openai/no_json", 1)}
@@ -165,7 +165,7 @@ def test_a_refused_key_is_named_but_not_shown(
 
     with endpoint(require_key="right") as url:
         given = {"configured": keys["configured"], "of the environment": None}
-        routes = {name: [Deployment("openai/m", url, key)] for name, key in given.items()}
+        routes = {name: [LLMEndpoint("openai/m", url, key)] for name, key in given.items()}
         refusals = _with(Configuration(routes), ask, processes)
         assert tell(url, "stats")["requests"] == 0
     said = "".join(capfd.readouterr()) + (log_path().read_text() if processes else "")
@@ -179,12 +179,12 @@ def test_a_refused_key_is_named_but_not_shown(
 @pytest.mark.parametrize(
     ("deployment", "kind", "words"),
     [
-        (Deployment("nosuch/model"), "unknown_model", "PROVIDER/MODEL"),
-        (Deployment("anthropic/claude-sonnet-4-5"), "missing_key", "ANTHROPIC_API_KEY"),
+        (LLMEndpoint("nosuch/model"), "unknown_model", "PROVIDER/MODEL"),
+        (LLMEndpoint("anthropic/claude-sonnet-4-5"), "missing_key", "ANTHROPIC_API_KEY"),
     ],
 )
 def test_what_cannot_work_is_refused_at_the_start(
-    deployment: Deployment, kind: str, words: str, monkeypatch: pytest.MonkeyPatch
+    deployment: LLMEndpoint, kind: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     with pytest.raises(ProviderError, match=words) as caught:
@@ -194,7 +194,7 @@ def test_what_cannot_work_is_refused_at_the_start(
 
 def test_prices_and_answer_modes_are_told() -> None:
     names = ["openai/gpt-4o", "openai/gpt-3.5-turbo", "openai/self-hosted"]
-    routes = {"default": [Deployment(name, NOBODY, "key") for name in names]}
+    routes = {"default": [LLMEndpoint(name, NOBODY, "key") for name in names]}
 
     async def described(providers: Providers) -> list[dict[str, object]]:
         return providers.routes["default"]
@@ -264,7 +264,7 @@ def test_requests_are_under_way_together_and_leaving_ends_the_processes(processe
         return providers.pids
 
     with endpoint(latency=1.5) as url:
-        pids = _with(Configuration({"default": [Deployment("openai/x", url)]}), ask_many, processes)
+        pids = _with(Configuration({"default": [LLMEndpoint("openai/x", url)]}), ask_many, processes)
         assert tell(url, "stats")["max_in_flight"] == 20
     assert len(pids) == processes
     assert _gone(pids)
@@ -277,7 +277,7 @@ def test_requests_keep_to_a_limit_a_minute() -> None:
         return time.monotonic() - started
 
     with endpoint() as url:
-        assert _with(Configuration({"default": [Deployment("openai/x", url, rpm=120)]}), duration) >= 2.5
+        assert _with(Configuration({"default": [LLMEndpoint("openai/x", url, rpm=120)]}), duration) >= 2.5
 
 
 def test_the_stage_side_does_not_import_litellm() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tasks.evaluate.analysis.analysis import Analysis, analyse
 from tasks.evaluate.heldout.metrics import CALIBRATION_BINS
-from tasks.evaluate.heldout.predictions import SCHEMA, Table
+from tasks.evaluate.heldout.predictions import SCHEMA, Predictions
 
 _OVERCONFIDENT = {"base": 0.18, "sft": 0.09, "sft_control": 0.11, "kd": 0.03, "teacher": 0.015}
 _OWN = {"base": (0, 1, 2, 3), "sft": (0, 1, 2), "sft_control": (0, 1, 2), "kd": (0, 1), "teacher": ()}  # of five errors
@@ -20,7 +20,7 @@ _RIGHT = "SELECT name, COUNT(*) AS n FROM orders JOIN customers USING (id) GROUP
 
 def tables(
     marks: Mapping[str, Sequence[bool]], cross_entropy: Mapping[str, float], kl: Mapping[str, float]
-) -> dict[str, Table]:
+) -> dict[str, Predictions]:
     rng = np.random.default_rng(17)
     size = len(marks["base"])
     difficulty_N = rng.gamma(4, 0.25, size)
@@ -82,9 +82,9 @@ def _calibration(rng: np.random.Generator, gap: float, tokens: int) -> dict[str,
     }
 
 
-def _table(rows: list[dict[str, Any]], cross_entropy: float, kl: float) -> Table:
+def _table(rows: list[dict[str, Any]], cross_entropy: float, kl: float) -> Predictions:
     """The columns, with the losses scaled to these means a token."""
-    table: Table = {name: [row.get(name, []) for row in rows] for name in SCHEMA.names}
+    table: Predictions = {name: [row.get(name, []) for row in rows] for name in SCHEMA.names}
     tokens = sum(table["response_tokens"])
     for column, mean in (("nll", cross_entropy), ("kl_to_teacher", kl), ("topk_kl", 0.9 * kl)):
         total = sum(table[column])

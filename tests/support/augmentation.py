@@ -21,7 +21,7 @@ from infra.store.artifacts import ArtifactRef
 from infra.store.claims import Claims
 from tasks.augment import stage
 from tasks.augment.settings import Augmentation
-from tasks.llm.protocol import Deployment
+from tasks.llm.protocol import LLMEndpoint
 from tasks.seeds.stage import Sources
 from tests.support import program
 from tests.support.endpoint_answers import answer
@@ -53,7 +53,7 @@ def augment(url: str, seeds: int, options: dict[str, Any], key: str = "key", as_
     """The stage's artifact, made here; `options` are Augmentation's."""
     loaded, chosen = load_seeds(seeds), Augmentation.model_validate(options)
     work = augment_workspace(loaded, chosen, MODEL)
-    return stage.augment(work, loaded, chosen, Deployment(MODEL, url, key), lambda done, total: None, as_task)
+    return stage.augment(work, loaded, chosen, LLMEndpoint(MODEL, url, key), lambda done, total: None, as_task)
 
 
 def start(

@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.llm.agent import Agent
 from tasks.llm.reading import BadAnswer
-from tasks.llm.usefulness import Unanswered
+from tasks.llm.usefulness import NoAnswer
 from tasks.rows import Row
 
 Say = Callable[[str, dict[str, Any]], str]  # (agent, what it was shown) -> the model's text
@@ -57,4 +57,4 @@ class FakeAgents:
         try:
             return agent.read(said if isinstance(said, str) else json.dumps(said), content)
         except BadAnswer as bad:
-            raise Unanswered(agent.name, "no valid answer", str(bad)) from bad
+            raise NoAnswer(agent.name, "no valid answer", str(bad)) from bad

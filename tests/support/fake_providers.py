@@ -18,7 +18,7 @@ from tasks.llm import client as module
 from tasks.llm.budget import UsageByAgent
 from tasks.llm.cache import AnswerCache
 from tasks.llm.client import LLMClient
-from tasks.llm.protocol import Configuration, Deployment, Reply, Request
+from tasks.llm.protocol import Configuration, LLMEndpoint, Reply, Request
 from tasks.rows import Row
 
 GOOD = '{"correct": true, "evidence": "e", "tests": []}'
@@ -93,7 +93,7 @@ class Setting:
     ) -> Any:
         async def run() -> Any:
             cache = AnswerCache(self._cache)
-            client = LLMClient(Deployment(MODEL, api_base, api_key="sk-secret"), cache, Augmentation(**options))
+            client = LLMClient(LLMEndpoint(MODEL, api_base, api_key="sk-secret"), cache, Augmentation(**options))
             try:
                 return await use(client)
             finally:

@@ -17,10 +17,10 @@ from typing import Any
 
 from infra.store.artifacts import ArtifactRef
 from tasks.evaluate.benchmarks import artifacts
-from tasks.evaluate.benchmarks.questions import Prompt
+from tasks.evaluate.benchmarks.questions import ConversationPrompt
 from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
-from tasks.llm.protocol import Deployment
+from tasks.llm.protocol import LLMEndpoint
 from tasks.models import DEMO, ModelSource
 from tests.support import program
 
@@ -32,7 +32,7 @@ ANOTHER = ModelSource(name="teacher", path=str(DEMO / "teacher"))
 def answer(benchmark: str, options: Benchmarks, texts: Any, variant: ModelSource = VARIANT) -> ArtifactRef:
     """The answers artifact in which `texts(user turn)` is what the variant said."""
 
-    def generate(prompts: Sequence[Prompt]) -> list[str]:
+    def generate(prompts: Sequence[ConversationPrompt]) -> list[str]:
         return [texts(prompt.messages[-1].content) for prompt in prompts]
 
     work = artifacts.answers_workspace(benchmark, variant, options, Evaluation())
@@ -45,7 +45,7 @@ def score(url: str, answers: ArtifactRef, benchmark: str, options: Benchmarks, j
     work = artifacts.workspace(benchmark, answers, options, chosen, JUDGE)
     if ref := work.find():
         return ref
-    return artifacts.score({"": work}, {"": answers}, options, chosen, Deployment(JUDGE, url, "key"))[""]
+    return artifacts.score({"": work}, {"": answers}, options, chosen, LLMEndpoint(JUDGE, url, "key"))[""]
 
 
 def alpaca_eval(

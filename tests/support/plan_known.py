@@ -11,7 +11,7 @@ from tasks.evaluate.settings import Evaluation
 from tasks.llm.budget import Usage
 from tasks.logits.settings import Scoring
 from tasks.plan.hardware import Machine
-from tasks.plan.known import Known
+from tasks.plan.known import PlanInputs
 from tasks.plan.lengths import Lengths
 from tasks.plan.sizes import size_of
 from tasks.train.settings import Distillation, Training, TrainingRun
@@ -27,9 +27,9 @@ AGENTS = Estimate(
 )
 
 
-def known(**changed: Any) -> Known:
+def known(**changed: Any) -> PlanInputs:
     """1,000 rows of 100 tokens, 40 of them the response: 0.5B from 7B on four GPUs of 50 real TFLOP/s."""
-    made = Known(
+    made = PlanInputs(
         title="0.5B distilled from 7B",
         student=size_of("0.5B", None),
         teacher=size_of("7B", None),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.evaluate.heldout.predictions import SCHEMA, Table
+from tasks.evaluate.heldout.predictions import SCHEMA, Predictions
 
 _ROW: dict[str, Any] = {
     "instruction": "How many?",
@@ -31,7 +31,7 @@ _ROW: dict[str, Any] = {
 }
 
 
-def table(*rows: dict[str, Any]) -> Table:
+def table(*rows: dict[str, Any]) -> Predictions:
     """One row for each dict of what differs from an ordinary one."""
     full = [{"row_id": f"row{index}", **_ROW, **row} for index, row in enumerate(rows)]
     return {name: [row[name] for row in full] for name in SCHEMA.names}

@@ -7,8 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis, Result, analyse
-from tasks.report.data import AgentUse, Coverage, DataFlow, Example, Mass, Output, ReportData, Stage, Variant
+from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis, BenchmarkResult, analyse
+from tasks.report.data import (
+    AgentUse,
+    Coverage,
+    DataFlow,
+    Mass,
+    Output,
+    ReportData,
+    ShownExample,
+    StageSummary,
+    Variant,
+)
 from tasks.report.page import render_page
 from tests.support.analysis_sample import sample_analysis
 
@@ -60,7 +70,7 @@ def benchmarks(note: str = "") -> BenchmarkAnalysis:
     """AlpacaEval of all variants by a judge; `note` is in every text that one can put there."""
     scores = {name: {str(i): float(mark) for i, mark in enumerate(of[:200])} for name, of in marks(SKILL).items()}
     results = {
-        name: Result(
+        name: BenchmarkResult(
             {
                 "judged": 200,
                 "not_judged": {f"budget reached{note}": 7},
@@ -75,7 +85,7 @@ def benchmarks(note: str = "") -> BenchmarkAnalysis:
         for name, of in scores.items()
     }
     task = {f"exact_match{note}": {"value": 0.5, "standard_error": 0.05}}
-    harness = {name: Result({"tasks": {"gsm8k": {"documents": 100, "metrics": task}}}, {}) for name in LABELS}
+    harness = {name: BenchmarkResult({"tasks": {"gsm8k": {"documents": 100, "metrics": task}}}, {}) for name in LABELS}
     return analyse({"alpaca_eval": results, "harness": harness}, {name: text + note for name, text in LABELS.items()})
 
 
@@ -134,7 +144,7 @@ def sample_report(**changes: object) -> ReportData:
         "demo": True,
         "variants": variants(),
         "stages": [
-            Stage(
+            StageSummary(
                 name=name,
                 seconds=taken,
                 uri=f"s3://distilflow/{name}/4be1{i}0c9d7e21f5a6b/",
@@ -199,8 +209,8 @@ def sample_report(**changes: object) -> ReportData:
             agent_model="demo LLM (by rule)",
         ),
         "examples": [
-            Example(instruction=request, input=schema, reference=right, outputs=outputs),
-            Example(
+            ShownExample(instruction=request, input=schema, reference=right, outputs=outputs),
+            ShownExample(
                 instruction="How many orders are there?",
                 reference="SELECT COUNT(*) FROM orders;",
                 outputs={

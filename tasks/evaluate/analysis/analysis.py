@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from tasks.evaluate.analysis.comparisons import compare, intervals
-from tasks.evaluate.analysis.inherited import Inherited, Style, inherited, styles
+from tasks.evaluate.analysis.inherited import AnswerStyle, Inherited, inherited, styles
 from tasks.evaluate.analysis.slices import Regressions, Slice, regressions, slices
-from tasks.evaluate.heldout.predictions import Table, calibration_bins, expected_calibration_error
+from tasks.evaluate.heldout.predictions import Predictions, calibration_bins, expected_calibration_error
 from tasks.stats.intervals import Interval, Numbers
 from tasks.stats.significance import Comparison, verdict
 
@@ -34,10 +34,10 @@ class Analysis(Numbers):
     slices: list[Slice]
     regressions: dict[str, Regressions]
     inherited: dict[str, Inherited]
-    styles: dict[str, Style]
+    styles: dict[str, AnswerStyle]
 
 
-def analyse(tables: Mapping[str, Table], labels: Mapping[str, str]) -> Analysis:
+def analyse(tables: Mapping[str, Predictions], labels: Mapping[str, str]) -> Analysis:
     """`tables` (base and teacher among them) hold the same rows in the same order; `labels` name the variants."""
     students = [name for name in tables if name not in _NOT_STUDENTS]
     compared = compare(tables, labels)
@@ -54,6 +54,6 @@ def analyse(tables: Mapping[str, Table], labels: Mapping[str, str]) -> Analysis:
     )
 
 
-def _calibration(table: Table) -> Calibration:
+def _calibration(table: Predictions) -> Calibration:
     bins = calibration_bins(table)
     return Calibration(ece=expected_calibration_error(bins), bins=bins)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from tasks.evaluate.heldout.predictions import Table, per_row
+from tasks.evaluate.heldout.predictions import Predictions, per_row
 from tasks.stats.intervals import Interval, PerRow, bootstrapped, bootstrapped_difference, paired_difference, wilson
 from tasks.stats.significance import Better, Comparison, holm, mcnemar, paired_permutation
 
@@ -44,12 +44,12 @@ def interval_of(metric: str, values: PerRow) -> Interval:
     return bootstrapped(values)
 
 
-def intervals(table: Table) -> dict[str, Interval]:
+def intervals(table: Predictions) -> dict[str, Interval]:
     """Every metric of one variant."""
     return {metric: interval_of(metric, values) for metric, values in per_row(table).items()}
 
 
-def compare(tables: Mapping[str, Table], labels: Mapping[str, str]) -> list[Comparison]:
+def compare(tables: Mapping[str, Predictions], labels: Mapping[str, str]) -> list[Comparison]:
     """The pairs that are there, in every metric that both have; Holm's correction is within a metric.
 
     `tables` hold the same rows in the same order.

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic import Field
 
-from tasks.evaluate.heldout.predictions import Table, is_judged
+from tasks.evaluate.heldout.predictions import Predictions, is_judged
 from tasks.stats.intervals import Interval, Numbers, paired_difference, wilson
 from tasks.stats.significance import mcnemar
 from tasks.text.refusals import is_refusal
@@ -34,7 +34,7 @@ class Taken(Numbers):
     p: float = Field(description="McNemar’s exact test of student against base")
 
 
-class Style(Numbers):
+class AnswerStyle(Numbers):
     """How one variant's answers look."""
 
     tokens: float = Field(description="mean length of an answer, in its own tokens")
@@ -56,7 +56,7 @@ class Inherited(Numbers):
     refusals: Taken | None
 
 
-def inherited(student: Table, base: Table, teacher: Table) -> Inherited:
+def inherited(student: Predictions, base: Predictions, teacher: Predictions) -> Inherited:
     """Errors and refusals of the teacher that the student repeats; the tables hold the same rows in the same order."""
     rows = range(len(teacher["row_id"]))
     errors = None
@@ -74,7 +74,7 @@ def inherited(student: Table, base: Table, teacher: Table) -> Inherited:
     )
 
 
-def is_same_error(ours: Table, teacher: Table, row: int) -> bool:
+def is_same_error(ours: Predictions, teacher: Predictions, row: int) -> bool:
     """Whether both are wrong in the same way: the same wrong result, or the same text but for case and spaces."""
     if ours["correct"][row] or teacher["correct"][row]:
         return False
@@ -84,7 +84,7 @@ def is_same_error(ours: Table, teacher: Table, row: int) -> bool:
     return _normalised(ours["generated"][row]) == _normalised(teacher["generated"][row])
 
 
-def styles(tables: Mapping[str, Table]) -> dict[str, Style]:
+def styles(tables: Mapping[str, Predictions]) -> dict[str, AnswerStyle]:
     """Every variant's style; lengths also as ratios to the teacher's and to base's on the same rows."""
     characters = {name: float(np.mean([len(text) for text in table["generated"]])) for name, table in tables.items()}
     return {
@@ -118,13 +118,13 @@ def _taken(student: Sequence[bool], base: Sequence[bool]) -> Taken | None:
     )
 
 
-def _style(table: Table, characters: float, of_teacher: float | None, of_base: float | None) -> Style:
+def _style(table: Predictions, characters: float, of_teacher: float | None, of_base: float | None) -> AnswerStyle:
     texts = table["generated"]
 
     def share(pattern: re.Pattern[str]) -> float:
         return sum(bool(pattern.search(text)) for text in texts) / len(texts)
 
-    return Style(
+    return AnswerStyle(
         tokens=float(np.mean(table["generated_tokens"])),
         characters=characters,
         to_teacher=characters / of_teacher if of_teacher else None,

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from tasks.evaluate.analysis.comparisons import interval_of
-from tasks.evaluate.heldout.predictions import Table, is_judged, per_row
+from tasks.evaluate.heldout.predictions import Predictions, is_judged, per_row
 from tasks.stats.intervals import Interval, Numbers
 
 _METRICS = ("exec_accuracy", "cross_entropy", "kl_to_teacher")
@@ -46,7 +46,7 @@ class Regressions(Numbers):
     worst_losses: list[Regression]
 
 
-def slices(tables: Mapping[str, Table]) -> list[Slice]:
+def slices(tables: Mapping[str, Predictions]) -> list[Slice]:
     """Rows by task category, language, length of the reference and difficulty, with every variant's numbers.
 
     Length is counted in the teacher's tokens. Difficulty is the teacher's loss per token on the reference: it is
@@ -80,7 +80,7 @@ def slices(tables: Mapping[str, Table]) -> list[Slice]:
     return found
 
 
-def regressions(variant: Table, base: Table) -> Regressions:
+def regressions(variant: Predictions, base: Predictions) -> Regressions:
     """Where training made things worse; both tables hold the same rows in the same order."""
     increase = np.asarray(variant["nll"]) / np.asarray(variant["response_tokens"]) - np.asarray(
         base["nll"]

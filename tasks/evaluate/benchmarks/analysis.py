@@ -27,7 +27,7 @@ _NAMES = {"alpaca_eval": "AlpacaEval", "mt_bench": "MT-Bench", "ifeval": "IFEval
 
 
 @dataclass(frozen=True)
-class Result:
+class BenchmarkResult:
     """One variant on one benchmark: its published result, and a score an item (none for lm-eval)."""
 
     result: Mapping[str, Any]
@@ -63,7 +63,7 @@ class BenchmarkAnalysis(Numbers):
     cost_usd: float = Field(0.0, description="what the judgments cost, whoever paid")
 
 
-def analyse(results: Mapping[str, Mapping[str, Result]], labels: Mapping[str, str]) -> BenchmarkAnalysis:
+def analyse(results: Mapping[str, Mapping[str, BenchmarkResult]], labels: Mapping[str, str]) -> BenchmarkAnalysis:
     """`results` by benchmark and variant; `labels` name the variants."""
     measures: list[Measure] = []
     comparisons: list[Comparison] = []
@@ -85,7 +85,7 @@ def analyse(results: Mapping[str, Mapping[str, Result]], labels: Mapping[str, st
     )
 
 
-def _on_common_items(benchmark: str, by_variant: Mapping[str, Result]) -> dict[str, PerRow]:
+def _on_common_items(benchmark: str, by_variant: Mapping[str, BenchmarkResult]) -> dict[str, PerRow]:
     """Scores of the items that every variant has one of, in one order; nothing where there is none."""
     scored = {variant: found.scores for variant, found in by_variant.items() if found.scores}
     common = sorted(set.intersection(*(set(of) for of in scored.values()))) if scored else []
@@ -98,7 +98,7 @@ def _on_common_items(benchmark: str, by_variant: Mapping[str, Result]) -> dict[s
     }
 
 
-def _measures(benchmark: str, by_variant: Mapping[str, Result]) -> list[Measure]:
+def _measures(benchmark: str, by_variant: Mapping[str, BenchmarkResult]) -> list[Measure]:
     """The benchmark's lines, each with the variants that have it."""
     lines: dict[tuple[str, Unit], dict[str, Figure]] = {}
     for variant, found in by_variant.items():
@@ -110,7 +110,7 @@ def _measures(benchmark: str, by_variant: Mapping[str, Result]) -> list[Measure]
 _Figures = Iterator[tuple[str, Unit, Figure]]
 
 
-def _alpaca_eval(found: Result) -> _Figures:
+def _alpaca_eval(found: BenchmarkResult) -> _Figures:
     """A preference lies between 0 and 1 and so varies at most as a verdict of 0 or 1: Wilson's is wide enough."""
     told, n = found.result, found.result["judged"]
     if not n:
@@ -121,7 +121,7 @@ def _alpaca_eval(found: Result) -> _Figures:
     yield "AlpacaEval 2.0, length-controlled", "%", Figure(value=control["win_rate"], interval=interval, n=n)
 
 
-def _mt_bench(found: Result) -> _Figures:
+def _mt_bench(found: BenchmarkResult) -> _Figures:
     told = found.result
     if not found.scores:
         return
@@ -131,7 +131,7 @@ def _mt_bench(found: Result) -> _Figures:
         yield f"MT-Bench, turn {turn}", "1 to 10", Figure(value=value, n=told["judged"])
 
 
-def _ifeval(found: Result) -> _Figures:
+def _ifeval(found: BenchmarkResult) -> _Figures:
     told, n = found.result, found.result["prompts"]
     for how in ("strict", "loose"):
         share = told[f"prompt_{how}"]
@@ -141,14 +141,14 @@ def _ifeval(found: Result) -> _Figures:
         yield f"IFEval, instructions followed, {how}", "%", Figure(value=value, n=told["instructions"])
 
 
-def _probes(found: Result) -> _Figures:
+def _probes(found: BenchmarkResult) -> _Figures:
     for probe, told in found.result["probes"].items():
         if told["judged"]:
             interval = Interval(told["rate"], told["low"], told["high"])
             yield f"Probe: {probe}", "%", Figure(value=told["rate"], interval=interval, n=told["judged"])
 
 
-def _harness(found: Result) -> _Figures:
+def _harness(found: BenchmarkResult) -> _Figures:
     for task, told in found.result["tasks"].items():
         for metric, numbers in told["metrics"].items():
             value, error = numbers["value"], numbers["standard_error"]
@@ -165,7 +165,7 @@ _FIGURES = {
 }
 
 
-def _remarks(found: Result) -> Iterator[str]:
+def _remarks(found: BenchmarkResult) -> Iterator[str]:
     """What a reader should know of one variant's result."""
     if sentence := found.result.get("position_bias_sentence"):
         yield sentence
@@ -179,7 +179,7 @@ def _remarks(found: Result) -> Iterator[str]:
         yield f"{found.empty:,} questions without an answer (the model said nothing, or had no room for it)"
 
 
-def _of_all(benchmark: str, by_variant: Mapping[str, Result]) -> Iterator[str]:
+def _of_all(benchmark: str, by_variant: Mapping[str, BenchmarkResult]) -> Iterator[str]:
     """What holds for every variant."""
     name, first = _NAMES.get(benchmark, benchmark), next(iter(by_variant.values()))
     if first.judge:

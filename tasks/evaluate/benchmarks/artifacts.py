@@ -26,7 +26,7 @@ from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
 from tasks.llm.budget import UsageByAgent
 from tasks.llm.client import LLMClient
-from tasks.llm.protocol import Deployment
+from tasks.llm.protocol import LLMEndpoint
 from tasks.llm.session import connected, run_async
 from tasks.models import ModelSource
 
@@ -156,7 +156,7 @@ def score(
     answers: Mapping[str, ArtifactRef],
     options: Benchmarks,
     judging: Judging,
-    endpoint: Deployment | None,
+    endpoint: LLMEndpoint | None,
     tick: Callable[[str], Tick] = lambda key: lambda done, total: None,
 ) -> dict[str, ArtifactRef]:
     """Judge or check the answers and publish judgments, a score an item, and the result, one of `works` after another.

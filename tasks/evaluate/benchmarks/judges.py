@@ -22,7 +22,7 @@ from infra.store.parquet import packed, unpacked
 from tasks.llm.agent import Agent, AgentAnswer, Score, Text
 from tasks.llm.budget import UsageByAgent
 from tasks.llm.client import LLMClient
-from tasks.llm.usefulness import Unanswered
+from tasks.llm.usefulness import NoAnswer
 
 PACKAGE = "tasks.evaluate.benchmarks"
 _TOP_LOGPROBS = 5
@@ -108,7 +108,7 @@ async def judge(
             verdict, reply = await client.converse(
                 usage, case.agent, messages, top_logprobs=_TOP_LOGPROBS if logprobs else None
             )
-        except Unanswered as nothing:
+        except NoAnswer as nothing:
             judgment = Judgment(case.item, case.part, None, not_judged=nothing.reason)
         else:
             judgment = _judged(case, verdict, reply)

@@ -43,7 +43,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
             done += by
             reporter.progress(done, total, variant=variant)
 
-        variant = Variant(
+        variant = AnsweringVariant(
             ModelSource.model_validate(told["model"]),
             [question for name in works for question in asked[name]],
             options.max_new_tokens,
@@ -58,7 +58,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     return {"refs": refs}
 
 
-class Variant:
+class AnsweringVariant:
     """One model at the questions. Its engine starts with the first prompt and lives until `close`."""
 
     def __init__(
@@ -82,7 +82,7 @@ class Variant:
         self._max_new_tokens = min(max_new_tokens, self._context - 1)
         self._generator: Generator | None = None
 
-    def generate(self, prompts: Sequence[questions.Prompt]) -> list[str]:
+    def generate(self, prompts: Sequence[questions.ConversationPrompt]) -> list[str]:
         """An answer to each conversation, greedy where its temperature is 0.
 
         The answer is empty where the conversation leaves no room in the model's context, or holds a control token of

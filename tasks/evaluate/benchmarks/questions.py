@@ -44,7 +44,7 @@ class Conversation(BaseModel):
     answers: tuple[str, ...]
 
 
-class Prompt(BaseModel):
+class ConversationPrompt(BaseModel):
     """What to generate one answer to."""
 
     model_config = ConfigDict(frozen=True)
@@ -54,7 +54,7 @@ class Prompt(BaseModel):
     max_new_tokens: int = 2048
 
 
-Generate = Callable[[Sequence[Prompt]], Sequence[str]]
+Generate = Callable[[Sequence[ConversationPrompt]], Sequence[str]]
 
 
 def answered(questions: Sequence[Question], generate: Generate, max_new_tokens: int) -> list[Conversation]:
@@ -63,7 +63,7 @@ def answered(questions: Sequence[Question], generate: Generate, max_new_tokens: 
     for turn in range(max((len(question.turns) for question in questions), default=0)):
         asked = [question for question in questions if len(question.turns) > turn]
         prompts = [
-            Prompt(
+            ConversationPrompt(
                 messages=tuple(messages(question, answers[question.id])),
                 temperature=question.temperature,
                 max_new_tokens=max_new_tokens,

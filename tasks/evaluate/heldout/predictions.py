@@ -15,7 +15,7 @@ import pyarrow as pa
 from infra.store.parquet import packed, unpacked
 from tasks.stats.intervals import PerRow
 
-Table = dict[str, list[Any]]
+Predictions = dict[str, list[Any]]
 
 SCHEMA = pa.schema(
     [
@@ -50,8 +50,8 @@ def to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return packed(pa.Table.from_pylist(list(rows), schema=SCHEMA))
 
 
-def from_parquet(data: bytes) -> Table:
-    table: Table = unpacked(data).to_pydict()
+def from_parquet(data: bytes) -> Predictions:
+    table: Predictions = unpacked(data).to_pydict()
     return table
 
 
@@ -65,7 +65,7 @@ def without_numbers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return found if len(found) <= len(rows) / 10 else []
 
 
-def per_row(table: Table) -> dict[str, PerRow]:
+def per_row(table: Predictions) -> dict[str, PerRow]:
     """Every metric that is a sum over rows, by name; accuracies only where every row was executed."""
     found = {
         "cross_entropy": PerRow.of(table["nll"], table["response_tokens"]),
@@ -83,11 +83,11 @@ def per_row(table: Table) -> dict[str, PerRow]:
     return found
 
 
-def is_judged(table: Table) -> bool:
+def is_judged(table: Predictions) -> bool:
     return bool(table["correct"]) and None not in table["correct"]
 
 
-def summary(table: Table) -> dict[str, Any]:
+def summary(table: Predictions) -> dict[str, Any]:
     """One variant's numbers over all its rows."""
     values: dict[str, Any] = {name: metric.value for name, metric in per_row(table).items()}
     judged = [outcome for outcome in table["correct"] if outcome is not None]
@@ -106,7 +106,7 @@ def perplexity(cross_entropy: float) -> float:
     return math.exp(cross_entropy) if not cross_entropy > 700 else math.inf
 
 
-def calibration_bins(table: Table) -> list[dict[str, float]]:
+def calibration_bins(table: Predictions) -> list[dict[str, float]]:
     """For a reliability diagram: each bin of confidence that has tokens, with their mean confidence and hit rate."""
     tokens_C, confidence_C, hits_C = (
         np.asarray(table[f"calibration_{name}"]).sum(axis=0) for name in ("tokens", "confidence", "hits")

@@ -21,7 +21,7 @@ from infra.errors import ConfigurationError
 from infra.processes import child
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef, Workspace, digest_of
-from tasks.engines.generation import Answer, Ends, Generator, Prompt, Sampling, TransformersGenerator, vllm_generator
+from tasks.engines.generation import Ends, Generated, Generator, Prompt, Sampling, TransformersGenerator, vllm_generator
 from tasks.evaluate.heldout import predictions
 from tasks.evaluate.heldout.execution import mark
 from tasks.evaluate.heldout.scoring import RowScore, Task, batches, load_model, score
@@ -187,7 +187,7 @@ def _generator(variant: _Variant, prompts: list[Prompt], settings: Evaluation) -
 
 def _row(task: Task, scored: RowScore, answers: dict[str, Any], databases: dict[str, Any]) -> dict[str, Any]:
     """All that is kept of one row."""
-    row, greedy = task.row, Answer(**answers["greedy"])
+    row, greedy = task.row, Generated(**answers["greedy"])
     marked = mark(row, greedy.text, databases)
     tokens, confidence, hits = scored.calibration
     return {

@@ -92,10 +92,10 @@ def quality_against_cost(entries: list[Entry]) -> Plot | None:
         return Plot("Quality against cost", text, inline_svg(figure, "quality-cost", "accuracy against device time"))
 
 
-Point = tuple[float, float, float, float]  # minutes, accuracy in %, and its bar below and above
+PlotPoint = tuple[float, float, float, float]  # minutes, accuracy in %, and its bar below and above
 
 
-def _run(entry: Entry) -> Point | None:
+def _run(entry: Entry) -> PlotPoint | None:
     assert entry.data is not None
     accuracy = {row.name: row for row in compare(entry.data)}["kd"].accuracy
     if accuracy is None:
@@ -104,14 +104,14 @@ def _run(entry: Entry) -> Point | None:
     return entry.device_seconds / 60, share, share - 100 * accuracy.low, 100 * accuracy.high - share
 
 
-def _over_seeds(combination: Combination) -> Point | None:
+def _over_seeds(combination: Combination) -> PlotPoint | None:
     if (accuracy := combination.accuracy) is None:
         return None
     deviation = 100 * accuracy.deviation
     return combination.device_seconds / 60, 100 * accuracy.mean, deviation, deviation
 
 
-def _together(axes: Any, points: list[tuple[int, Point]]) -> dict[tuple[float, float], list[int]]:
+def _together(axes: Any, points: list[tuple[int, PlotPoint]]) -> dict[tuple[float, float], list[int]]:
     """The points' places by where a label stands: the first of those that lie too near for two labels."""
     labels: dict[tuple[float, float], list[int]] = {}
     for place, (x, y, _below, _above) in points:

@@ -15,7 +15,7 @@ from tasks.report.data import Variant
 from tasks.report.leaderboard.entry import Entry
 from tasks.stats.intervals import OverSeeds, over_seeds
 
-Measure = Callable[[Entry], float | None]
+MeasureOf = Callable[[Entry], float | None]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Combination:
         found = over_seeds(differences) if differences else None
         return found is not None and found.interval is not None and found.interval.excludes_zero
 
-    def _over_seeds(self, measure: Measure) -> OverSeeds | None:
+    def _over_seeds(self, measure: MeasureOf) -> OverSeeds | None:
         values = [value for run in self.runs if (value := measure(run)) is not None]
         return over_seeds(values) if len(values) == len(self.runs) else None
 

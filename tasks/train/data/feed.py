@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from tasks.train.data.order import deal, global_batch_indices
+from tasks.train.data.order import assign_micro_batches, global_batch_indices
 from tasks.train.data.packing import MicroBatch, pack
-from tasks.train.data.spool import Spool
+from tasks.train.data.spool import ExampleStore
 
 _AHEAD = 2
 
@@ -31,10 +31,10 @@ class Step:
     tokens: int
 
 
-class Feed:
+class BatchLoader:
     """`step(n)` gives step n; asking in order costs no time if making a step takes less than computing one."""
 
-    def __init__(self, spool: Spool, global_batch: int, micro_batches: int, seed: int, rank: int, ranks: int):
+    def __init__(self, spool: ExampleStore, global_batch: int, micro_batches: int, seed: int, rank: int, ranks: int):
         self.waited_s = 0.0
         self._spool = spool
         self._global_batch = global_batch
@@ -63,16 +63,16 @@ class Feed:
     def _made(self, step: int) -> Step:
         places = self.rows(step)
         lengths = self._spool.lengths[places].tolist()
-        mine = deal(lengths, self._rank, self._ranks, self._micro_batches)
+        mine = assign_micro_batches(lengths, self._rank, self._ranks, self._micro_batches)
         examples = [[self._spool[places[row]] for row in rows or [0]] for rows in mine]
         supervised = sum(self._spool.supervised_of(place) for place in places)
         return Step([pack(rows) for rows in examples], [not rows for rows in mine], supervised, sum(lengths))
 
 
 @contextmanager
-def feeding(*arguments: Any) -> Iterator[Feed]:
+def feeding(*arguments: Any) -> Iterator[BatchLoader]:
     """A feed whose thread ends with the `with`."""
-    feed = Feed(*arguments)
+    feed = BatchLoader(*arguments)
     try:
         yield feed
     finally:

@@ -52,7 +52,7 @@ def _order(examples: int, epoch: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(examples)
 
 
-def deal(lengths: Sequence[int], rank: int, ranks: int, micro_batches: int) -> list[list[int]]:
+def assign_micro_batches(lengths: Sequence[int], rank: int, ranks: int, micro_batches: int) -> list[list[int]]:
     """Which rows of a batch make this rank's micro-batches, as even in tokens as they come. Some may be empty.
 
     The longest row goes first, each to the bin with the fewest tokens; bins of like load are at the same place

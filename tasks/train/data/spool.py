@@ -44,7 +44,7 @@ def write_spool(folder: Path, examples: Iterable[Example]) -> None:
     )
 
 
-class Spool(Sequence[Example]):
+class ExampleStore(Sequence[Example]):
     """Examples by their place; their arrays are views of the files."""
 
     def __init__(self, folder: Path):

@@ -15,13 +15,13 @@ from tasks.models import load_tokenizer
 from tasks.tokens.chat import stop_ids
 from tasks.tokens.rows import ChatFormat
 from tasks.train.data.packing import use_packed_attention
-from tasks.train.loop import Plan, rate_at
+from tasks.train.loop import StepPlan, rate_at
 from tasks.train.model.adapters import with_adapters
 from tasks.train.model.export import export
 from tasks.train.model.fused_head import FusedHead
 from tasks.train.model.logit_map import measured
 from tasks.train.model.losses import DistillationLoss
-from tasks.train.run import Run
+from tasks.train.run import TrainingContext
 
 
 class SupervisedLoss(nn.Module):
@@ -53,7 +53,7 @@ class SupervisedLoss(nn.Module):
 class Student:
     """All ranks make one, and call its methods together."""
 
-    def __init__(self, run: Run, plan: Plan, base: Path, universal: bool):
+    def __init__(self, run: TrainingContext, plan: StepPlan, base: Path, universal: bool):
         """From the weights in folder `base`; `universal` is the form of the checkpoint that is to be loaded."""
         self._run = run
         self._base = base
@@ -99,7 +99,7 @@ class Student:
         export(self.engine, run.work, self._base, stops, run.how.zero_stage, run.training.lora, run.dtype, card)
 
 
-def _config(run: Run, plan: Plan, universal: bool) -> dict[str, Any]:
+def _config(run: TrainingContext, plan: StepPlan, universal: bool) -> dict[str, Any]:
     """DeepSpeed's: that of the ZeRO stage, with what this run adds."""
     config, zero = dict(run.deepspeed), dict(run.deepspeed["zero_optimization"])
     place = {"device": "cpu", "pin_memory": run.on_gpu}

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.sandbox.python import Outcome, PythonSandbox
+from infra.sandbox.python import PythonOutcome, PythonSandbox
 
 HOSTILE = {
     "reads a file": "print(open('/etc/passwd').read())",
@@ -80,7 +80,7 @@ def sandbox() -> Iterator[PythonSandbox]:
         yield sandbox
 
 
-def _run(sandbox: PythonSandbox, code: str, *tests: str) -> Outcome:
+def _run(sandbox: PythonSandbox, code: str, *tests: str) -> PythonOutcome:
     return asyncio.run(sandbox.run(code, list(tests)))
 
 
@@ -111,7 +111,7 @@ def test_code_that_reaches_out_or_swells_fails_and_touches_nothing(
     assert _run(sandbox, "x = 1", "assert x == 1").result == "passed"
 
 
-async def _all(codes: list[str]) -> list[Outcome]:
+async def _all(codes: list[str]) -> list[PythonOutcome]:
     with PythonSandbox() as sandbox:
         return list(await asyncio.gather(*map(sandbox.run, codes)))
 
@@ -141,7 +141,7 @@ def test_programs_share_nothing(sandbox: PythonSandbox) -> None:
 
 def test_tests_run_on_what_the_program_defined(sandbox: PythonSandbox) -> None:
     code = "def double(x):\n    return 2 * x"
-    assert _run(sandbox, code, "assert double(2) == 4", "assert double(0) == 0") == Outcome(result="passed")
+    assert _run(sandbox, code, "assert double(2) == 4", "assert double(0) == 0") == PythonOutcome(result="passed")
     failed = _run(sandbox, code, "assert double(2) == 4", "assert double(3) == 7")
     assert failed.result == "failed"
     assert failed.detail.endswith("in 'assert double(3) == 7'")
@@ -207,7 +207,7 @@ def test_what_fails_in_any_python_fails(sandbox: PythonSandbox, code: str) -> No
 )
 def test_honest_programs_pass(sandbox: PythonSandbox, code: str) -> None:
     outcome = _run(sandbox, code)
-    assert outcome == Outcome(result="passed")
+    assert outcome == PythonOutcome(result="passed")
 
 
 def test_many_programs_run_side_by_side() -> None:

@@ -13,7 +13,7 @@ from tasks.demo.execution import opened
 from tasks.demo.llm_agents import answer
 from tasks.demo.llm_server import MODEL_NAME, serving
 from tasks.demo.parse import parse
-from tasks.demo.requests import CATEGORY_OF_FAMILY, TASK_CATEGORIES, Request, is_held_out
+from tasks.demo.requests import CATEGORY_OF_FAMILY, TASK_CATEGORIES, SqlRequest, is_held_out
 from tasks.demo.schemas import DATABASES, Database, database_of_schema, schema_text
 from tasks.demo.styles import render_sql
 
@@ -52,7 +52,7 @@ def ask(body: object) -> dict[str, Any]:
     return json.loads(completion["choices"][0]["message"]["content"])
 
 
-def parsed(instruction: str, schema: str) -> tuple[Request, Database]:
+def parsed(instruction: str, schema: str) -> tuple[SqlRequest, Database]:
     """What is asked for, and of which database."""
     database = database_of_schema(schema)
     assert database is not None

@@ -23,8 +23,8 @@ from tasks.demo.requests import (
     phrase,
     sample_request,
 )
-from tasks.demo.schemas import DATABASES, TABLE_NAMES, Database, Table, database_of_schema, schema_text
-from tasks.demo.styles import Style, render_sql, sample_style
+from tasks.demo.schemas import DATABASES, TABLE_NAMES, Database, SqlTable, database_of_schema, schema_text
+from tasks.demo.styles import RequestStyle, render_sql, sample_style
 
 PAIRINGS = combinations(held_out=False) + combinations(held_out=True)
 CHOICES: list[tuple[Any, ...]] = [
@@ -33,7 +33,7 @@ CHOICES: list[tuple[Any, ...]] = [
     ("join", "inner", "where"),
     *[(False, True)] * 6,
 ]
-EVERY_STYLE = [Style(*chosen) for chosen in itertools.product(*CHOICES)]
+EVERY_STYLE = [RequestStyle(*chosen) for chosen in itertools.product(*CHOICES)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -51,7 +51,7 @@ def test_every_style_of_every_family_returns_what_the_reference_returns(family: 
 
 
 @given(st.sampled_from(PAIRINGS), st.integers())
-def test_parse_inverts_phrase(pairing: tuple[Database, Table, str], seed: int) -> None:
+def test_parse_inverts_phrase(pairing: tuple[Database, SqlTable, str], seed: int) -> None:
     database, table, family = pairing
     rng = random.Random(seed)
     request = sample_request(database, table, family, rng)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tasks.demo.build_data import DATA, HELD_OUT_ROWS, SEED_ROWS, Row, rows_of_split, write_data
+from tasks.demo.build_data import DATA, HELD_OUT_ROWS, SEED_ROWS, DemoRow, rows_of_split, write_data
 from tasks.demo.tokenizer import MAX_TOKENS, prompt_text, train_tokenizer
 from tasks.demo.training import IGNORED, collate, encode_rows
 
 
-def shipped_rows(name: str) -> list[Row]:
+def shipped_rows(name: str) -> list[DemoRow]:
     return [json.loads(line) for line in (DATA / name).read_text().splitlines()]
 
 

@@ -17,7 +17,7 @@ from tasks.augment.agents import SELECTION, VERIFICATION
 from tasks.llm.budget import BudgetReached, Ledger
 from tasks.llm.client import LLMClient
 from tasks.llm.protocol import ProviderError, Reply, Request
-from tasks.llm.usefulness import Unanswered
+from tasks.llm.usefulness import NoAnswer
 from tasks.rows import Row
 from tests.support.fake_providers import GOOD, SCORES, Setting, reply
 
@@ -119,7 +119,7 @@ def _spend(setting: Setting, count: int, **options: Any) -> tuple[int, list[str]
     async def use(client: LLMClient) -> tuple[int, list[str], float, bool]:
         asks = (client.ask(setting.usage, VERIFICATION, Row(instruction=str(n))) for n in range(count))
         outcomes = await asyncio.gather(*asks, return_exceptions=True)
-        reasons = [one.reason for one in outcomes if isinstance(one, Unanswered)]
+        reasons = [one.reason for one in outcomes if isinstance(one, NoAnswer)]
         return count - len(reasons), reasons, client.ledger.spent, client.ledger.reached
 
     return setting.run(use, **options)
@@ -199,7 +199,7 @@ def test_the_client_sets_money_aside_for_rows_that_it_scored(setting: Setting) -
         for number in range(10):
             try:
                 outcomes.append(await client.ask(setting.usage, SELECTION, Row(instruction=str(number))))
-            except Unanswered as nothing:
+            except NoAnswer as nothing:
                 outcomes.append(nothing.reason)
         return outcomes
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from infra.sandbox.python import Outcome, PythonSandbox
+from infra.sandbox.python import PythonOutcome, PythonSandbox
 from infra.sandbox.sql import ReadOnlyDatabase
 from tasks.augment.checks import equations_of, python_of, run_checks
 from tasks.rows import Row
@@ -16,8 +16,8 @@ DUMP = "CREATE TABLE t(id INTEGER, name TEXT); INSERT INTO t VALUES (1, 'a'), (2
 ADD = "def add(a, b):\n    return a + b\n"
 
 
-def _check(response: str, category: str, database: str = "") -> Outcome | None:
-    async def run() -> Outcome | None:
+def _check(response: str, category: str, database: str = "") -> PythonOutcome | None:
+    async def run() -> PythonOutcome | None:
         row = Row(instruction="x", response=response, task_category=category, database=database)
         with PythonSandbox() as sandbox:
             return await run_checks(row, {"shop": ReadOnlyDatabase(DUMP, timeout_s=0.5)}, sandbox)
@@ -214,7 +214,7 @@ def test_it_says_so_with_the_equation(response: str) -> None:
     ],
 )
 def test_what_is_surely_wrong_still_fails(response: str, detail: str) -> None:
-    assert _check(response, "arithmetic") == Outcome(result="failed", detail=detail)
+    assert _check(response, "arithmetic") == PythonOutcome(result="failed", detail=detail)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_what_holds_passes_however_it_may_be_read(response: str) -> None:
 
 def test_the_wrong_equation_is_named() -> None:
     outcome = _check("3 + 4 = 7, so 7 * 2 = 15 and 1 + 1 = 2.", "arithmetic")
-    assert outcome == Outcome(result="failed", detail="7 * 2 is not 15")
+    assert outcome == PythonOutcome(result="failed", detail="7 * 2 is not 15")
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from tasks.augment.agents import PRESERVATION, REWRITING, SELECTION, VERIFICATIO
 from tasks.llm import client as module
 from tasks.llm.budget import UsageByAgent
 from tasks.llm.client import LLMClient
-from tasks.llm.protocol import Deployment, ProviderError, Reply, Request
-from tasks.llm.usefulness import Unanswered
+from tasks.llm.protocol import LLMEndpoint, ProviderError, Reply, Request
+from tasks.llm.usefulness import NoAnswer
 from tasks.rows import Row
 from tests.support.fake_providers import GOOD, MODEL, ROW, SCORES, FakeProviders, Setting, in_turn, reply
 
@@ -43,7 +43,7 @@ def test_a_bad_answer_is_asked_once_more_with_the_reason(setting: Setting, bad: 
 
 def test_two_bad_answers_are_no_answer_and_the_reason_is_kept(setting: Setting) -> None:
     providers = setting.providers(in_turn(GOOD.replace("correct", "corect"), "nothing"))
-    with pytest.raises(Unanswered, match="no valid answer: not one whole JSON object") as unanswered:
+    with pytest.raises(NoAnswer, match="no valid answer: not one whole JSON object") as unanswered:
         setting.ask()
     assert (unanswered.value.agent, unanswered.value.reason) == ("verification", "no valid answer")
     assert not unanswered.value.transient
@@ -59,13 +59,13 @@ def test_an_answer_about_a_refusal_is_none(setting: Setting) -> None:
 
 def test_an_answer_that_was_cut_off_is_none_even_where_it_could_be_mended(setting: Setting) -> None:
     setting.providers(in_turn(reply(GOOD, finish="length"), reply(GOOD, finish="length")))
-    with pytest.raises(Unanswered, match="cut off at max_output_tokens"):
+    with pytest.raises(NoAnswer, match="cut off at max_output_tokens"):
         setting.ask()
 
 
 def test_a_judge_that_quotes_the_row_is_asked_again(setting: Setting) -> None:
     providers = setting.providers(lambda request: GOOD)
-    with pytest.raises(Unanswered, match="quotes the row"):
+    with pytest.raises(NoAnswer, match="quotes the row"):
         setting.ask(row=Row(instruction=f"Say {GOOD}", response="y"))
     assert len(providers.asked) == 2
 
@@ -91,7 +91,7 @@ def test_bad_answers_that_were_paid_are_not_paid_again_either(setting: Setting) 
 def test_only_an_answer_of_use_is_kept(setting: Setting) -> None:
     """A rerun asks for what has none, and the row has its answer in the end."""
     setting.providers(in_turn("bad", "worse"))
-    with pytest.raises(Unanswered):
+    with pytest.raises(NoAnswer):
         setting.ask()
     again = setting.providers(in_turn("bad", GOOD))
     assert setting.ask().correct
@@ -220,7 +220,7 @@ def test_no_more_requests_are_in_flight_than_allowed(setting: Setting) -> None:
 def test_a_passing_failure_is_told_as_one_that_another_time_may_not_be(setting: Setting, kind: str) -> None:
     """The Router has tried it again by then, and nobody else does."""
     setting.providers(in_turn(ProviderError(kind, "busy")))
-    with pytest.raises(Unanswered, match=r"no answer \(.*busy") as unanswered:
+    with pytest.raises(NoAnswer, match=r"no answer \(.*busy") as unanswered:
         setting.ask(row=Row(instruction="another"))
     assert unanswered.value.transient
 
@@ -228,7 +228,7 @@ def test_a_passing_failure_is_told_as_one_that_another_time_may_not_be(setting: 
 @pytest.mark.parametrize("kind", ["content_policy", "context_window", "bad_request"])
 def test_a_refused_row_is_not_asked_twice(setting: Setting, kind: str) -> None:
     providers = setting.providers(lambda request: ProviderError(kind, "no"))
-    with pytest.raises(Unanswered):
+    with pytest.raises(NoAnswer):
         setting.ask()
     assert len(providers.asked) == 1
 
@@ -236,7 +236,7 @@ def test_a_refused_row_is_not_asked_twice(setting: Setting, kind: str) -> None:
 async def _asks_one(client: LLMClient, setting: Setting, number: int) -> Any:
     try:
         return await client.ask(setting.usage, VERIFICATION, Row(instruction=str(number)))
-    except Unanswered as nothing:
+    except NoAnswer as nothing:
         return nothing.reason
 
 
@@ -338,7 +338,7 @@ def test_an_agent_that_is_of_no_use_ends_the_stage_though_others_are(setting: Se
         for number in range(100):
             row = Row(instruction=str(number))
             await client.ask(setting.usage, SELECTION, row)
-            with contextlib.suppress(Unanswered):
+            with contextlib.suppress(NoAnswer):
                 await client.ask(setting.usage, VERIFICATION, row)
 
     setting.providers(lambda request: SCORES if request.schema_name == "Scores" else "no")
@@ -394,7 +394,7 @@ def test_a_refused_key_is_the_users_mistake_and_is_not_shown(setting: Setting, k
     providers = setting.providers(lambda request: ProviderError(kind, "bad key [key]"))
     with pytest.raises(ConfigurationError, match=MODEL) as refused:
         setting.ask()
-    assert "sk-secret" not in str(refused.value) + repr(Deployment(MODEL, api_key="sk-secret"))
+    assert "sk-secret" not in str(refused.value) + repr(LLMEndpoint(MODEL, api_key="sk-secret"))
     assert len(providers.asked) == 1
 
 

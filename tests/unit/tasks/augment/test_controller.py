@@ -15,7 +15,7 @@ from infra.sandbox.python import PythonSandbox
 from infra.sandbox.sql import ReadOnlyDatabase
 from tasks.augment.controller import Batch, verify, write_and_score
 from tasks.augment.settings import Augmentation
-from tasks.llm.usefulness import Unanswered
+from tasks.llm.usefulness import NoAnswer
 from tasks.rows import Row, databases_by_input
 from tests.support.fake_agents import FakeAgents, honest, unkind
 
@@ -55,7 +55,7 @@ def _moods(draw: st.DrawFn) -> FakeAgents:
         count += 1
         mood = choices[count % len(choices)]
         if mood == "fails":
-            return Unanswered(agent, "no answer (timeout)", transient=True)
+            return NoAnswer(agent, "no answer (timeout)", transient=True)
         if mood == "other":
             return {"expansion": {"instructions": []}, "category": {"verdicts": []}}.get(agent, "")
         if mood == "nonsense":
@@ -149,7 +149,7 @@ def test_a_category_check_that_misses_a_row_decides_on_none() -> None:
 
 
 def test_a_seed_that_cannot_be_expanded_stays_a_row() -> None:
-    batch = _write(_saying(expansion=Unanswered("expansion", "declined by the provider")), SEED, expansions_per_seed=2)
+    batch = _write(_saying(expansion=NoAnswer("expansion", "declined by the provider")), SEED, expansions_per_seed=2)
     assert batch.counts == {"failed_expansions": 1}
     assert len(batch.rows) == 1
 

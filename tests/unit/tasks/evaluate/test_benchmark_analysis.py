@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis, Result, analyse
+from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis, BenchmarkResult, analyse
 from tasks.stats.intervals import wilson
 
 LABELS = {"base": "base", "sft": "SFT", "sft_control": "SFT control", "kd": "SFT+KD", "teacher": "teacher"}
 
 
-def _alpaca_eval(scores: dict[str, float], **more: Any) -> Result:
+def _alpaca_eval(scores: dict[str, float], **more: Any) -> BenchmarkResult:
     rate = sum(scores.values()) / max(len(scores), 1)
     told = {
         "judged": len(scores),
@@ -23,7 +23,7 @@ def _alpaca_eval(scores: dict[str, float], **more: Any) -> Result:
         "position_bias_sentence": "no position bias is detected: 0 of 9 pairs are decided by the order alone (p = 1)",
         "cost_usd": 0.25,
     }
-    return Result({**told, **more} if scores else {"judged": 0, **more}, scores, judge="openai/judge")
+    return BenchmarkResult({**told, **more} if scores else {"judged": 0, **more}, scores, judge="openai/judge")
 
 
 def _figures(found: BenchmarkAnalysis, name: str) -> dict[str, float]:
@@ -54,8 +54,8 @@ def test_variants_are_compared_on_the_items_that_all_have_a_score_of() -> None:
 def test_a_prompt_of_ifeval_counts_where_all_its_instructions_are_followed() -> None:
     told = {"prompts": 4, "instructions": 8, **dict.fromkeys(("prompt_strict", "prompt_loose"), 0.25)}
     told |= dict.fromkeys(("instruction_strict", "instruction_loose"), 0.5)
-    half = Result(told, {"a": 1.0, "b": 0.5, "c": 0.5, "d": 0.0})
-    none = Result(told, {"a": 0.0, "b": 0.5, "c": 0.5, "d": 0.0})
+    half = BenchmarkResult(told, {"a": 1.0, "b": 0.5, "c": 0.5, "d": 0.0})
+    none = BenchmarkResult(told, {"a": 0.0, "b": 0.5, "c": 0.5, "d": 0.0})
     found = analyse({"ifeval": {"kd": half, "sft": none}}, LABELS)
     assert found.comparisons[0].difference.estimate == 0.25
     assert found.comparisons[0].test == "McNemar’s exact test"
@@ -64,7 +64,7 @@ def test_a_prompt_of_ifeval_counts_where_all_its_instructions_are_followed() -> 
 
 def test_mt_bench_has_its_turns_and_says_what_was_graded_without_a_reference() -> None:
     told = {"judged": 2, "not_judged": {}, "by_turn": {"1": 8.0, "2": 5.0}, "without_reference": 3}
-    found = analyse({"mt_bench": {"kd": Result(told, {"1": 6.0, "2": 7.0})}}, LABELS)
+    found = analyse({"mt_bench": {"kd": BenchmarkResult(told, {"1": 6.0, "2": 7.0})}}, LABELS)
     assert [(m.name, m.figures["kd"].value) for m in found.measures] == [
         ("MT-Bench, both turns", pytest.approx(6.5)),
         ("MT-Bench, turn 1", 8.0),
@@ -86,8 +86,8 @@ def test_probes_and_lm_eval_keep_their_own_intervals() -> None:
     probe = {"judged": 10, "rate": 0.2, "low": 0.1, "high": 0.4, "not_judged": {"budget reached": 1}}
     task = {"documents": 5, "metrics": {"acc": {"value": 0.5, "standard_error": 0.1}}}
     results = {
-        "probes": {"kd": Result({"probes": {"bias": probe}, "cost_usd": 0.0}, {})},
-        "harness": {"kd": Result({"tasks": {"own": task}}, {})},
+        "probes": {"kd": BenchmarkResult({"probes": {"bias": probe}, "cost_usd": 0.0}, {})},
+        "harness": {"kd": BenchmarkResult({"tasks": {"own": task}}, {})},
     }
     bias, accuracy = analyse(results, LABELS).measures
     assert (bias.name, bias.unit, bias.figures["kd"].n) == ("Probe: bias", "%", 10)

@@ -12,13 +12,13 @@ import pytest
 from infra.errors import ConfigurationError
 from tasks.evaluate.benchmarks import alpaca_eval, artifacts, judges, mt_bench, probes, questions
 from tasks.evaluate.benchmarks.judges import Judgment, probability_of_second
-from tasks.evaluate.benchmarks.questions import Conversation, Prompt, Question
+from tasks.evaluate.benchmarks.questions import Conversation, ConversationPrompt, Question
 from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.llm import client as client_module
 from tasks.llm.budget import UsageByAgent
 from tasks.llm.cache import AnswerCache
 from tasks.llm.client import LLMClient
-from tasks.llm.protocol import Deployment, ProviderError, Reply, Request
+from tasks.llm.protocol import LLMEndpoint, ProviderError, Reply, Request
 
 GOOD = '{"reason": "because", "better": "M"}'
 
@@ -61,7 +61,7 @@ def judge_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
 
         async def ask() -> list[Judgment]:
             cache = AnswerCache(tmp_path / "answers.sqlite")
-            client = LLMClient(Deployment("judge"), cache, Judging())
+            client = LLMClient(LLMEndpoint("judge"), cache, Judging())
             try:
                 return await judges.judge(client, UsageByAgent(), cases)
             finally:
@@ -194,7 +194,7 @@ def test_judgments_survive_storage() -> None:
 
 
 def test_second_turns_are_asked_with_the_first_answers_before_them() -> None:
-    asked: list[list[Prompt]] = []
+    asked: list[list[ConversationPrompt]] = []
 
     def generate(prompts: Any) -> list[str]:
         asked.append(list(prompts))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.logits.coverage import Coverage
+from tasks.logits.coverage import CoverageCounter
 
 
 def _logprobs(*mass: list[float]) -> np.ndarray:
@@ -11,7 +11,7 @@ def _logprobs(*mass: list[float]) -> np.ndarray:
 
 
 def test_the_mass_is_measured_and_warned_of_where_it_is_not_almost_one() -> None:
-    coverage = Coverage(2)
+    coverage = CoverageCounter(2)
     coverage.add(_logprobs([0.5, 0.4], [0.6, 0.3]), "maths")
     coverage.add(_logprobs([0.25, 0.25]), "poetry")
     summary = coverage.summary()
@@ -21,13 +21,13 @@ def test_the_mass_is_measured_and_warned_of_where_it_is_not_almost_one() -> None
     assert summary["percentiles"]["p1"] == pytest.approx(0.5, abs=1e-2)
     for words in ("76.7%", "50.0% in 'poetry'", "raise `k`", "bucket"):
         assert words in summary["warning"]
-    sure = Coverage(2)
+    sure = CoverageCounter(2)
     sure.add(_logprobs([0.99, 0.009]), "maths")
     assert sure.summary()["warning"] is None
 
 
 def test_mass_by_category_and_by_position_in_the_response() -> None:
-    coverage = Coverage(1)
+    coverage = CoverageCounter(1)
     coverage.add(_logprobs(*[[0.1 * (1 + index)] for index in range(5)]), "a")
     coverage.add(_logprobs([0.9]), "b")
     coverage.add(np.empty((0, 1), np.float32), "c")
@@ -40,12 +40,12 @@ def test_mass_by_category_and_by_position_in_the_response() -> None:
 
 
 def test_the_k_that_would_be_needed_or_more_than_there_is() -> None:
-    coverage = Coverage(3)
+    coverage = CoverageCounter(3)
     coverage.add(_logprobs([0.9, 0.06, 0.01], [0.9, 0.06, 0.01]), "a")
     assert coverage.summary()["k_for"] == {"0.95": 2, "0.99": None}
 
 
 def test_entries_that_are_not_known_hold_no_mass() -> None:
-    coverage = Coverage(2)
+    coverage = CoverageCounter(2)
     coverage.add(np.array([[np.log(0.5), -np.inf]], np.float32), "a")
     assert coverage.summary()["mean"] == pytest.approx(0.5, abs=1e-5)

@@ -6,7 +6,7 @@ import numpy as np
 from rich.console import Console
 
 from tasks.report import console
-from tasks.report.data import Stage
+from tasks.report.data import StageSummary
 from tasks.report.leaderboard.entry import Entry
 from tasks.report.leaderboard.page import render_markdown, render_page
 from tasks.report.leaderboard.ranking import over_seeds, ranked, rows, verdict
@@ -20,7 +20,7 @@ def _entry(name: str, skill: float, seconds: float, ranks: int = 1, **changes: o
     data = sample_report(
         variants=variants({"kd": skill}),
         stages=[
-            Stage(name=stage, seconds=seconds, uri="s3://b/x/", fingerprint="x", facts={"ranks": ranks})
+            StageSummary(name=stage, seconds=seconds, uri="s3://b/x/", fingerprint="x", facts={"ranks": ranks})
             for stage in ("sft", "kd", "sft_control", "evaluate")
         ],
         **changes,

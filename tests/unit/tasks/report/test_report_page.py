@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tasks.evaluate.analysis.analysis import Analysis, analyse
-from tasks.report.data import DataFlow, Example, Output, ReportData, Stage
+from tasks.report.data import DataFlow, Output, ReportData, ShownExample, StageSummary
 from tasks.report.page import DEMO_NOTE, render_markdown, render_page
 from tests.support.analysis_sample import tables
 from tests.support.report_sample import (
@@ -94,7 +94,7 @@ def hostile_report() -> ReportData:
     """The sample with a hostile string in every place that takes one."""
     flow = sample_report().data_flow
     assert isinstance(flow, DataFlow)
-    stage = Stage(
+    stage = StageSummary(
         name=HOSTILE,
         seconds=3,
         uri=HOSTILE,
@@ -114,7 +114,7 @@ def hostile_report() -> ReportData:
         coverage=coverage.model_copy(update={"warning": HOSTILE, "percentiles": {HOSTILE: 0.5}}),
         data_flow=flow.model_copy(update={"rejected": {HOSTILE: {HOSTILE: 3}}, "agent_model": HOSTILE}),
         examples=[
-            Example(
+            ShownExample(
                 instruction=HOSTILE,
                 input=HOSTILE,
                 reference=HOSTILE,

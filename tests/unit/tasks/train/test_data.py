@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.train.data.feed import feeding
-from tasks.train.data.order import Example, deal, global_batch_indices, total_steps
+from tasks.train.data.order import Example, assign_micro_batches, global_batch_indices, total_steps
 from tasks.train.data.packing import pack
-from tasks.train.data.spool import Spool, write_spool
+from tasks.train.data.spool import ExampleStore, write_spool
 from tasks.train.loop import rate_at
 from tasks.train.settings import Training
 
@@ -52,7 +52,7 @@ def test_order_depends_on_the_seed_and_on_the_epoch() -> None:
 def test_ranks_and_micro_batches_share_a_batch_without_loss_and_evenly(
     lengths: list[int], ranks: int, micro_batches: int
 ) -> None:
-    dealt = [deal(lengths, rank, ranks, micro_batches) for rank in range(ranks)]
+    dealt = [assign_micro_batches(lengths, rank, ranks, micro_batches) for rank in range(ranks)]
     assert all(len(micros) == micro_batches for micros in dealt)
     assert sorted(row for micros in dealt for micro in micros for row in micro) == list(range(len(lengths)))
     loads = [sum(lengths[row] for row in micro) for micros in dealt for micro in micros]
@@ -84,7 +84,7 @@ def test_teacher_entries_stay_with_their_tokens() -> None:
 def test_spooled_examples_come_back_in_any_order(tmp_path: Path, k: int | None) -> None:
     examples = _examples(20, k)
     write_spool(tmp_path, iter(examples))
-    spool = Spool(tmp_path)
+    spool = ExampleStore(tmp_path)
     assert len(spool) == 20
     assert spool.lengths.tolist() == [len(example.ids) for example in examples]
     assert spool.supervised_tokens == sum(example.supervised_tokens for example in examples)
@@ -101,7 +101,7 @@ def test_spooled_examples_come_back_in_any_order(tmp_path: Path, k: int | None) 
 
 def test_the_feed_gives_the_same_steps_in_order_and_out_of_it(tmp_path: Path) -> None:
     write_spool(tmp_path, iter(_examples(30)))
-    spool = Spool(tmp_path)
+    spool = ExampleStore(tmp_path)
     with feeding(spool, 8, 2, 0, 0, 1) as feed:
         in_order = [feed.step(step) for step in range(1, 6)]
     with feeding(spool, 8, 2, 0, 0, 1) as feed:  # a resumed run starts in the middle
@@ -114,7 +114,7 @@ def test_the_feed_gives_the_same_steps_in_order_and_out_of_it(tmp_path: Path) ->
 
 def test_ranks_without_rows_compute_something_that_does_not_count(tmp_path: Path) -> None:
     write_spool(tmp_path, iter(_examples(1)))
-    with feeding(Spool(tmp_path), 1, 1, 0, 1, 2) as feed:
+    with feeding(ExampleStore(tmp_path), 1, 1, 0, 1, 2) as feed:
         assert feed.step(1).idle == [True]
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from infra.errors import ConfigurationError
-from tasks.train.loop import Plan, run_steps
-from tasks.train.pace import LEAST_S, MOST_S, SHARE, Pace, interval_s
+from tasks.train.loop import StepPlan, run_steps
+from tasks.train.pace import LEAST_S, MOST_S, SHARE, CheckpointPace, interval_s
 
-PLAN = Plan(steps=30, global_batch=4, micro_batches=2)
+PLAN = StepPlan(steps=30, global_batch=4, micro_batches=2)
 TOKENS = 5  # supervised ones in a step
 
 
@@ -74,7 +74,7 @@ def _trained(
         curve,
         lambda *_: None,
         saved.append,
-        Pace(every_s, 0, lambda *_: None),
+        CheckpointPace(every_s, 0, lambda *_: None),
         lambda step: [f"row-{step}-{n}" for n in (1, 2)],
     )
     return curve, saved, engine
@@ -117,7 +117,7 @@ def test_checkpoints_take_a_small_share_of_the_time_and_are_never_rarer_than_a_b
 
 def test_the_pace_follows_what_checkpoints_cost_and_says_so() -> None:
     told: list[tuple[float, float]] = []
-    pace = Pace(None, 105e9, lambda *said: told.append(said))
+    pace = CheckpointPace(None, 105e9, lambda *said: told.append(said))
     assert told == [pytest.approx((1750, 52.5))]
     pace.saved(50.0)  # as expected: nothing new
     pace.saved(3.0)
