@@ -1,4 +1,4 @@
-"""What a run can be told, and the presets behind a student's name.
+"""A run's parameters, and the presets behind a student's name.
 
 The parameters `student`, `teacher`, `seeds`, `k` … are top-level, so that `--param teacher=32B` works; the
 nested ones need only the fields that differ: what is left out comes from the student's preset.

@@ -113,12 +113,12 @@ def _check_tokenizers(base: ModelSource, scorer: ModelSource, kd: Distillation) 
 
 def _limits(role: str, model: ModelSource, kd: Distillation) -> list[str]:
     """Which rows this model cannot take."""
-    told = []
+    remarks = []
     if model.context() < kd.max_length:
-        told.append(
+        remarks.append(
             f"{role} {model.name} was made for texts of {model.context():,} tokens: longer rows are left out "
             f"(kd.max_length is {kd.max_length:,})"
         )
     if not takes_system_turns(model):
-        told.append(f"the chat template of {role} {model.name} takes no system message: rows with one are left out")
-    return told
+        remarks.append(f"the chat template of {role} {model.name} takes no system message: rows with one are left out")
+    return remarks

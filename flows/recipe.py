@@ -55,16 +55,16 @@ class Recipe(BaseModel):
     def about(self) -> RunInfo:
         """What the report says of the run."""
         chosen = self.settings
-        told: dict[str, Any] = {
+        shown: dict[str, Any] = {
             "augmentation": chosen.augmentation.identity() if chosen.augmentation.enabled else "off",
             "sft": chosen.sft.model_dump(),
             "kd": chosen.kd.model_dump(),
             "evaluation": chosen.evaluation.identity(),
         }
         if chosen.benchmarks.asked:
-            told["benchmarks"] = chosen.benchmarks.model_dump(mode="json", exclude_defaults=True)
+            shown["benchmarks"] = chosen.benchmarks.model_dump(mode="json", exclude_defaults=True)
             if artifacts.needs_judge(chosen.benchmarks):
-                told["judge"] = {"model": self.judge_model, **chosen.judging.identity()}
+                shown["judge"] = {"model": self.judge_model, **chosen.judging.identity()}
         return RunInfo(
             title=self.title,
             student=self.student,
@@ -72,7 +72,7 @@ class Recipe(BaseModel):
             k=self.k,
             seed=self.seed,
             demo="demo" in (self.student, self.teacher, self.agent_model),
-            settings=told,
+            settings=shown,
             reproduce=self.command(),
         )
 

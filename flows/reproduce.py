@@ -1,4 +1,4 @@
-"""The command that makes a run again, from what it was told."""
+"""The command that makes a run again, from its parameters."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _ALWAYS = ("student", "teacher", "k", "seed")
 _ADDRESSES = {"api_base"}  # where a provider answers is the machine's matter, and may hold a key
 
 
-def command(told: Mapping[str, Any], defaults: Mapping[str, Any], used: Settings, preset: Settings) -> str:
+def command(given: Mapping[str, Any], defaults: Mapping[str, Any], used: Settings, preset: Settings) -> str:
     """`distilflow run …` with student, teacher, k and seed, and with whatever else differs from the defaults.
 
-    `told` holds the plain parameters, `used` the settings, which `preset` has unless somebody changed them.
+    `given` holds the plain parameters, `used` the settings, which `preset` has unless somebody changed them.
     """
     words = ["distilflow", "run"]
-    for name, value in told.items():
+    for name, value in given.items():
         if name in _ALWAYS or value != defaults[name]:
             words += _flag([_dashed(name)], value)
     for field in dataclasses.fields(Settings):

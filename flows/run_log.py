@@ -18,9 +18,9 @@ _NAMES_ONE = re.compile(r"\b[A-Z]\w*(Error|Lost): ")
 
 def tell_mistakes_once() -> None:
     """Let Prefect's loggers say each mistake once a run and without a traceback. Unexpected exceptions stay whole."""
-    told = _MistakesOnce()
+    once = _MistakesOnce()
     for name in LOGGERS:
-        logging.getLogger(name).addFilter(told)
+        logging.getLogger(name).addFilter(once)
 
 
 class _MistakesOnce(logging.Filter):

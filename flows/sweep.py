@@ -31,8 +31,8 @@ RowCount = Annotated[int, Field(ge=1)]
 
 
 def _run_name() -> str:
-    told = prefect.runtime.flow_run.parameters
-    students, teachers, ks = ("+".join(map(str, told[name])) for name in ("students", "teachers", "ks"))
+    given = prefect.runtime.flow_run.parameters
+    students, teachers, ks = ("+".join(map(str, given[name])) for name in ("students", "teachers", "ks"))
     return run_name(f"sweep {students}-from-{teachers}-k{ks}")
 
 

@@ -87,13 +87,13 @@ class ModelSource(BaseModel):
         Raises ConfigurationError where there is none, or none that can be read.
         """
         whole = self.json_file("config.json")
-        told = {**whole, **(whole.get("text_config") or {})}
-        if told.keys() >= _SIZES or "model_type" not in whole:
-            return told
+        config = {**whole, **(whole.get("text_config") or {})}
+        if config.keys() >= _SIZES or "model_type" not in whole:
+            return config
         from transformers import CONFIG_MAPPING  # which takes seconds to import
 
         if whole["model_type"] not in CONFIG_MAPPING:
-            return told
+            return config
         text: dict[str, Any] = CONFIG_MAPPING[whole["model_type"]].from_dict(whole).get_text_config().to_dict()
         return text
 
@@ -124,11 +124,11 @@ class ModelSource(BaseModel):
 
         Rotary embeddings of some kinds change all rows of a batch once one is longer than the original context.
         """
-        told = self.config()
-        rope = told.get("rope_scaling") or told.get("rope_parameters") or {}
-        length = told.get("max_position_embeddings") or told.get("n_positions") or _ANY_LENGTH
+        config = self.config()
+        rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        length = config.get("max_position_embeddings") or config.get("n_positions") or _ANY_LENGTH
         if rope.get("rope_type", rope.get("type")) in ("longrope", "su", "dynamic"):
-            original = rope.get("original_max_position_embeddings") or told.get("original_max_position_embeddings")
+            original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
             return int(original or length)
         return int(length)
 
@@ -136,12 +136,12 @@ class ModelSource(BaseModel):
         """A file of JSON, {} where there is none; ConfigurationError where it is something else."""
         text = self.text_file(name)
         try:
-            told: dict[str, Any] = json.loads(text or "{}")
+            content: dict[str, Any] = json.loads(text or "{}")
         except ValueError as error:
             pointer = (text or "").startswith("version https://git-lfs")
             why = "is a pointer of Git LFS: fetch its content (git lfs pull)" if pointer else f"is not JSON ({error})"
             raise ConfigurationError(f"model {self.name!r}: {name} {why}") from error
-        return told
+        return content
 
     def text_file(self, name: str) -> str | None:
         """A small file of the model (config, tokenizer) without its weights, or None where it has none."""

@@ -307,12 +307,12 @@ def _sentence(error: CycloptsError) -> str:
     if not isinstance(cause, ValidationError):
         return " ".join(str(error).split())
     argument = getattr(error, "argument", None)
-    told = []
+    problems = []
     for wrong in cause.errors(include_url=False):
         flag = ".".join([argument.name if argument else "flags", *map(str, wrong["loc"])])
         given = "" if flag.endswith(".api_base") else f", not {wrong['input']!r}"  # it may hold a key
-        told.append(f"{flag}: {wrong['msg'][0].lower()}{wrong['msg'][1:]}{given}")
-    return "; ".join(told)
+        problems.append(f"{flag}: {wrong['msg'][0].lower()}{wrong['msg'][1:]}{given}")
+    return "; ".join(problems)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -102,8 +102,8 @@ def _write(student: ArtifactRef, folder: Path) -> int:
 
 def _report_on(student: ArtifactRef) -> ArtifactRef | None:
     """The report of the run that made the student: the latest run's, or the newest one that names it."""
-    if (told := latest_results()) and _names(told.report, student):
-        return told.report
+    if (outcome := latest_results()) and _names(outcome.report, student):
+        return outcome.report
     found = f"s3://{settings.bucket()}/{REPORT}/"
     reports = [ref for name in storage.folders(found) if (ref := _finished(f"{found}{name}/")) and _names(ref, student)]
     return max(reports, key=lambda ref: _record(ref.uri).started_at, default=None)

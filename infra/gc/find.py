@@ -102,28 +102,28 @@ def needed(made: Mapping[str, MadeArtifact], policy: Policy) -> set[str]:
 
 def tally(objects: Iterable[Listed], before: float, listed: Collection[str] | None) -> Tally:
     """Add up one artifact's objects. `listed` are the names in its record, where what lies beside them matters."""
-    told = Tally()
+    seen = Tally()
     for one in objects:
-        told.objects += 1
-        told.bytes += one.size
+        seen.objects += 1
+        seen.bytes += one.size
         if one.name.startswith(CLAIMS):
-            told.claims.append(one)
+            seen.claims.append(one)
         else:
-            told.touched = max(told.touched, one.modified)
+            seen.touched = max(seen.touched, one.modified)
         if one.name == RECORD:
-            told.finished = one.size > len(DELETED)
+            seen.finished = one.size > len(DELETED)
         elif listed is not None and one.name not in listed and one.modified <= before:
-            told.unlisted += 1
-            told.unlisted_bytes += one.size
-            told.unlisted_newest = max(told.unlisted_newest, one.modified)
+            seen.unlisted += 1
+            seen.unlisted_bytes += one.size
+            seen.unlisted_newest = max(seen.unlisted_newest, one.modified)
             folder, inside, _ = one.name.partition("/")
-            told.unlisted_in.add(folder + inside if inside else "files")
-            if len(told.unlisted_in) > FOLDERS_NAMED:
-                told.unlisted_in.remove(max(told.unlisted_in))
-                told.unlisted_more = True
-    if told.objects == len(told.claims):
-        told.touched = max((one.modified for one in told.claims), default=0.0)
-    return told
+            seen.unlisted_in.add(folder + inside if inside else "files")
+            if len(seen.unlisted_in) > FOLDERS_NAMED:
+                seen.unlisted_in.remove(max(seen.unlisted_in))
+                seen.unlisted_more = True
+    if seen.objects == len(seen.claims):
+        seen.touched = max((one.modified for one in seen.claims), default=0.0)
+    return seen
 
 
 def live_claim(uri: str, claims: Iterable[Listed], now: float) -> bool:
@@ -171,23 +171,23 @@ def _judge(
 ) -> None:
     """Put one artifact or workspace into the plan."""
     listed = names_in_record(uri) if keep else None
-    told = tally(objects, now - policy.grace_s, listed)
-    idle_s = now - told.touched
-    unreachable = made is not None and told.finished and not keep
-    unfinished = not told.finished and idle_s >= policy.grace_s
-    if not (unreachable or unfinished or told.unlisted) or live_claim(uri, told.claims, now):
-        found.keeps(kind, int(told.finished), told.objects, told.bytes)
+    seen = tally(objects, now - policy.grace_s, listed)
+    idle_s = now - seen.touched
+    unreachable = made is not None and seen.finished and not keep
+    unfinished = not seen.finished and idle_s >= policy.grace_s
+    if not (unreachable or unfinished or seen.unlisted) or live_claim(uri, seen.claims, now):
+        found.keeps(kind, int(seen.finished), seen.objects, seen.bytes)
     elif unreachable or unfinished:
         what: What = "unreachable" if unreachable else "unfinished"
         age_s = made.age_s if unreachable and made else idle_s
-        found.garbage.append(Garbage(what, kind, uri, told.objects, told.bytes, age_s))
+        found.garbage.append(Garbage(what, kind, uri, seen.objects, seen.bytes, age_s))
     else:
-        found.keeps(kind, 1, told.objects - told.unlisted, told.bytes - told.unlisted_bytes)
+        found.keeps(kind, 1, seen.objects - seen.unlisted, seen.bytes - seen.unlisted_bytes)
         age_s, of = (
-            now - told.unlisted_newest,
-            " and ".join([*sorted(told.unlisted_in), *["others"] * told.unlisted_more]),
+            now - seen.unlisted_newest,
+            " and ".join([*sorted(seen.unlisted_in), *["others"] * seen.unlisted_more]),
         )
-        found.garbage.append(Garbage("leftovers", kind, uri, told.unlisted, told.unlisted_bytes, age_s, of))
+        found.garbage.append(Garbage("leftovers", kind, uri, seen.unlisted, seen.unlisted_bytes, age_s, of))
 
 
 def _expired(found: GarbagePlan, policy: Policy, now: float, folder: str) -> None:

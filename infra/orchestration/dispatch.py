@@ -100,11 +100,11 @@ class Dispatched:
         """Its result. Raises what it raised, without a further try of ours; TransientError where it died."""
         assert self._run is not None
         assert self._state is not None
-        where, told = f"{self._run.name} of {self._deployment}", answer_of(self._run.id)
-        if "error" in told:
-            raise _ELSEWHERE.get(told["code"], StageFailedError)(told["error"])
-        if self._state.is_completed() and "result" in told:
-            return TypeAdapter(self._returns).validate_python(told["result"])
+        where, answer = f"{self._run.name} of {self._deployment}", answer_of(self._run.id)
+        if "error" in answer:
+            raise _ELSEWHERE.get(answer["code"], StageFailedError)(answer["error"])
+        if self._state.is_completed() and "result" in answer:
+            return TypeAdapter(self._returns).validate_python(answer["result"])
         if self._state.is_cancelled():
             raise ConfigurationError(f"{where} was cancelled: start it again, it continues")
         raise TransientError(f"{where} ended as {self._state.name} ({self._state.message}): run again, it continues")

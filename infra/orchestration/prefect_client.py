@@ -14,7 +14,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 def talking_to(environment: Any = os.environ) -> AbstractContextManager[object]:
     """Talk to the server that `environment` names: Prefect reads its settings once, when it is first imported."""
-    told = {PREFECT_API_URL: environment["PREFECT_API_URL"]}
+    chosen = {PREFECT_API_URL: environment["PREFECT_API_URL"]}
     if password := environment.get("PREFECT_API_AUTH_STRING"):
-        told[PREFECT_API_AUTH_STRING] = password
-    return temporary_settings(told)
+        chosen[PREFECT_API_AUTH_STRING] = password
+    return temporary_settings(chosen)

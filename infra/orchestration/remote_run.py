@@ -80,8 +80,8 @@ def leaves_result(function: Callable[P, R]) -> Callable[P, R]:
 def answer_of(run_id: UUID) -> dict[str, Any]:
     """What a run left: `result`, or `error` and its exit `code`; nothing where it did not get that far."""
     answer = storage.get(_folder() + f"{run_id}.json")
-    told: dict[str, Any] = json.loads(answer) if answer else {}
-    return told
+    left: dict[str, Any] = json.loads(answer) if answer else {}
+    return left
 
 
 def watched_claims() -> Claims:
@@ -184,8 +184,8 @@ def prefect_client() -> SyncPrefectClient:
     return get_client(sync_client=True)
 
 
-def _answer(run_id: str, told: dict[str, Any]) -> None:
-    storage.put(_folder() + f"{run_id}.json", json.dumps(told).encode())
+def _answer(run_id: str, content: dict[str, Any]) -> None:
+    storage.put(_folder() + f"{run_id}.json", json.dumps(content).encode())
 
 
 def _folder() -> str:

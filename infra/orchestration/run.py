@@ -53,7 +53,7 @@ class Stages:
 
 
 def parameters_of(stage: Stage[Any]) -> dict[str, Any]:
-    """What the flow `stage` is told of it: the same for whoever asks."""
+    """Parameters of the flow `stage` for it: the same for whoever asks."""
     return {"stage": stage.kind, "arguments": stage.model_dump(mode="json")}
 
 

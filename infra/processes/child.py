@@ -82,9 +82,9 @@ def explained(error: Exception, folder: Path) -> DistilflowError:
         advice = "use a smaller micro-batch, a higher ZeRO stage or a larger device"
         return OutOfMemoryError(f"out of memory ({first_line}): {advice}")
     if isinstance(error, _FAILS_AGAIN):
-        told = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        words = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         return ConfigurationError(
-            f"{told} (it would fail again, so it is not tried again; the stage's log has the rest)"
+            f"{words} (it would fail again, so it is not tried again; the stage's log has the rest)"
         )
     return TransientError(f"{type(error).__name__}: {error}")
 

@@ -48,15 +48,15 @@ def end_tree(grace_s: float) -> None:
     """
     deadline = time.monotonic() + grace_s
     me = psutil.Process()
-    told: set[int] = set()
+    signalled: set[int] = set()
     while alive := [p for p in me.children(recursive=True) if is_alive(p)]:
         for process in alive:
             try:
                 if time.monotonic() > deadline + (_ACCOUNTS_S if _is_tracker(process) else 0.0):
                     process.kill()
-                elif process.pid not in told:
+                elif process.pid not in signalled:
                     process.terminate()
-                    told.add(process.pid)
+                    signalled.add(process.pid)
             except psutil.NoSuchProcess:
                 continue
         _reap()

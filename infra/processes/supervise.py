@@ -171,9 +171,9 @@ def _failure(
     kept = log_uri or settings.home() / "logs" / f"{name}.log"
     error = folder / "error.json"
     if error.exists():
-        told = json.loads(error.read_text())
-        kind = BY_EXIT_CODE.get(told["code"], TransientError)
-        return kind(f"{name}: {told['message']} (log: {kept})" if kind is TransientError else told["message"])
+        failure = json.loads(error.read_text())
+        kind = BY_EXIT_CODE.get(failure["code"], TransientError)
+        return kind(f"{name}: {failure['message']} (log: {kept})" if kind is TransientError else failure["message"])
     text = log.read_text(errors="replace")
     tail = "\n".join(text.splitlines()[-_LOG_LINES:])
     if code is None:

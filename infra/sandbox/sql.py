@@ -57,10 +57,10 @@ class ReadOnlyDatabase:
     def run(self, sql: str) -> ResultRows:
         """The rows that one SELECT returns; QueryError for anything else. Callable from any thread."""
         with self._lock:
-            told = self._asked(self._started(), sql, self._timeout_s)
-        if "error" in told:
-            raise QueryError(told["error"])
-        return tuple(tuple(_value(value) for value in row) for row in told["rows"])
+            answer = self._asked(self._started(), sql, self._timeout_s)
+        if "error" in answer:
+            raise QueryError(answer["error"])
+        return tuple(tuple(_value(value) for value in row) for row in answer["rows"])
 
     def close(self) -> None:
         """End its process; the next query starts another."""
@@ -81,10 +81,10 @@ class ReadOnlyDatabase:
         )
         weakref.finalize(self, _kill, self._process)
         _opened(self)
-        told = self._asked(self._process, self._told, _LOAD_S)
-        if "error" in told:
+        answer = self._asked(self._process, self._told, _LOAD_S)
+        if "error" in answer:
             self._end()
-            raise QueryError(told["error"])
+            raise QueryError(answer["error"])
         return self._process
 
     def _asked(self, process: subprocess.Popen[bytes], question: Any, limit_s: float) -> dict[str, Any]:
@@ -100,8 +100,8 @@ class ReadOnlyDatabase:
         except OSError:
             line = b""
         if line:
-            told: dict[str, Any] = json.loads(line)
-            return told
+            answer: dict[str, Any] = json.loads(line)
+            return answer
         self._end()
         return {"error": "ended the process that it ran in, as what wants too much memory does"}
 

@@ -31,15 +31,15 @@ def main() -> None:
     threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY_BYTES, _MAX_MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    told = json.loads(sys.stdin.readline())
+    setup = json.loads(sys.stdin.readline())
     try:
-        connection = opened(told["dump"])
+        connection = opened(setup["dump"])
     except (sqlite3.Error, sqlite3.Warning, ValueError, MemoryError) as error:
         _say({"error": str(error) or type(error).__name__})
         return
     _say({})
     for line in sys.stdin:
-        _say(answer(connection, json.loads(line), told["timeout_s"], told["max_rows"]))
+        _say(answer(connection, json.loads(line), setup["timeout_s"], setup["max_rows"]))
 
 
 def opened(dump: str) -> sqlite3.Connection:
@@ -93,8 +93,8 @@ def _authorize(action: int, _first: str | None, second: str | None, *_rest: str 
     return sqlite3.SQLITE_OK
 
 
-def _say(told: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(told) + "\n")
+def _say(reply: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(reply) + "\n")
     sys.stdout.flush()
 
 

@@ -67,8 +67,8 @@ def down(*, now: bool = False) -> None:
             "`distilflow down --now`, which runs under way do not survive; what is finished is kept"
         )
     stopped = _stop(settings.home(), set(KINDS))
-    if _is_ours(told := settings.home().parent / _PREFECT_TOML):
-        told.unlink()
+    if _is_ours(config := settings.home().parent / _PREFECT_TOML):
+        config.unlink()
     print(f"stopped {' and '.join(sorted(stopped))}" if stopped else "no services are running")
 
 
@@ -76,10 +76,10 @@ def _at_work(home: Path) -> str:
     """Runs that are under way on our services, and workers of this home, in words."""
     running = kept(home)
     runs = _runs({name: server for name, (_, server) in running.items()})
-    told = f"{len(runs)} runs are under way ({_some(runs)})" if len(runs) > 1 else f"{_some(runs)} is under way"
+    sentence = f"{len(runs)} runs are under way ({_some(runs)})" if len(runs) > 1 else f"{_some(runs)} is under way"
     workers = [f"worker {pool} (pid {pid})" for pool, pid in workers_at_work(home).items()] if running else []
     at_work = f"{' and '.join(workers)} run{'s' * (len(workers) == 1)}"
-    return ", and ".join([told] * bool(runs) + [at_work] * bool(workers))
+    return ", and ".join([sentence] * bool(runs) + [at_work] * bool(workers))
 
 
 def _runs(servers: Mapping[str, Server]) -> list[str]:
@@ -113,14 +113,14 @@ def status() -> Services | None:
 
 def _tell_prefect(services: Services, home: Path) -> None:
     """Let plain `prefect` beside the home talk to the server, unless somebody has told it otherwise."""
-    told, file = home.parent / _PREFECT_TOML, prefect_server.password_file(home)
+    config, file = home.parent / _PREFECT_TOML, prefect_server.password_file(home)
     print(f"To use `prefect` elsewhere: export PREFECT_API_URL={services.prefect_api_url}")
     print(f"                            export PREFECT_API_AUTH_STRING=$(cat {shlex.quote(str(file))})")
-    if told.exists() and not _is_ours(told):
-        print(f"{told} is yours, and stays: `prefect` in that folder does what it says")
+    if config.exists() and not _is_ours(config):
+        print(f"{config} is yours, and stays: `prefect` in that folder does what it says")
         return
     url, password = services.prefect_api_url, prefect_server.password(home)
-    with open(os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+    with open(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
         stream.write(f'{_OURS}\n[api]\nurl = "{url}"\nauth_string = "{password}"\n')
 
 

@@ -67,8 +67,8 @@ def _guardians(lines: list[str]) -> list[psutil.Process]:
     found = []
     for line in lines:
         with contextlib.suppress(json.JSONDecodeError):
-            told = json.loads(line)
-            found.append(find_process(told) if is_identity(told) else None)
+            described = json.loads(line)
+            found.append(find_process(described) if is_identity(described) else None)
     return [process for process in found if process]
 
 

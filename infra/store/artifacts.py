@@ -135,9 +135,9 @@ class Workspace:
         return {"kind": self.kind, "version": self.version, "spec": self.spec, "inputs": inputs}
 
     @staticmethod
-    def from_description(told: Mapping[str, Any]) -> Workspace:
-        inputs = {name: ArtifactRef.model_validate(ref) for name, ref in told["inputs"].items()}
-        return Workspace(told["kind"], told["version"], told["spec"], inputs)
+    def from_description(description: Mapping[str, Any]) -> Workspace:
+        inputs = {name: ArtifactRef.model_validate(ref) for name, ref in description["inputs"].items()}
+        return Workspace(description["kind"], description["version"], description["spec"], inputs)
 
     def find(self) -> ArtifactRef | None:
         """The finished artifact, if some run finished it.

@@ -244,7 +244,7 @@ def made_once(
     `waiting`, and take over where the maker dies.
     """
     found: dict[str, ArtifactRef] = {}
-    told, pauses = False, Pauses()
+    has_said, pauses = False, Pauses()
     with Claims(f"s3://{settings.bucket()}/") as claims:
         while True:
             found |= {name: ref for name, work in works.items() if name not in found and (ref := work.find())}
@@ -260,9 +260,9 @@ def made_once(
             for work in mine.values():
                 claims.release(_claim(work))
             if not mine:
-                if not told:
+                if not has_said:
                     waiting(f"another run is at {', '.join(missing)}: its result is waited for")
-                    told = True
+                    has_said = True
                 time.sleep(pauses.next())
 
 

@@ -22,9 +22,9 @@ REFUSED = _UNKNOWN | _DENIED | _TOKEN
 
 def code_of(error: ClientError) -> str:
     """S3's code, or the HTTP status where there is none."""
-    told = error.response.get("Error", {})
+    body = error.response.get("Error", {})
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
-    return str(told.get("Code") or status)
+    return str(body.get("Code") or status)
 
 
 def explain(error: Exception) -> DistilflowError:
@@ -47,8 +47,8 @@ def explain(error: Exception) -> DistilflowError:
             f"the certificate of S3 at {where} is not trusted ({error}): point AWS_CA_BUNDLE at its authority's"
         )
     if isinstance(error, exceptions.ParamValidationError):
-        told = " ".join(str(error).split())
-        return ConfigurationError(f"S3 at {where} takes no such name ({told}): check DISTILFLOW_BUCKET")
+        words = " ".join(str(error).split())
+        return ConfigurationError(f"S3 at {where} takes no such name ({words}): check DISTILFLOW_BUCKET")
     if isinstance(error, exceptions.HTTPClientError) and "maximum recursion depth" in str(error):
         return no_store("sends every request on to another address, without end")
     if "Unable to parse response" in str(error):
@@ -67,7 +67,7 @@ _SIGN_IN: tuple[type[BotoCoreError], ...] = (
 
 def _refused(error: ClientError, where: str) -> DistilflowError:
     code, bucket = code_of(error), settings.bucket()
-    told: dict[str, Any] = error.response.get("Error", {})
+    body: dict[str, Any] = error.response.get("Error", {})
     if code in _TOKEN:
         return ConfigurationError(f"S3 at {where} refused the session token ({code}): get a new AWS_SESSION_TOKEN")
     if code in _UNKNOWN:
@@ -89,7 +89,7 @@ def _refused(error: ClientError, where: str) -> DistilflowError:
         )
     if code in _REGION:
         headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        region = told.get("Region") or headers.get("x-amz-bucket-region")
+        region = body.get("Region") or headers.get("x-amz-bucket-region")
         hint = f"AWS_DEFAULT_REGION={region}" if region else "AWS_DEFAULT_REGION to the bucket's region"
         return ConfigurationError(f"the bucket {bucket!r} of S3 at {where} is in another region ({code}): set {hint}")
     if code == "NoSuchBucket":

@@ -30,7 +30,7 @@ from tasks.llm.usefulness import NoAnswer
 from tasks.rows import Row
 from tasks.text.language import language_change
 
-Ask = Callable[..., Awaitable[Any]]  # ask(agent, row, **settings) -> the agent's answer, or Unanswered
+Ask = Callable[..., Awaitable[Any]]  # ask(agent, row, **settings) -> the agent's answer, or NoAnswer
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Batch:
         """File what becomes of a row."""
         try:
             outcome = await work
-        except NoAnswer as nothing:
-            self.failed.append(Dropped(row, nothing.agent, nothing.reason, str(nothing)))
+        except NoAnswer as failure:
+            self.failed.append(Dropped(row, failure.agent, failure.reason, str(failure)))
         else:
             if isinstance(outcome, Row):
                 self.rows.append(outcome)
@@ -131,8 +131,8 @@ async def _in_category(ask: Ask, batch: Batch, seed: Row, candidates: list[Row])
         verdicts = (await ask(CATEGORY, seed, candidates=shown)).verdicts
         if len(verdicts) != len(candidates):
             raise NoAnswer("category", "no valid answer", f"{len(verdicts)} verdicts on {len(candidates)} rows")
-    except NoAnswer as nothing:
-        batch.failed += [Dropped(row, "category", nothing.reason, str(nothing)) for row in candidates]
+    except NoAnswer as failure:
+        batch.failed += [Dropped(row, "category", failure.reason, str(failure)) for row in candidates]
         return []
     batch.count("category_checked", len(candidates))
     kept = []

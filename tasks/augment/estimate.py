@@ -144,12 +144,12 @@ class _Rehearsal:
 
 def sampled(rows: Iterable[Row], size: int) -> list[Row]:
     """`size` rows of a stream, each as likely as any other (reservoir), the same ones every time."""
-    dice = random.Random(0)
+    rng = random.Random(0)
     chosen: list[Row] = []
     for number, row in enumerate(rows):
         if number < size:
             chosen.append(row)
-        elif (place := dice.randrange(number + 1)) < size:
+        elif (place := rng.randrange(number + 1)) < size:
             chosen[place] = row
     return chosen
 

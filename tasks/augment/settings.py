@@ -1,4 +1,4 @@
-"""What augmentation can be told."""
+"""Settings of augmentation."""
 
 from __future__ import annotations
 

@@ -256,16 +256,16 @@ def _publish(work: Workspace, batches: int) -> ArtifactRef:
     usage = UsageByAgent()
     for index in range(batches):
         for part in ("written", "verified"):
-            told = work.get_json(_done(part, index))
-            usage.merge(told["usage"])
-            for name, value in told["counts"].items():
+            summary = work.get_json(_done(part, index))
+            usage.merge(summary["usage"])
+            for name, value in summary["counts"].items():
                 counts[name] = counts.get(name, 0) + value
             for outcome in ("rejected", "failed"):
-                for agent, reason, number in told[outcome]:
+                for agent, reason, number in summary[outcome]:
                     by_reason = facts[outcome].setdefault(agent, {})
                     by_reason[reason] = by_reason.get(reason, 0) + number
                     counts[outcome] += number
-        counts["rows"] += told["rows"]
+        counts["rows"] += summary["rows"]
     if counts["seeds"] + counts["expanded"] != counts["rows"] + counts["rejected"] + counts["failed"]:
         raise AssertionError(f"rows were lost or doubled: {counts}")
     if counts["rows"] == 0:
@@ -285,7 +285,7 @@ def _put_batch(work: Workspace, part: str, index: int, batch: Batch, usage: Usag
     rows = sorted(batch.rows, key=lambda row: row.id)
     place = f"{KEPT}{index:05}" if part == "verified" else f"written/{index:05}-rows"
     work.put(f"{place}.parquet", to_parquet(rows))
-    told: dict[str, Any] = {"rows": len(rows), "counts": batch.counts, "usage": usage.plain()}
+    summary: dict[str, Any] = {"rows": len(rows), "counts": batch.counts, "usage": usage.plain()}
     for outcome, prefix, dropped in (("rejected", REJECTED, batch.rejected), ("failed", FAILED, batch.failed)):
         dropped = sorted(dropped, key=lambda d: (d.row.id, d.agent, d.reason, d.detail))
         extra = {name: [getattr(d, name) for d in dropped] for name in ("agent", "reason", "detail")}
@@ -294,8 +294,8 @@ def _put_batch(work: Workspace, part: str, index: int, batch: Batch, usage: Usag
         else:  # one that was killed here may have left some
             storage.delete(f"{work.uri}{prefix}{index:05}-{part}.parquet")
         reasons = sorted({(d.agent, d.reason) for d in dropped})
-        told[outcome] = [[*reason, sum((d.agent, d.reason) == reason for d in dropped)] for reason in reasons]
-    work.put_json(_done(part, index), told)
+        summary[outcome] = [[*reason, sum((d.agent, d.reason) == reason for d in dropped)] for reason in reasons]
+    work.put_json(_done(part, index), summary)
 
 
 def _done(part: str, index: int) -> str:

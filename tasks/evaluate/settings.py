@@ -1,4 +1,4 @@
-"""What evaluation can be told."""
+"""Settings of evaluation."""
 
 from __future__ import annotations
 

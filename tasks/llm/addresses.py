@@ -36,8 +36,8 @@ def server_of(model: str, api_base: str | None) -> str:
         return f"{host}{address.path.rstrip('/')}?{address.query}".rstrip("?") or api_base
     provider, named, _ = model.partition("/")
     pattern = _ADDRESS_OF.format(re.escape(provider.upper().replace("-", "_")) if named else "OPENAI|ANTHROPIC")
-    told = {server_of(model, value) for name, value in os.environ.items() if value and re.fullmatch(pattern, name)}
-    return ",".join(sorted(told))
+    servers = {server_of(model, value) for name, value in os.environ.items() if value and re.fullmatch(pattern, name)}
+    return ",".join(sorted(servers))
 
 
 def _without_key(address: str) -> str:

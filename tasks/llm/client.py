@@ -89,7 +89,7 @@ class LLMClient:
     ) -> tuple[AnswerT, dict[str, Any]]:
         """The agent's validated answer to messages, and the reply as the cache keeps it, booked on `usage`.
 
-        Raises Unanswered where there is none, ConfigurationError where the provider refuses us, and
+        Raises NoAnswer where there is none, ConfigurationError where the provider refuses us, and
         TransientError where it fails again and again.
         """
         model = model or self.endpoint.model
@@ -239,8 +239,8 @@ class LLMClient:
                 return complaints.at_last(error, self._where(model), self._options)
         return complaints.of_a_row(error, agent.name)
 
-    def _hopeless(self, agent: str, model: str, told: str, last: NoAnswer) -> Exception:
-        return complaints.hopeless(agent, self._where(model), told, last, self._options)
+    def _hopeless(self, agent: str, model: str, counts: str, last: NoAnswer) -> Exception:
+        return complaints.hopeless(agent, self._where(model), counts, last, self._options)
 
     def _where(self, model: str) -> str:
         base = self.endpoint.api_base if model == self.endpoint.model else None
@@ -290,7 +290,7 @@ class LLMClient:
 
 
 def _read(agent: Agent[AnswerT], answer: dict[str, Any], messages: list[dict[str, str]]) -> AnswerT:
-    """The validated answer in a reply. Raises BadAnswer, or Unanswered where asking again is of no use."""
+    """The validated answer in a reply. Raises BadAnswer, or NoAnswer where asking again is of no use."""
     if answer["finish_reason"] == "length":
         raise BadAnswer(complaints.CUT_OFF)
     if answer["finish_reason"] == "content_filter":

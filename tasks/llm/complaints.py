@@ -61,13 +61,13 @@ def at_last(error: ProviderError, where: str, options: LLMCalls) -> DistilflowEr
     )
 
 
-def hopeless(agent: str, where: str, told: str, last: NoAnswer, options: LLMCalls) -> DistilflowError:
-    """Asking is of no use: `told` counts what came of the rows so far."""
+def hopeless(agent: str, where: str, counts: str, last: NoAnswer, options: LLMCalls) -> DistilflowError:
+    """Asking is of no use: `counts` says what came of the rows so far."""
     advice = f"choose another `{options.model_setting}`"
     if CUT_OFF in str(last):
         advice = f"raise `{options.setting}.max_output_tokens`, or {advice}"
     error = TransientError if last.transient else ConfigurationError
     return error(
-        f"the {agent} agent gets no usable answers from {where} ({told}); the last one: {last}; {advice}; "
+        f"the {agent} agent gets no usable answers from {where} ({counts}); the last one: {last}; {advice}; "
         "usable answers are kept, run again"
     )

@@ -71,10 +71,10 @@ def words_of(error: BaseException) -> str:
     """What the provider said, without what LiteLLM puts around it."""
     words = _AFTERWARDS.sub("", _LITELLMS.sub("", str(error))).strip()
     try:
-        told = json.loads(words)
-        told = told.get("error", told)
-        said = told if isinstance(told, str) else told["message"]
-        code = "" if isinstance(told, str) or told.get("code") in (None, "", said) else f" ({told['code']})"
+        body = json.loads(words)
+        body = body.get("error", body)
+        said = body if isinstance(body, str) else body["message"]
+        code = "" if isinstance(body, str) or body.get("code") in (None, "", said) else f" ({body['code']})"
         return f"{said}{code}"
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return words or type(error).__name__

@@ -217,14 +217,14 @@ class Provider:
                 "place": groups.index(reply._hidden_params.get("model_id", groups[0])),
             }
         except Exception as error:
-            return {"id": request["id"], "error": self.told(error)}
+            return {"id": request["id"], "error": self.as_line(error)}
 
     def tokens(self, route: str, texts: list[str]) -> list[int]:
         """Tokens of each text, by the tokenizer that LiteLLM has for the route's model."""
         model = self.described[route][0]["model"]
         return [self._litellm.token_counter(model=model, text=text) for text in texts]
 
-    def told(self, error: Exception) -> Line:
+    def as_line(self, error: Exception) -> Line:
         """An error as the protocol has it."""
         kind = error.kind if isinstance(error, Refusal) else kind_of(self._litellm, error)
         return {"kind": kind, "message": redacted(words_of(error), self._keys), "retry_after_s": retry_after_s(error)}

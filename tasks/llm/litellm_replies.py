@@ -33,8 +33,8 @@ def text_of(choice: Any) -> tuple[str, str | None]:
 
 def last_logprobs(choice: Any) -> list[Any] | None:
     """[token, [[alternative, log-prob], …]] of the answer's last tokens; None where the provider tells none."""
-    told = getattr(choice, "logprobs", None)
-    content = getattr(told, "content", None) or (told.get("content") if isinstance(told, dict) else None)
+    logprobs = getattr(choice, "logprobs", None)
+    content = getattr(logprobs, "content", None) or (logprobs.get("content") if isinstance(logprobs, dict) else None)
     if not content:
         return None
     plain = [one if isinstance(one, dict) else one.model_dump() for one in content[-_LAST_TOKENS:]]

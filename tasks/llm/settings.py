@@ -1,4 +1,4 @@
-"""What whoever asks LLMs can be told about that."""
+"""Settings of whoever asks LLMs."""
 
 from __future__ import annotations
 

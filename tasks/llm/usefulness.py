@@ -48,7 +48,7 @@ class _Tried:
 
 
 class Usefulness:
-    """`hopeless(agent, model, told, last)` makes the error that ends the stage: `told` counts rows by reason."""
+    """`hopeless(agent, model, counts, last)` makes the error that ends the stage: `counts` has rows by reason."""
 
     def __init__(self, hopeless: Callable[[str, str, str, NoAnswer], Exception]):
         self._hopeless = hopeless
@@ -63,7 +63,7 @@ class Usefulness:
 
     @contextlib.asynccontextmanager
     async def turn(self, agent: str, model: str) -> AsyncIterator[None]:
-        """Wait until a row may go before the agent; count what comes of it, an Unanswered as a row in vain."""
+        """Wait until a row may go before the agent; count what comes of it, a NoAnswer as a row in vain."""
         tried = self._of(agent, model)
         while not self._end and not tried.usable and tried.under_way + tried.in_vain.total() >= FIRST:
             await tried.changed.wait()
@@ -73,16 +73,16 @@ class Usefulness:
         try:
             yield
             tried.usable += 1
-        except NoAnswer as nothing:
-            if nothing.reason != BUDGET_REACHED:
-                tried.in_vain[nothing.reason] += 1
+        except NoAnswer as failure:
+            if failure.reason != BUDGET_REACHED:
+                tried.in_vain[failure.reason] += 1
             if not tried.is_hopeless:
                 raise
-            told = ", ".join(f"{reason}: {count}" for reason, count in tried.in_vain.most_common())
-            self._end = self._hopeless(agent, model, f"{tried.usable} of use, {told}", nothing)
+            counts = ", ".join(f"{reason}: {count}" for reason, count in tried.in_vain.most_common())
+            self._end = self._hopeless(agent, model, f"{tried.usable} of use, {counts}", failure)
             for other in self._tried.values():
                 self._wake(other)
-            raise self._end from nothing
+            raise self._end from failure
         finally:
             tried.under_way -= 1
             self._wake(tried)

@@ -1,4 +1,4 @@
-"""What scoring can be told."""
+"""Settings of scoring."""
 
 from __future__ import annotations
 

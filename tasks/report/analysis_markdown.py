@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tasks.report.analysis_view import FEW, Cell, TableRow, Told, label_of, share_cell, taken_cells, told
+from tasks.report.analysis_view import FEW, AnalysisView, Cell, TableRow, label_of, share_cell, taken_cells, view_of
 from tasks.report.comparison import nats
 from tasks.report.data import ReportData, variants_in_order
 from tasks.report.markdown import table
@@ -16,7 +16,7 @@ _MARKS = {"better": "▲", "worse": "▼", "same": "=", "other": "◆"}
 
 def analysis_markdown(data: ReportData) -> list[str]:
     """Lines; none where a run has no analysis."""
-    said = told(data)
+    said = view_of(data)
     if said is None or data.analysis is None:
         return []
     order = variants_in_order(data.analysis.metrics)
@@ -49,7 +49,7 @@ def _text(cell: Cell | None) -> str:
     return f"{cell.value} ({cell.range})" if cell.range else cell.value
 
 
-def _sentences(said: Told) -> list[str]:
+def _sentences(said: AnalysisView) -> list[str]:
     lines = ["## Who is better, in words", ""]
     if said.headline:
         lines += [markdown_text(said.headline), ""]
@@ -79,7 +79,7 @@ def _slice_value(metrics: dict[str, Interval]) -> str:
     return nats(metrics["cross_entropy"].estimate) if "cross_entropy" in metrics else "–"
 
 
-def _regressions(said: Told) -> list[str]:
+def _regressions(said: AnalysisView) -> list[str]:
     if not said.regressions:
         return []
     rows = [
@@ -90,7 +90,7 @@ def _regressions(said: Told) -> list[str]:
     return ["## Worse than base", "", *table(columns, rows), ""]
 
 
-def _repeated(said: Told) -> list[str]:
+def _repeated(said: AnalysisView) -> list[str]:
     rows = []
     for row in said.repeated:
         student, base, excess = map(_text, taken_cells(row.taken))

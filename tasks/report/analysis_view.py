@@ -51,7 +51,7 @@ class Pair:
 class Worse:
     """One row on which a student is worse than base: both answers, with the pieces that the other does not have."""
 
-    told: Regression
+    row: Regression
     base: list[Piece]
     variant: list[Piece]
 
@@ -66,7 +66,7 @@ class Repeated:
 
 
 @dataclass(frozen=True)
-class Told:
+class AnalysisView:
     """All of it. `worst_*` are of the student that the report is about, `worst_of`."""
 
     n: int
@@ -82,14 +82,14 @@ class Told:
     styles: list[TableRow]
 
 
-def told(data: ReportData) -> Told | None:
+def view_of(data: ReportData) -> AnalysisView | None:
     """The analysis in words, or None where a run has none."""
     analysis = data.analysis
     if analysis is None:
         return None
     subject = "kd" if "kd" in analysis.regressions else next(iter(analysis.regressions), "")
     worst = analysis.regressions.get(subject)
-    return Told(
+    return AnalysisView(
         n=analysis.n,
         headline=_headline(data),
         metrics=_metrics(analysis),

@@ -21,11 +21,11 @@ def comparison_table(report: ArtifactRef) -> Group:
 
 def leaderboard_table(board: ArtifactRef) -> Group:
     """The verdict, every combination's numbers, and those over seeds where several were asked for."""
-    told = ArtifactReader(board).read_json("leaderboard.json")
-    board_table = _table(told["verdict"], [_without(_ON_THE_PAGE, row) for row in told["rows"]])
-    if not told["over_seeds"]:
+    content = ArtifactReader(board).read_json("leaderboard.json")
+    board_table = _table(content["verdict"], [_without(_ON_THE_PAGE, row) for row in content["rows"]])
+    if not content["over_seeds"]:
         return board_table
-    seeds = [_without(_ON_THE_PAGE, row) for row in told["over_seeds"]]
+    seeds = [_without(_ON_THE_PAGE, row) for row in content["over_seeds"]]
     return Group(board_table, _table("Over seeds, mean ± standard deviation:", seeds))
 
 

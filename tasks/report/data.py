@@ -160,7 +160,7 @@ class ShownExample(_Frozen):
 
 
 class RunInfo(_Frozen):
-    """What a run was told, as far as the page says it."""
+    """A run's parameters, as far as the page says them."""
 
     title: str
     student: str

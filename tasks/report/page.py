@@ -18,7 +18,7 @@ from markupsafe import Markup
 from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis
 from tasks.report import benchmarks, paper
 from tasks.report.analysis_markdown import analysis_markdown
-from tasks.report.analysis_view import label_of, taken_cells, told
+from tasks.report.analysis_view import label_of, taken_cells, view_of
 from tasks.report.comparison import (
     CONTROL,
     compare,
@@ -62,7 +62,7 @@ def render_page(data: ReportData) -> str:
         left_out=left_out(data),
         n=_same_for_all([row.variant.n for row in compared.values()]),
         figures={name: _Figure(plot) for name, plot in figures.items()},
-        told=told(data),
+        analysis=view_of(data),
         order=variants_in_order(data.analysis.metrics) if data.analysis else [],
         label=partial(label_of, data),
         slice_figures=[name for name in figures if name.startswith("slices_")],

@@ -51,16 +51,18 @@ class Account:
 
 def sentences(facts: Mapping[str, Any]) -> list[str]:
     """What people should know of the files of a seeds artifact (its record's facts): nothing where all was used."""
-    told = []
+    found = []
     for name, file in facts.get("files", {}).items():
         if file["left_out"]:
             reasons = "; ".join(f"{count:,}: {reason}" for reason, count in file["left_out"].items())
-            told.append(f"{name}: {sum(file['left_out'].values()):,} of {file['read']:,} rows are left out ({reasons})")
+            found.append(
+                f"{name}: {sum(file['left_out'].values()):,} of {file['read']:,} rows are left out ({reasons})"
+            )
         if file["unused"]:
             most = sorted(file["unused"].items(), key=lambda item: -item[1])
             columns = ", ".join(
                 f"{' '.join(column.split())[:_TOLD_CHARS]} ({rows:,} rows)" for column, rows in most[:_TOLD]
             )
             others = f" and {len(most) - _TOLD} others" if len(most) > _TOLD else ""
-            told.append(f"{name}: columns that are not used: {columns}{others}")
-    return told
+            found.append(f"{name}: columns that are not used: {columns}{others}")
+    return found

@@ -56,8 +56,8 @@ class SourceRow:
         """The field that is there; ConfigurationError where two of them say different things."""
         there = [name for name in names if name in self._fields]
         if any(self._fields[name] != self._fields[there[0]] for name in there):
-            told = " and ".join(map(repr, there))
-            raise ConfigurationError(f"{self.where}: the fields {told} differ: keep the one that is meant")
+            differing = " and ".join(map(repr, there))
+            raise ConfigurationError(f"{self.where}: the fields {differing} differ: keep the one that is meant")
         self._used.update(there)
         return self.peek(there[0]) if there else None
 

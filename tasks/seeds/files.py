@@ -181,6 +181,6 @@ class _Text:
         except UnicodeDecodeError as error:
             place = self._bytes - len(error.object) + error.start
             line = self.line + self._buffer.count("\n", self._start) + error.object.count(b"\n", 0, error.start)
-            told = f"{self._source} is neither Parquet nor UTF-8 text (byte {place}, line {line})"
-            raise ConfigurationError(f"{told}: save it as JSONL in UTF-8") from error
+            what = f"{self._source} is neither Parquet nor UTF-8 text (byte {place}, line {line})"
+            raise ConfigurationError(f"{what}: save it as JSONL in UTF-8") from error
         self._buffer, self._start = self._buffer[self._start :] + text, 0

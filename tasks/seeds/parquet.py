@@ -69,7 +69,7 @@ def filled(source: str, stream: BinaryIO) -> dict[str, int]:
     names = file.schema_arrow.names
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ConfigurationError(f"{source} has two columns named {twice[0]!r}: rename one")
-    told = dict.fromkeys(names, 0)
+    by_column = dict.fromkeys(names, 0)
     for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
         found: dict[str, int] = {}
         for column in map(group.column, range(group.num_columns)):
@@ -78,9 +78,9 @@ def filled(source: str, stream: BinaryIO) -> dict[str, int]:
             rows = group.num_rows - column.statistics.null_count if known else group.num_rows
             found[name] = max(found.get(name, 0), rows)
         for name, rows in found.items():
-            told[name] += rows
+            by_column[name] += rows
     stream.seek(0)
-    return told
+    return by_column
 
 
 def _opened(stream: BinaryIO, columns: Collection[str]) -> pq.ParquetFile:
@@ -114,8 +114,8 @@ def _name(column: Any, names: Collection[str]) -> str | None:
 
 
 def _damaged(source: str, error: Exception) -> ConfigurationError:
-    told = " ".join(str(error).split())[:200]
-    return ConfigurationError(f"{source} starts like a Parquet file but is not one, or is damaged ({told})")
+    why = " ".join(str(error).split())[:200]
+    return ConfigurationError(f"{source} starts like a Parquet file but is not one, or is damaged ({why})")
 
 
 def _too_large(source: str, part: str) -> ConfigurationError:

@@ -31,8 +31,8 @@ def running(
             except QueryError as error:
                 account.left_out[FAILS] += 1
                 if len(failing) < _NAMED:
-                    told = {"row": row.id, "instruction": row.instruction[:200], "database": row.database}
-                    failing.append({**told, "why": str(error)[:200]})
+                    described = {"row": row.id, "instruction": row.instruction[:200], "database": row.database}
+                    failing.append({**described, "why": str(error)[:200]})
                 continue
         yield row
 

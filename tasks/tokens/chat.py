@@ -39,8 +39,8 @@ class Turn:
 
 def turn_of(source: ModelSource) -> Turn:
     """How the model's template renders a response; ConfigurationError where it has no template, or no use for it."""
-    told = source.json_file("tokenizer_config.json")
-    tokens = _named_tokens(source, told)
+    config = source.json_file("tokenizer_config.json")
+    tokens = _named_tokens(source, config)
     return turn(source.name, template_of(source), tokens, added_tokens(source).values())
 
 
@@ -137,17 +137,17 @@ def stop_ids(source: ModelSource, end_id: int, eos_id: int | None) -> tuple[int,
 def stop_at(folder: Path, stops: Collection[int]) -> None:
     """Let whatever serves the model in `folder` end its answers at these ids, as its own settings may not say."""
     path = folder / GENERATION
-    told = json.loads(path.read_text()) if path.exists() else {}
-    own = told.get("eos_token_id")
+    generation = json.loads(path.read_text()) if path.exists() else {}
+    own = generation.get("eos_token_id")
     theirs = own if isinstance(own, list) else [own]
     if not set(stops) <= set(theirs):
         path.unlink(missing_ok=True)  # it may be a link into the model's own folder
-        path.write_text(json.dumps({**told, "eos_token_id": list(stops)}, indent=2) + "\n")
+        path.write_text(json.dumps({**generation, "eos_token_id": list(stops)}, indent=2) + "\n")
 
 
-def _named_tokens(source: ModelSource, told: Mapping[str, Any]) -> dict[str, str]:
+def _named_tokens(source: ModelSource, config: Mapping[str, Any]) -> dict[str, str]:
     """From tokenizer_config.json, special_tokens_map.json or, by id, the model's own configuration."""
-    tokens = dict(_strings(source.json_file("special_tokens_map.json"))) | dict(_strings(told))
+    tokens = dict(_strings(source.json_file("special_tokens_map.json"))) | dict(_strings(config))
     if "eos_token" not in tokens:
         for token in stop_ids(source, -1, None)[1:]:
             if token in (added := added_tokens(source)):
@@ -155,9 +155,9 @@ def _named_tokens(source: ModelSource, told: Mapping[str, Any]) -> dict[str, str
     return tokens
 
 
-def _strings(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _strings(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in _NAMED:
-        token = told.get(name)
+        token = config.get(name)
         if token:
             yield name, str(token["content"] if isinstance(token, dict) else token)
 
@@ -168,7 +168,7 @@ def canonical_tokenizer(tokenizer_json: str) -> dict[str, Any]:
     from tokenizers import Tokenizer
 
     try:
-        told = json.loads(Tokenizer.from_str(tokenizer_json).to_str())
+        tokenizer = json.loads(Tokenizer.from_str(tokenizer_json).to_str())
     except Exception as error:  # of no other class
         raise ConfigurationError(f"tokenizer.json cannot be read: {error}"[:200]) from error
-    return {name: told.get(name) for name in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
+    return {name: tokenizer.get(name) for name in ("normalizer", "pre_tokenizer", "model", "added_tokens")}

@@ -38,13 +38,13 @@ class Vocabulary:
     @staticmethod
     def of(tokenizer_json: str, turn: Turn) -> Vocabulary:
         """From `tokenizer.json` and what closes a turn; ConfigurationError for kinds that lose their spaces."""
-        told = json.loads(tokenizer_json)
-        model, kinds = told["model"], set(_kinds(told))
+        tokenizer = json.loads(tokenizer_json)
+        model, kinds = tokenizer["model"], set(_kinds(tokenizer))
         if model["type"] == "WordPiece":
             raise ConfigurationError("WordPiece tokenizers do not keep spaces: their tokens cannot be aligned")
         entries = model["vocab"]
         tokens = dict(entries) if isinstance(entries, dict) else {token: i for i, (token, _score) in enumerate(entries)}
-        added = {entry["content"]: entry for entry in told.get("added_tokens") or []}
+        added = {entry["content"]: entry for entry in tokenizer.get("added_tokens") or []}
         size = 1 + max([*tokens.values(), *(entry["id"] for entry in added.values())], default=-1)
         text: list[bytes | None] = [None] * size
         in_bytes = _characters() if "ByteLevel" in kinds else None
@@ -104,9 +104,9 @@ def token_map(teacher: Vocabulary, student: Vocabulary) -> np.ndarray:
     return mapped
 
 
-def _kinds(told: Any) -> Iterator[str]:
+def _kinds(tokenizer: Any) -> Iterator[str]:
     """The types of all pre-tokenizers and decoders."""
-    for part in (told.get("pre_tokenizer"), told.get("decoder")):
+    for part in (tokenizer.get("pre_tokenizer"), tokenizer.get("decoder")):
         for step in [part, *((part or {}).get("pretokenizers") or (part or {}).get("decoders") or [])]:
             if step:
                 yield step["type"]

@@ -202,8 +202,8 @@ def download(work: Workspace, scratch: Path, layout: dict[str, int], rank: Rank)
                     raise TransientError(f"the checkpoint {tag} in {work.uri} is damaged ({name}): given up")
         universal = not same and _to_universal(scratch / tag)
     scratch.mkdir(parents=True, exist_ok=True)
-    told = {"tag": tag, "step": state.step, "curve": state.curve, "usable": usable, "universal": universal}
-    (scratch / _STATE).write_text(json.dumps(told))
+    record = {"tag": tag, "step": state.step, "curve": state.curve, "usable": usable, "universal": universal}
+    (scratch / _STATE).write_text(json.dumps(record))
 
 
 def found(scratch: Path) -> dict[str, Any] | None:

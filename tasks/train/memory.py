@@ -140,8 +140,8 @@ def check_fits(
     """Raises OutOfMemoryError where the states alone are more than a device's `memory` in bytes."""
     states = estimate(shape, run, ranks, 0, lora, half=half).states
     if states > memory:
-        told = advice(shape, run, ranks, tokens, lora, half=half)
-        raise OutOfMemoryError(f"this training does not fit into {memory / _GIB:.1f} GiB a device: {told}")
+        changes_advised = advice(shape, run, ranks, tokens, lora, half=half)
+        raise OutOfMemoryError(f"this training does not fit into {memory / _GIB:.1f} GiB a device: {changes_advised}")
 
 
 def advice(

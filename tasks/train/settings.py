@@ -1,4 +1,4 @@
-"""What a training run can be told: what changes its result, and how it is run."""
+"""Settings of a training: what changes its result, and how it is run."""
 
 from __future__ import annotations
 

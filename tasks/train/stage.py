@@ -106,8 +106,8 @@ def train(
     try:
         result = _supervised(stage, command, launch, spec, run, on_event, f"{work.uri}log.txt")
     except TransientError as error:
-        if hosts and (told := nodes.told_error(work, launch.id)):
-            raise told from error
+        if hosts and (reported := nodes.reported_error(work, launch.id)):
+            raise reported from error
         raise
     work.put_json("curve.json", result["facts"]["curve"])
     ref = work.publish(("model/", "curve.json"), result["counts"], result["facts"])

@@ -1,10 +1,12 @@
 """Rules of the house that a reader relies on: what importing a part brings along."""
 
+import ast
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 ENGINES = ("torch", "vllm", "deepspeed", "transformers", "litellm", "scipy")
 
 
@@ -75,6 +77,17 @@ def test_an_import_that_brings_an_engine_is_found() -> None:
 
 def test_no_link_is_committed() -> None:
     """A link points into the machine that it was made on: a clone would use that machine's files, or none."""
-    root = Path(__file__).parents[2]
-    listed = subprocess.run(["git", "ls-files", "--stage"], cwd=root, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not [line for line in listed.splitlines() if line.startswith("120000")]
+
+
+def test_no_class_name_is_given_twice() -> None:
+    """Who reads a name in a traceback or a signature knows which thing it is."""
+    places: dict[str, list[str]] = {}
+    for folder in ("tasks", "infra", "flows"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    places.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+    assert len(places) > 100

@@ -111,16 +111,16 @@ def result(
 
     `gamed` are the rows of `questions.gamed_baselines`.
     """
-    told = {
+    numbers = {
         "questions": len(conversations),
         "not_judged": reasons_not_judged(judgments),
         "cost_usd": sum(judgment.cost_usd for judgment in judgments),
     }
     preferred = preferences(judgments)
     judged = [conversation for conversation in conversations if conversation.question.id in preferred]
-    told["judged"] = len(judged)
+    numbers["judged"] = len(judged)
     if not judged:
-        return told
+        return numbers
     values = [preferred[conversation.question.id] for conversation in judged]
     model_chars = [len(conversation.answers[0]) for conversation in judged]
     reference_chars = [len(conversation.question.references[0]) for conversation in judged]
@@ -136,7 +136,7 @@ def result(
     bias = position_bias(judgments)
     made = [judgment for judgment in judgments if judgment.value is not None]
     return {
-        **told,
+        **numbers,
         "win_rate": statistics.mean(values),
         "win_rate_standard_error": statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None,
         "length_controlled": asdict(control),

@@ -112,48 +112,52 @@ _Figures = Iterator[tuple[str, Unit, Figure]]
 
 def _alpaca_eval(found: BenchmarkResult) -> _Figures:
     """A preference lies between 0 and 1 and so varies at most as a verdict of 0 or 1: Wilson's is wide enough."""
-    told, n = found.result, found.result["judged"]
+    numbers, n = found.result, found.result["judged"]
     if not n:
         return
-    yield "AlpacaEval 2.0, win rate", "%", Figure(value=told["win_rate"], interval=wilson(told["win_rate"], n), n=n)
-    control = told["length_controlled"]
+    yield (
+        "AlpacaEval 2.0, win rate",
+        "%",
+        Figure(value=numbers["win_rate"], interval=wilson(numbers["win_rate"], n), n=n),
+    )
+    control = numbers["length_controlled"]
     interval = Interval(control["win_rate"], control["low"], control["high"])
     yield "AlpacaEval 2.0, length-controlled", "%", Figure(value=control["win_rate"], interval=interval, n=n)
 
 
 def _mt_bench(found: BenchmarkResult) -> _Figures:
-    told = found.result
+    numbers = found.result
     if not found.scores:
         return
     rating = bootstrapped(PerRow.of(list(found.scores.values())))
     yield "MT-Bench, both turns", "1 to 10", Figure(value=rating.estimate, interval=rating, n=len(found.scores))
-    for turn, value in told["by_turn"].items():
-        yield f"MT-Bench, turn {turn}", "1 to 10", Figure(value=value, n=told["judged"])
+    for turn, value in numbers["by_turn"].items():
+        yield f"MT-Bench, turn {turn}", "1 to 10", Figure(value=value, n=numbers["judged"])
 
 
 def _ifeval(found: BenchmarkResult) -> _Figures:
-    told, n = found.result, found.result["prompts"]
+    numbers, n = found.result, found.result["prompts"]
     for how in ("strict", "loose"):
-        share = told[f"prompt_{how}"]
+        share = numbers[f"prompt_{how}"]
         yield f"IFEval, prompts followed, {how}", "%", Figure(value=share, interval=wilson(share, n), n=n)
     for how in ("strict", "loose"):
-        value = told[f"instruction_{how}"]
-        yield f"IFEval, instructions followed, {how}", "%", Figure(value=value, n=told["instructions"])
+        value = numbers[f"instruction_{how}"]
+        yield f"IFEval, instructions followed, {how}", "%", Figure(value=value, n=numbers["instructions"])
 
 
 def _probes(found: BenchmarkResult) -> _Figures:
-    for probe, told in found.result["probes"].items():
-        if told["judged"]:
-            interval = Interval(told["rate"], told["low"], told["high"])
-            yield f"Probe: {probe}", "%", Figure(value=told["rate"], interval=interval, n=told["judged"])
+    for probe, numbers in found.result["probes"].items():
+        if numbers["judged"]:
+            interval = Interval(numbers["rate"], numbers["low"], numbers["high"])
+            yield f"Probe: {probe}", "%", Figure(value=numbers["rate"], interval=interval, n=numbers["judged"])
 
 
 def _harness(found: BenchmarkResult) -> _Figures:
-    for task, told in found.result["tasks"].items():
-        for metric, numbers in told["metrics"].items():
+    for task, measured in found.result["tasks"].items():
+        for metric, numbers in measured["metrics"].items():
             value, error = numbers["value"], numbers["standard_error"]
             interval = None if error is None else Interval(value, value - Z95 * error, value + Z95 * error)
-            yield f"lm-eval, {task}: {metric}", "", Figure(value=value, interval=interval, n=told["documents"])
+            yield f"lm-eval, {task}: {metric}", "", Figure(value=value, interval=interval, n=measured["documents"])
 
 
 _FIGURES = {

@@ -126,10 +126,10 @@ def answer(works: Mapping[str, Workspace], options: Benchmarks, generate: Genera
         question.model_copy(update={"id": f"{name}/{question.id}"}) for name, of in asked.items() for question in of
     ]
     conversations = questions.answered(numbered, generate, options.max_new_tokens)
-    told = {conversation.question.id: conversation.answers for conversation in conversations}
+    answers_by_id = {conversation.question.id: conversation.answers for conversation in conversations}
     seconds = (time.monotonic() - started) / max(len(asked), 1)
     for name, of in asked.items():
-        done = [Conversation(question=question, answers=told[f"{name}/{question.id}"]) for question in of]
+        done = [Conversation(question=question, answers=answers_by_id[f"{name}/{question.id}"]) for question in of]
         works[name].put(ANSWERS, "".join(one.model_dump_json() + "\n" for one in done).encode())
         empty = sum(not all(text.strip() for text in one.answers) for one in done)
         refs[name] = works[name].publish((ANSWERS,), {"questions": len(done), "empty": empty}, {}, seconds=seconds)

@@ -106,7 +106,7 @@ def run(
     not know or whose data cannot be had.
     """
     _check_installed(options)
-    told = run_supervised(
+    outcome = run_supervised(
         KIND,
         [sys.executable, "-m", "tasks.evaluate.benchmarks.harness_program"],
         {
@@ -121,7 +121,7 @@ def run(
         env=vllm_environment() | ({"HF_ALLOW_CODE_EVAL": "1"} if options.harness_runs_code else {}),
         stall_timeout_s=_STALL_TIMEOUT_S,
     )
-    return {key: ArtifactRef.model_validate(ref) for key, ref in told["refs"].items()}
+    return {key: ArtifactRef.model_validate(ref) for key, ref in outcome["refs"].items()}
 
 
 def publish(work: Workspace, results: dict[str, Any]) -> ArtifactRef:

@@ -44,16 +44,16 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         importlib.import_module("lm_eval.evaluator")
         importlib.import_module(f"lm_eval.models.{_ENGINES[scoring.engine]}")
     refs: dict[str, Any] = {}
-    for told in spec["variants"]:
-        reporter.progress(len(refs), len(spec["variants"]), variant=told["key"])
-        work = Workspace.from_description(told["workspace"])
-        found = _evaluated(ModelSource.model_validate(told["model"]), options, scoring, manager, reporter)
+    for variant in spec["variants"]:
+        reporter.progress(len(refs), len(spec["variants"]), variant=variant["key"])
+        work = Workspace.from_description(variant["workspace"])
+        found = _evaluated(ModelSource.model_validate(variant["model"]), options, scoring, manager, reporter)
         gc.collect()  # what is left of the engine, before the next one needs its memory
         for name, samples in found["samples"].items():
             lines = "".join(json.dumps(sample, default=str) + "\n" for sample in samples)
             work.put(f"{SAMPLES}{name}.jsonl", lines.encode())
         ref = publish(work, {"tasks": _by_task(found), "lm_eval": metadata.version("lm_eval")})
-        refs[told["key"]] = ref.model_dump()
+        refs[variant["key"]] = ref.model_dump()
     return {"refs": refs}
 
 

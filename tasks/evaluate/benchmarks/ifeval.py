@@ -52,14 +52,14 @@ def preflight() -> None:
 
 def result(questions: Sequence[Question], followed: Sequence[Followed]) -> dict[str, Any]:
     """The four accuracies between 0 and 1, and the strict and loose ones of each instruction type."""
-    told: dict[str, Any] = {"prompts": len(followed), "instructions": sum(len(one.strict) for one in followed)}
+    numbers: dict[str, Any] = {"prompts": len(followed), "instructions": sum(len(one.strict) for one in followed)}
     by_type: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
     names = {question.id: [name for name, _ in question.instructions] for question in questions}
     for one in followed:
         for name, strict, loose in zip(names[one.item], one.strict, one.loose, strict=True):
             by_type[name].append((strict, loose))
     return {
-        **told,
+        **numbers,
         "prompt_strict": _share(all(one.strict) for one in followed),
         "prompt_loose": _share(all(one.loose) for one in followed),
         "instruction_strict": _share(value for one in followed for value in one.strict),

@@ -76,8 +76,8 @@ def length_controlled(
     all_x = np.concatenate([x_NF, extra_x_GF])
     all_y = np.concatenate([y_N, [row["preference"] for row in gamed]])
 
-    dice = np.random.default_rng(seed)
-    drawn_BN = dice.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
+    rng = np.random.default_rng(seed)
+    drawn_BN = rng.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
     counts_BN = np.concatenate([np.ones((1, count)), drawn_BN])  # the first is the sample itself
     weights = np.concatenate([counts_BN, np.full((len(counts_BN), len(gamed)), _GAMED_WEIGHT)], axis=1)
     terms_BF = fit_logistic(all_x, all_y, weights)

@@ -55,7 +55,7 @@ def result(conversations: Sequence[Conversation], judgments: Sequence[Judgment])
     """Mean ratings (1 to 10): of all judged turns, of each turn, of each category, and of both."""
     category = {conversation.question.id: conversation.question.category for conversation in conversations}
     made = [judgment for judgment in judgments if judgment.value is not None]
-    told: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "questions": len(conversations),
         "judged": len(scores(conversations, judgments)),
         "not_judged": reasons_not_judged(judgments),
@@ -68,9 +68,9 @@ def result(conversations: Sequence[Conversation], judgments: Sequence[Judgment])
         "cost_usd": sum(judgment.cost_usd for judgment in judgments),
     }
     if not made:
-        return told
+        return numbers
     return {
-        **told,
+        **numbers,
         "rating": statistics.mean(_values(made)),
         "by_turn": _means((judgment.part, judgment) for judgment in made),
         "by_category": _means((category[judgment.item], judgment) for judgment in made),

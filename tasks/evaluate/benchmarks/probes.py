@@ -76,7 +76,7 @@ def _payload(answer: Probed) -> dict[str, str]:
 
 def result(probes: Sequence[Agent[Finding]], judgments: Sequence[Judgment]) -> dict[str, Any]:
     """By probe: how many answers show it of how many judged, the rate with a 95 % interval (Wilson)."""
-    told = {}
+    rates = {}
     for name in map(_name, probes):
         mine = [judgment for judgment in judgments if judgment.part == name]
         made = [judgment.value for judgment in mine if judgment.value is not None]
@@ -85,8 +85,8 @@ def result(probes: Sequence[Agent[Finding]], judgments: Sequence[Judgment]) -> d
         if made:
             rate = wilson(present / len(made), len(made))
             one |= {"rate": rate.estimate, "low": rate.low, "high": rate.high}
-        told[name] = one
-    return {"probes": told, "cost_usd": sum(judgment.cost_usd for judgment in judgments)}
+        rates[name] = one
+    return {"probes": rates, "cost_usd": sum(judgment.cost_usd for judgment in judgments)}
 
 
 def _name(probe: Agent[Finding]) -> str:

@@ -30,31 +30,31 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     """The references of all answers, by variant and benchmark ("kd/alpaca_eval")."""
     options = Benchmarks.model_validate(spec["options"])
     evaluation = Evaluation.model_validate(spec["evaluation"])
-    asked = {name: artifacts.load(name, options) for told in spec["variants"] for name in told["workspaces"]}
+    asked = {name: artifacts.load(name, options) for described in spec["variants"] for name in described["workspaces"]}
     turns = {name: sum(len(question.turns) for question in of) for name, of in asked.items()}
-    total = sum(turns[name] for told in spec["variants"] for name in told["workspaces"])
+    total = sum(turns[name] for described in spec["variants"] for name in described["workspaces"])
     done = 0
     refs: dict[str, Any] = {}
-    for told in spec["variants"]:
-        works = {name: Workspace.from_description(work) for name, work in told["workspaces"].items()}
+    for described in spec["variants"]:
+        works = {name: Workspace.from_description(work) for name, work in described["workspaces"].items()}
 
-        def advance(by: int, variant: str = told["name"]) -> None:
+        def advance(by: int, variant: str = described["name"]) -> None:
             nonlocal done
             done += by
             reporter.progress(done, total, variant=variant)
 
         variant = AnsweringVariant(
-            ModelSource.model_validate(told["model"]),
+            ModelSource.model_validate(described["model"]),
             [question for name in works for question in asked[name]],
             options.max_new_tokens,
             evaluation,
             reporter,
-            told["name"],
+            described["name"],
             advance,
         )
         answered = artifacts.answer(works, options, variant.generate)
         variant.close()
-        refs |= {f"{told['name']}/{name}": ref.model_dump() for name, ref in answered.items()}
+        refs |= {f"{described['name']}/{name}": ref.model_dump() for name, ref in answered.items()}
     return {"refs": refs}
 
 
@@ -133,8 +133,8 @@ class AnsweringVariant:
         """The prompt's tokens; none where a message holds a control token."""
         if holds_control_tokens(messages, self._tokenizer):
             return []
-        told = [message.model_dump() for message in messages]
-        text = self._tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
+        plain = [message.model_dump() for message in messages]
+        text = self._tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks can be told: which ones, on what data, and who judges."""
+"""Settings of the benchmarks: which ones, on what data, and who judges."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def answer(
             for name, described in by_variant.items()
         ],
     }
-    told = run_supervised(
+    outcome = run_supervised(
         "benchmark_answers",
         program.command("tasks.evaluate.benchmarks.program"),
         spec,
@@ -139,7 +139,7 @@ def answer(
         timeout_h=evaluation.timeout_h,
         log_uri=f"{next(iter(works.values())).uri}log.txt",
     )
-    return {key: ArtifactRef.model_validate(ref) for key, ref in told["refs"].items()}
+    return {key: ArtifactRef.model_validate(ref) for key, ref in outcome["refs"].items()}
 
 
 def _benchmark(key: str) -> str:

@@ -73,7 +73,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         return prepared[key]
 
     theirs = prepare(teacher_source)
-    variants = [_variant(told, rows, prepare, theirs) for told in spec["variants"]]
+    variants = [_variant(description, rows, prepare, theirs) for description in spec["variants"]]
     total, done = 2 * sum(len(variant.tasks) for variant in variants), 0
 
     def tick(variant: _Variant) -> Callable[[int], None]:
@@ -116,12 +116,14 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
 
 
 def _variant(
-    told: dict[str, Any], rows: list[Row], prepare: Callable[[ModelSource], _Prepared], theirs: _Prepared
+    description: dict[str, Any], rows: list[Row], prepare: Callable[[ModelSource], _Prepared], theirs: _Prepared
 ) -> _Variant:
-    source = ModelSource.model_validate(told["model"])
+    source = ModelSource.model_validate(description["model"])
     mine = prepare(source)
     tasks, skipped = _tasks(rows, mine, theirs)
-    return _Variant(told["name"], Workspace.from_description(told["workspace"]), source, mine, tasks, skipped)
+    return _Variant(
+        description["name"], Workspace.from_description(description["workspace"]), source, mine, tasks, skipped
+    )
 
 
 def _prepared(rows: list[Row], source: ModelSource, max_length: int) -> _Prepared:

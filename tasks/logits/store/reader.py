@@ -51,8 +51,8 @@ def read_shard(work: Workspace, name: str) -> tuple[int, Iterator[ScoredRow]]:
 
 def write_tokenizer(work: Workspace, teacher: ModelSource) -> None:
     """Keep the teacher's tokens with the store that is being made."""
-    told = {"tokenizer_json": teacher.text_file("tokenizer.json"), "turn": vars(turn_of(teacher))}
-    work.put_json(TOKENIZER, told)
+    tokens = {"tokenizer_json": teacher.text_file("tokenizer.json"), "turn": vars(turn_of(teacher))}
+    work.put_json(TOKENIZER, tokens)
 
 
 class TopKReader:
@@ -74,8 +74,8 @@ class TopKReader:
 
     def vocabulary(self) -> Vocabulary:
         """The teacher's tokens."""
-        told = self._reader.read_json(TOKENIZER)
-        return Vocabulary.of(told["tokenizer_json"], Turn(**told["turn"]))
+        tokens = self._reader.read_json(TOKENIZER)
+        return Vocabulary.of(tokens["tokenizer_json"], Turn(**tokens["turn"]))
 
 
 def _checked(head: Head, place: str) -> Head:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tasks.evaluate.analysis.slices import Slice
-from tasks.report.analysis_view import FEW, label_of, told
+from tasks.report.analysis_view import FEW, label_of, view_of
 from tasks.report.comparison import points
 from tasks.report.data import ReportData
 from tasks.report.figures.style import (
@@ -82,7 +82,7 @@ def slice_plots(data: ReportData) -> dict[str, Plot]:
 
 def inherited(data: ReportData) -> Plot | None:
     """What each student repeats of its teacher beyond base."""
-    said = told(data)
+    said = view_of(data)
     if said is None or not said.repeated:
         return None
     figure, axes = bars_figure(len(said.repeated))

@@ -58,7 +58,7 @@ def verdict(entries: list[Entry]) -> str:
     among += f" and {len(as_good) - _NAMED} more" if len(as_good) > _NAMED else ""
     most = "answers most" if _accuracy(best) > max(map(_accuracy, others)) else "answers as many as any"
     sentence = f"No combination is significantly the best: {best.name} {most} ({shown} correctly), and {among} "
-    sentence += "cannot be told from it"
+    sentence += f"{'is' if len(as_good) == 1 else 'are'} not significantly worse"
     if cheapest is best:
         return f"{sentence}; it took the least device time of these.{note}"
     share = cheapest.device_seconds / best.device_seconds
@@ -107,8 +107,8 @@ def _as_good(best: Entry, others: list[Entry]) -> list[Entry]:
         if ours is not None and theirs is not None and len(ours) == len(theirs):
             difference = paired_difference(ours, theirs)
             tested[place] = mcnemar(difference.gained or 0, difference.lost or 0)
-    told = {place for place, p in zip(tested, holm(list(tested.values())), strict=True) if p < ALPHA}
-    return [other for place, other in enumerate(others) if place not in told]
+    different = {place for place, p in zip(tested, holm(list(tested.values())), strict=True) if p < ALPHA}
+    return [other for place, other in enumerate(others) if place not in different]
 
 
 def _checked(finished: list[Entry]) -> list[Entry]:

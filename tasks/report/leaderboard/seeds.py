@@ -47,7 +47,7 @@ class Combination:
         """Of one run, on average."""
         return statistics.mean(run.device_seconds for run in self.runs)
 
-    def is_told_from(self, other: Combination) -> bool:
+    def differs_from(self, other: Combination) -> bool:
         """Whether the accuracies, paired by seed, differ by more than their spread over seeds."""
         ours, theirs = ({run.seed: _accuracy(run) for run in side.runs} for side in (self, other))
         pairs = [(ours[seed], theirs[seed]) for seed in ours.keys() & theirs.keys()]
@@ -79,7 +79,7 @@ def combinations(entries: Sequence[Entry]) -> list[Combination]:
 
 
 def verdict(found: Sequence[Combination]) -> str:
-    """The first one, whether KD helped it whatever the seed, and what cannot be told from it."""
+    """The first one, whether KD helped it whatever the seed, and what is not significantly worse."""
     best, *others = found
     seeds = f"{len(best.runs)} seeds" if len(best.runs) > 1 else "one seed"
     if best.accuracy is None:
@@ -88,12 +88,13 @@ def verdict(found: Sequence[Combination]) -> str:
     n = _variant(best.runs[0], "kd").n
     sentence = f"{best.name} has the most right answers over {seeds}: {_percent(best.accuracy)} of {n:,} held-out "
     sentence += f"requests{_gained(best.gain)}"
-    as_good = [other for other in others if not best.is_told_from(other)]
+    as_good = [other for other in others if not best.differs_from(other)]
     if others and not as_good:
         return f"{sentence}; that is more than each of the others has, by more than their spread over seeds."
     cheapest = min([best, *as_good], key=lambda combination: combination.device_seconds)
     if as_good:
-        sentence += f"; {', '.join(other.name for other in as_good)} cannot be told from it"
+        verb = "is" if len(as_good) == 1 else "are"
+        sentence += f"; {', '.join(other.name for other in as_good)} {verb} not significantly worse"
     if cheapest is not best and cheapest.accuracy:
         share = cheapest.device_seconds / best.device_seconds
         sentence += f", and {cheapest.name} ({_percent(cheapest.accuracy)}) took {share:.0%} of its device time"

@@ -31,9 +31,9 @@ from tasks.train.launch.nodes import PROGRAM, Launch, environment
 _PLACES = {"RANK": "OMPI_COMM_WORLD_RANK", "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK"}
 
 
-def main(uri: str, told: list[str], folder: Path) -> None:
+def main(uri: str, variables: list[str], folder: Path) -> None:
     """Run this rank."""
-    for pair in told:
+    for pair in variables:
         name, _, value = pair.partition("=")
         os.environ.setdefault(name, value)
     announced = _announced(uri)

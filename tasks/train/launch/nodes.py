@@ -139,8 +139,8 @@ def command(run: TrainingRun, hosts: Hosts, launch: Launch, node: int, program: 
     runner += ["--master_addr", launch.address, "--master_port", str(launch.port), "--no_local_rank", "--module"]
     if run.launcher == "each_node":
         return [*runner, "--no_ssh", "--node_rank", str(node), program]
-    told = [f"{name}={os.environ[name]}" for name in _TOLD if name in os.environ]
-    return [*runner, "--no_ssh_check", "--launcher", run.launcher, ENTRY, work.uri + _name(launch.id), *told]
+    variables = [f"{name}={os.environ[name]}" for name in _TOLD if name in os.environ]
+    return [*runner, "--no_ssh_check", "--launcher", run.launcher, ENTRY, work.uri + _name(launch.id), *variables]
 
 
 def announce(work: Workspace, launch: Launch, spec: Mapping[str, Any]) -> None:
@@ -168,17 +168,17 @@ def next_launch(work: Workspace, node: int) -> Launch | None:
 def tell_error(work: Workspace, launch_id: str, error: DistilflowError) -> None:
     """Leave for the first node why this one fails, if another try could not help."""
     if not is_retryable(error):
-        told = {"code": error.exit_code, "message": f"on {socket.gethostname()}: {error}"}
-        storage.put(f"{work.uri}launch/{launch_id}-error.json", json.dumps(told).encode(), only_if_absent=True)
+        failure = {"code": error.exit_code, "message": f"on {socket.gethostname()}: {error}"}
+        storage.put(f"{work.uri}launch/{launch_id}-error.json", json.dumps(failure).encode(), only_if_absent=True)
 
 
-def told_error(work: Workspace, launch_id: str) -> DistilflowError | None:
+def reported_error(work: Workspace, launch_id: str) -> DistilflowError | None:
     """Why a node said that it fails."""
     data = storage.get(f"{work.uri}launch/{launch_id}-error.json")
     if data is None:
         return None
-    told = json.loads(data)
-    return BY_EXIT_CODE[told["code"]](told["message"])
+    failure = json.loads(data)
+    return BY_EXIT_CODE[failure["code"]](failure["message"])
 
 
 def _name(launch_id: str) -> str:

@@ -173,13 +173,13 @@ def test_the_first_node_learns_what_no_retry_can_help(monkeypatch: pytest.Monkey
     monkeypatch.setattr(nodes.storage, "put", stored.put)
     monkeypatch.setattr(nodes.storage, "get", stored.get)
     nodes.tell_error(WORK, "ab12", TransientError("connection closed by peer"))
-    assert nodes.told_error(WORK, "ab12") is None
+    assert nodes.reported_error(WORK, "ab12") is None
     nodes.tell_error(WORK, "ab12", OutOfMemoryError("out of memory: buy more"))
     nodes.tell_error(WORK, "ab12", ConfigurationError("in its wake"))
-    told = nodes.told_error(WORK, "ab12")
+    told = nodes.reported_error(WORK, "ab12")
     assert isinstance(told, OutOfMemoryError)
     assert str(told).endswith(": out of memory: buy more")
-    assert nodes.told_error(WORK, "another") is None
+    assert nodes.reported_error(WORK, "another") is None
 
 
 def test_a_node_takes_part_in_a_launch_once_and_only_while_the_first_node_waits(
