@@ -11,9 +11,8 @@ from typing import Any
 from prefect.exceptions import ParameterBindError, ParameterTypeError
 
 from flows.distill import distill
-from flows.preflight import in_one_sentence
 from flows.recipe import Recipe
-from infra.errors import ConfigurationError
+from infra.errors import ConfigurationError, in_one_sentence
 
 _GRID = ("student", "teacher", "k")
 DEPLOYMENTS = {

@@ -11,7 +11,7 @@ from prefect import task
 
 from flows.recipe import Recipe
 from infra import settings
-from infra.errors import ConfigurationError, disk_full
+from infra.errors import ConfigurationError, disk_full, in_one_sentence
 from infra.orchestration.view import say
 from infra.store import storage
 from tasks.evaluate.benchmarks import artifacts, harness
@@ -44,13 +44,6 @@ def check(recipe: Recipe) -> tuple[ModelSource, ModelSource]:
     if base and scorer and not problems:
         return base, scorer
     raise ConfigurationError(in_one_sentence(problems))
-
-
-def in_one_sentence(problems: list[str]) -> str:
-    """All that is to be changed, numbered where it is more than one thing."""
-    if len(problems) == 1:
-        return problems[0]
-    return f"{len(problems)} problems: " + "; ".join(f"({n}) {text}" for n, text in enumerate(problems, start=1))
 
 
 def _tried(problems: list[str], do: Callable[[], T]) -> T | None:

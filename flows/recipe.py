@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flows.params import Settings, preset_for, with_preset
 from flows.reproduce import command
+from infra.errors import ConfigurationError, in_one_sentence
 from tasks.evaluate.benchmarks import artifacts
 from tasks.report.data import RunInfo
 from tasks.seeds.stage import Sources
@@ -37,10 +38,15 @@ class Recipe(BaseModel):
         """From parameters of `distill`; raises ConfigurationError where settings contradict each other."""
         plain = {name: value for name, value in parameters.items() if name in Recipe.model_fields}
         preset = preset_for(plain.get("student", "demo"))
-        parts = {
-            part.name: with_preset(parameters.get(part.name), getattr(preset, part.name))
-            for part in dataclasses.fields(Settings)
-        }
+        parts: dict[str, Any] = {}
+        problems: list[str] = []
+        for part in dataclasses.fields(Settings):
+            try:
+                parts[part.name] = with_preset(parameters.get(part.name), getattr(preset, part.name))
+            except ConfigurationError as error:
+                problems.append(str(error))
+        if problems:
+            raise ConfigurationError(in_one_sentence(problems))
         parts["evaluation"] = parts["evaluation"].following(plain.get("k", 10))
         return Recipe(**plain, settings=Settings(**parts))
 

@@ -1,4 +1,4 @@
-"""The three ways in which a run can fail, and what each means for a retry.
+"""How a run can fail, and what each failure means for a retry.
 
 A message is one sentence that says what is wrong, where, and what to do: it is what the user reads.
 """
@@ -6,6 +6,7 @@ A message is one sentence that says what is wrong, where, and what to do: it is 
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from pathlib import Path
 
 from infra.printable import printable
@@ -78,3 +79,10 @@ def disk_full(where: Path | str) -> ConfigurationError:
 
 def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def in_one_sentence(problems: Sequence[str]) -> str:
+    """All that is to be changed, numbered where it is more than one thing."""
+    if len(problems) == 1:
+        return problems[0]
+    return f"{len(problems)} problems: " + "; ".join(f"({n}) {text}" for n, text in enumerate(problems, start=1))

@@ -309,6 +309,9 @@ def _sentence(error: CycloptsError) -> str:
     argument = getattr(error, "argument", None)
     problems = []
     for wrong in cause.errors(include_url=False):
+        if wrong["type"] == "value_error":  # a rule between settings, which names them
+            problems.append(str(wrong["ctx"]["error"]))
+            continue
         flag = ".".join([argument.name if argument else "flags", *map(str, wrong["loc"])])
         given = "" if flag.endswith(".api_base") else f", not {wrong['input']!r}"  # it may hold a key
         problems.append(f"{flag}: {wrong['msg'][0].lower()}{wrong['msg'][1:]}{given}")

@@ -82,7 +82,7 @@ def agents_seconds(
     requests_m, tokens_m = per_minute
     return max(
         completion_tokens / (tokens_s * concurrency),
-        requests / (300.0 * processes),
+        requests / (300.0 * max(processes, 1)),
         60.0 * requests / requests_m if requests_m else 0.0,
         60.0 * tokens / tokens_m if tokens_m else 0.0,
     )

@@ -57,7 +57,7 @@ class _CancelledWithTheSweep:
 def test_a_cancelled_sweep_publishes_nothing_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     ranked: list[Any] = []
     monkeypatch.setattr(module, "Dispatched", _CancelledWithTheSweep)
-    monkeypatch.setattr(module, "leaderboard", ranked.append)
+    monkeypatch.setattr(module, "Leaderboard", ranked.append)
     monkeypatch.setattr(module, "publish_latest_leaderboard", ranked.append)
     with pytest.raises(CancelledRun, match="it was cancelled and has published nothing"):
         sweep(through="deployments")

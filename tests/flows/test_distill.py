@@ -85,11 +85,11 @@ def test_a_secret_is_told_to_those_who_need_it_and_written_by_nobody(
 ) -> None:
     printed, heard = first
     engines = {"training", "scoring", "evaluation"}
-    assert heard.seen >= {"run", "provider", "demo LLM", *engines}
+    assert heard.seen >= {"run", "demo LLM", *engines}
     assert heard.told == {
-        "OPENAI_API_KEY": {"run", "provider"},
+        "OPENAI_API_KEY": {"run"},
         "DISTILFLOW_NOTIFY_URL": {"run"},
-        "DATABASE_PASSWORD": {"run", "provider"},
+        "DATABASE_PASSWORD": {"run"},
         "AWS_SECRET_ACCESS_KEY": {"run", *engines},
         "PREFECT_API_AUTH_STRING": {"run", "Prefect"},
     }

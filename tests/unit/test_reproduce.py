@@ -8,6 +8,7 @@ import shlex
 from typing import Any
 
 import pytest
+from cyclopts import CycloptsError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -99,3 +100,12 @@ def test_typed_again_it_gives_the_same_settings(
 def test_no_address_of_a_provider_is_told() -> None:
     given = Augmentation(api_base="http://secret-host/v1")
     assert "secret" not in Recipe.of({"student": "0.5B", "augmentation": given}).command()
+
+
+def test_flags_that_contradict_each_other_are_refused_in_the_words_of_the_rule() -> None:
+    main.register_flow("run")
+    words = ["run", "--kd.tail=bucket", "--kd.temperature=2"]
+    with pytest.raises(CycloptsError) as refused:
+        main.app.parse_args(words, exit_on_error=False, print_error=False)
+    rule = "kd.tail=bucket needs kd.temperature=1, not 2: the teacher's tail is known at 1 only"
+    assert main._sentence(refused.value) == rule
