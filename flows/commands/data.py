@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 from rich.table import Table
@@ -21,9 +20,8 @@ from infra.store.artifacts import ArtifactRef, artifact_at, facts_of
 from tasks.augment.estimate import Estimate, estimate
 from tasks.augment.export import export
 from tasks.augment.settings import Augmentation, Format, RowTable
-from tasks.demo import endpoint as demo
 from tasks.llm.budget import Usage
-from tasks.llm.protocol import LLMEndpoint
+from tasks.llm.endpoint import llm_endpoint
 from tasks.seeds.account import sentences
 from tasks.seeds.stage import LoadSeeds, Sources
 
@@ -44,7 +42,7 @@ def print_estimate(
     options = with_preset(augmentation, preset_for(student).augmentation)
     if not options.enabled:
         raise ConfigurationError("augmentation is off, so the agents are asked nothing and cost nothing")
-    with embedded_storage(), _endpoint(agent_model, options) as endpoint:
+    with embedded_storage(), llm_endpoint(agent_model, options, lambda note: None) as endpoint:
         storage.ensure_bucket()
         sources = Sources.of(seeds, heldout, None)
         asked = LoadSeeds(sources=sources, heldout_share=heldout_share, response_required=False)
@@ -96,15 +94,6 @@ def of_stage(stage: str, uri: str | None, others: Collection[str] = ()) -> Artif
     if ref.kind != stage and ref.kind not in others:
         raise ConfigurationError(f"{uri} is of the {ref.kind} stage: name an artifact of the {stage} stage")
     return ref
-
-
-@contextlib.contextmanager
-def _endpoint(agent_model: str, options: Augmentation) -> Iterator[LLMEndpoint]:
-    if agent_model != "demo":
-        yield LLMEndpoint(agent_model, options.api_base)
-        return
-    with demo.demo_llm() as address:
-        yield LLMEndpoint(demo.MODEL, address, "demo")
 
 
 def _table(found: Estimate, agent_model: str) -> Table:

@@ -15,6 +15,7 @@ from infra.gc.policy import Garbage, GarbagePlan, Policy, Total
 from infra.services.embedded import embedded_storage
 from infra.store import storage
 from infra.store.artifacts import RECORD
+from tasks.text.units import size
 
 KINDS = (
     *("seeds", "augment", "sft", "sft_control", "logits", "kd", "evaluate", "report", "leaderboard"),
@@ -75,15 +76,6 @@ def rows_of(garbage: list[Garbage]) -> list[dict[str, Any]]:
         {"what": one.uri, "is": one.what, "objects": one.objects, "size": size(one.bytes), "why": one.why}
         for one in garbage
     ]
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} TiB"
 
 
 def _row(kind: str, kept: Total, garbage: Total) -> dict[str, Any]:

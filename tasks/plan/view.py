@@ -7,6 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks.plan.model import Plan, Problem, StagePlan
+from tasks.text.markdown import table
+from tasks.text.units import amount, size
 
 PlanRow = dict[str, str]
 
@@ -31,9 +33,9 @@ def plan_markdown(plan: Plan) -> str:
     lines = [f"# {plan.title}", f"Plan for {_hardware(plan)}; nothing was spent.", ""]
     if plan.problems:
         lines += ["## Problems", *(f"- {'❌' if p.stops else '⚠️'} {p.text}" for p in plan.problems), ""]
-    lines += ["## Stages", *_markdown(stage_rows(plan)), ""]
+    lines += ["## Stages", *_as_table(stage_rows(plan)), ""]
     if plan.agents:
-        lines += ["## Agents", *_markdown(agent_rows(plan)), ""]
+        lines += ["## Agents", *_as_table(agent_rows(plan)), ""]
     lines += [f"- **{name}**: {text}" for name, text in _facts(plan).items()]
     return "\n".join([*lines, "", "## Assumed", *(f"- {text}" for text in plan.assumptions), ""])
 
@@ -130,12 +132,6 @@ def _table(rows: list[PlanRow]) -> Table:
     return table
 
 
-def _markdown(rows: list[PlanRow]) -> list[str]:
-    head = list(rows[0])
-    lines = [head, [":--", *["--:"] * (len(head) - 1)], *([*row.values()] for row in rows)]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
-
-
 def duration(hours: float) -> str:
     """In the unit that a person would use."""
     if hours == 0:
@@ -147,21 +143,9 @@ def duration(hours: float) -> str:
     return f"{hours:,.1f} h" if hours < 100 else f"{hours / 24:,.0f} days"
 
 
-def amount(count: int) -> str:
-    """A count of tokens, to three digits."""
-    for unit, name in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if count >= 0.9995 * unit:
-            return f"{count / unit:.3g}{name}"
-    return str(count)
-
-
-def size(count: int) -> str:
-    """Bytes, to three digits."""
-    for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB")):
-        if count >= 0.9995 * unit:
-            return f"{count / unit:,.3g} {name}"
-    return f"{count / 1024:,.0f} KiB"
-
-
 def _usd(cost: float | None) -> str:
     return "–" if cost is None else f"${cost:,.2f}"
+
+
+def _as_table(rows: list[PlanRow]) -> list[str]:
+    return table(list(rows[0]), [list(row.values()) for row in rows])

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from tasks.report.analysis_view import FEW, AnalysisView, Cell, TableRow, label_of, share_cell, taken_cells, view_of
 from tasks.report.comparison import nats
 from tasks.report.data import ReportData, variants_in_order
-from tasks.report.markdown import table
 from tasks.stats.intervals import Interval
-from tasks.text.markup import markdown_text
+from tasks.text.markdown import markdown_text, table
 
 _MARKS = {"better": "▲", "worse": "▼", "same": "=", "other": "◆"}
 

@@ -13,8 +13,7 @@ from infra.store.artifacts import Record
 from tasks.models import LICENCES
 from tasks.report.comparison import comparison_rows, verdict
 from tasks.report.data import ReportData
-from tasks.report.markdown import table
-from tasks.text.markup import markdown_text
+from tasks.text.markdown import markdown_text, table
 
 _TRAINED = {
     "kd": "on the teacher's top-{k} log-probabilities, after supervised fine-tuning",

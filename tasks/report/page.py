@@ -34,9 +34,8 @@ from tasks.report.comparison import (
 from tasks.report.data import ReportData, variants_in_order
 from tasks.report.differences import unlike
 from tasks.report.figures.run import Plot, duration, plots
-from tasks.report.markdown import indented, table
 from tasks.report.paper import published_for
-from tasks.text.markup import markdown_text
+from tasks.text.markdown import indented, markdown_text, table
 
 __all__ = ["comparison_rows", "render_markdown", "render_page", "verdict"]
 

@@ -12,7 +12,7 @@ from tasks.report.leaderboard.entry import Entry
 from tasks.report.leaderboard.ranking import over_seeds, ranked, rows, verdict
 from tasks.report.leaderboard.seeds import Combination, combinations
 from tasks.report.page import DEMO_NOTE, TEMPLATES, template
-from tasks.text.markup import markdown_text
+from tasks.text.markdown import markdown_text, table
 
 OVER_SEEDS = (
     "Mean ± standard deviation over the seeds of each combination, and Student’s 95 % interval of the gain: what "
@@ -22,20 +22,18 @@ OVER_SEEDS = (
 
 def render_markdown(entries: list[Entry]) -> str:
     """The verdict and the table; each finished run links to its page in the Prefect UI, which holds its report."""
-    table = rows(entries)
-    columns = [*table[0], "report"]
+    ranks = rows(entries)
     lines = [f"**{markdown_text(verdict(entries))}**", ""]
     if _is_demo(entries):
         lines += [f"*{DEMO_NOTE}*", ""]
-    lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    for cells, entry in zip(table, ranked(entries), strict=True):
+    head, marks, *cells = table(list(ranks[0]), [list(row.values()) for row in ranks])
+    lines += [f"{head} report |", f"{marks} --- |"]
+    for line, entry in zip(cells, ranked(entries), strict=True):
         link = f"[run]({entry.link})" if entry.link else "–"
-        where = f"{link} · `{entry.report.uri}report.html`" if entry.report else link
-        lines.append("| " + " | ".join([*map(markdown_text, cells.values()), where]) + " |")
+        lines.append(f"{line} {link} · `{entry.report.uri}report.html` |" if entry.report else f"{line} {link} |")
     if repeated := over_seeds(entries):
         lines += ["", f"**Over seeds.** {OVER_SEEDS}", ""]
-        lines += ["| " + " | ".join(repeated[0]) + " |", "|" + " --- |" * len(repeated[0])]
-        lines += ["| " + " | ".join(map(markdown_text, cells.values())) + " |" for cells in repeated]
+        lines += table(list(repeated[0]), [list(row.values()) for row in repeated])
     lines += ["", "Device time: seconds times ranks of augment, SFT, scoring and KD, as they took when they were made."]
     return "\n".join(lines) + "\n"
 

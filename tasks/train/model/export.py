@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 from infra.store.artifacts import Workspace
 from tasks.models import copy_beside_weights
-from tasks.text.markup import markdown_text
+from tasks.text.markdown import markdown_text
 from tasks.tokens.chat import GENERATION, stop_at
 from tasks.train.model.adapters import merged
 from tasks.train.settings import Lora

@@ -15,7 +15,8 @@ from tasks.plan.model import Plan
 from tasks.plan.plan import make_plan
 from tasks.plan.problems import find
 from tasks.plan.sizes import size_of
-from tasks.plan.view import amount, duration, plan_markdown, plan_table, size, stage_rows
+from tasks.plan.view import duration, plan_markdown, plan_table, stage_rows
+from tasks.text.units import amount, size
 from tasks.train.settings import Training, TrainingRun
 from tests.support.plan_known import AGENTS, GIB, GPU, known
 
