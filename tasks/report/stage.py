@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from infra.errors import ConfigurationError
 from infra.stage import Made, OneArtifact, View
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Record, Workspace, read_record
 from tasks.evaluate.analysis.analysis import analyse
-from tasks.evaluate.heldout.predictions import Predictions, from_parquet
+from tasks.evaluate.heldout.predictions import accuracy, from_parquet
 from tasks.report import benchmarks
 from tasks.report.data import (
     AgentUse,
@@ -27,6 +27,9 @@ from tasks.report.leaderboard.entry import Entry
 from tasks.report.leaderboard.ranking import over_seeds, rows, verdict
 from tasks.report.page import comparison_rows, render_markdown, render_page
 from tasks.seeds.account import sentences
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KIND, BOARD_KIND = "report", "leaderboard"
 STAGE_VERSION = 5
@@ -206,37 +209,33 @@ def _use(numbers: Mapping[str, float]) -> AgentUse:
     )
 
 
-def _on_common_rows(tables: Mapping[str, Predictions]) -> dict[str, Predictions]:
+def _on_common_rows(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """The rows that every variant could take, in one order: tokenizers differ in what is too long, and in lengths."""
     common = set.intersection(*(set(table["row_id"]) for table in tables.values()))
     order = [row_id for row_id in tables["kd"]["row_id"] if row_id in common]
-    aligned = {}
-    for name, table in tables.items():
-        place = {row_id: index for index, row_id in enumerate(table["row_id"])}
-        aligned[name] = {column: [values[place[row_id]] for row_id in order] for column, values in table.items()}
-    return aligned
+    return {name: table.set_index("row_id").loc[order].reset_index() for name, table in tables.items()}
 
 
-def _variant(label: str, table: Predictions, uri: str, left_out: dict[str, int]) -> Variant:
+def _variant(label: str, table: pd.DataFrame, uri: str, left_out: dict[str, int]) -> Variant:
     correct = table["correct"]
-    judged = [outcome for outcome in correct if outcome is not None]
     return Variant(
         label=label,
-        exec_accuracy=sum(judged) / len(judged) if judged else None,
-        cross_entropy=sum(table["nll"]) / sum(table["response_tokens"]),
-        kl_to_teacher=sum(table["kl_to_teacher"]) / max(sum(table["kl_tokens"]), 1),
+        exec_accuracy=accuracy(table),
+        cross_entropy=float(table["nll"].sum(skipna=False) / table["response_tokens"].sum()),
+        kl_to_teacher=float(table["kl_to_teacher"].sum(skipna=False) / max(table["kl_tokens"].sum(), 1)),
         n=len(correct),
-        correct=None if None in correct else correct,
+        correct=None if correct.isna().any() else correct.tolist(),
         left_out=left_out,
         uri=uri,
     )
 
 
-def _examples(tables: Mapping[str, Predictions]) -> list[ShownExample]:
+def _examples(tables: Mapping[str, pd.DataFrame]) -> list[ShownExample]:
     """Rows on which KD and its control differ first, then those on which any do, spread over the held-out set."""
-    rows = range(len(tables["kd"]["row_id"]))
-    deciding = [i for i in rows if len({tables[name]["correct"][i] for name in ("kd", "sft_control")}) > 1]
-    differing = [i for i in rows if len({table["correct"][i] for table in tables.values()}) > 1]
+    marks = {name: table["correct"].tolist() for name, table in tables.items()}
+    rows = range(len(tables["kd"]))
+    deciding = [i for i in rows if marks["kd"][i] != marks["sft_control"][i]]
+    differing = [i for i in rows if len({marks[name][i] for name in marks}) > 1]
     chosen = next((found for found in (deciding, differing) if len(found) >= _EXAMPLES), differing or list(rows))
     step = max(len(chosen) // _EXAMPLES, 1)
     kd = tables["kd"]
@@ -246,7 +245,7 @@ def _examples(tables: Mapping[str, Predictions]) -> list[ShownExample]:
             input=kd["input"][i],
             reference=kd["reference"][i],
             outputs={
-                name: Output(text=table["generated"][i], correct=table["correct"][i]) for name, table in tables.items()
+                name: Output(text=table["generated"][i], correct=marks[name][i]) for name, table in tables.items()
             },
         )
         for i in chosen[::step][:_EXAMPLES]

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from tasks.evaluate.analysis.analysis import Analysis, analyse
 from tasks.evaluate.heldout.metrics import CALIBRATION_BINS
-from tasks.evaluate.heldout.predictions import SCHEMA, Predictions
+from tasks.evaluate.heldout.predictions import as_table
 
 _OVERCONFIDENT = {"base": 0.18, "sft": 0.09, "sft_control": 0.11, "kd": 0.03, "teacher": 0.015}
 _OWN = {"base": (0, 1, 2, 3), "sft": (0, 1, 2), "sft_control": (0, 1, 2), "kd": (0, 1), "teacher": ()}  # of five errors
@@ -20,7 +21,7 @@ _RIGHT = "SELECT name, COUNT(*) AS n FROM orders JOIN customers USING (id) GROUP
 
 def tables(
     marks: Mapping[str, Sequence[bool]], cross_entropy: Mapping[str, float], kl: Mapping[str, float]
-) -> dict[str, Predictions]:
+) -> dict[str, pd.DataFrame]:
     rng = np.random.default_rng(17)
     size = len(marks["base"])
     difficulty_N = rng.gamma(4, 0.25, size)
@@ -82,13 +83,13 @@ def _calibration(rng: np.random.Generator, gap: float, tokens: int) -> dict[str,
     }
 
 
-def _table(rows: list[dict[str, Any]], cross_entropy: float, kl: float) -> Predictions:
+def _table(rows: list[dict[str, Any]], cross_entropy: float, kl: float) -> pd.DataFrame:
     """The columns, with the losses scaled to these means a token."""
-    table: Predictions = {name: [row.get(name, []) for row in rows] for name in SCHEMA.names}
-    tokens = sum(table["response_tokens"])
+    table = as_table([{"samples": [], "samples_correct": [], **row} for row in rows])
+    tokens = table["response_tokens"].sum()
     for column, mean in (("nll", cross_entropy), ("kl_to_teacher", kl), ("topk_kl", 0.9 * kl)):
-        total = sum(table[column])
-        table[column] = [value * mean * tokens / total if total else 0.0 for value in table[column]]
+        total = table[column].sum()
+        table[column] = table[column] * mean * tokens / total if total else 0.0
     return table
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.evaluate.heldout.predictions import SCHEMA, Predictions
+import pandas as pd
+
+from tasks.evaluate.heldout.predictions import as_table
 
 _ROW: dict[str, Any] = {
     "instruction": "How many?",
@@ -31,10 +33,14 @@ _ROW: dict[str, Any] = {
 }
 
 
-def table(*rows: dict[str, Any]) -> Predictions:
+def table(*rows: dict[str, Any]) -> pd.DataFrame:
     """One row for each dict of what differs from an ordinary one."""
-    full = [{"row_id": f"row{index}", **_ROW, **row} for index, row in enumerate(rows)]
-    return {name: [row[name] for row in full] for name in SCHEMA.names}
+    return as_table([{**full(row), "row_id": row.get("row_id", f"row{index}")} for index, row in enumerate(rows)])
+
+
+def full(row: dict[str, Any]) -> dict[str, Any]:
+    """An ordinary row, but for what differs."""
+    return {"row_id": "row", **_ROW, **row}
 
 
 def wrong(text: str = "SELECT 2", result: str | None = "two") -> dict[str, Any]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from tasks.evaluate.analysis.comparisons import compare, intervals
 from tasks.evaluate.analysis.inherited import AnswerStyle, Inherited, inherited, styles
 from tasks.evaluate.analysis.slices import Regressions, Slice, regressions, slices
-from tasks.evaluate.heldout.predictions import Predictions, calibration_bins, expected_calibration_error
+from tasks.evaluate.heldout.predictions import calibration_bins, expected_calibration_error
 from tasks.stats.intervals import Interval, Numbers
 from tasks.stats.significance import Comparison, verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _NOT_STUDENTS = {"base", "teacher"}
 
@@ -37,12 +41,12 @@ class Analysis(Numbers):
     styles: dict[str, AnswerStyle]
 
 
-def analyse(tables: Mapping[str, Predictions], labels: Mapping[str, str]) -> Analysis:
+def analyse(tables: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> Analysis:
     """`tables` (base and teacher among them) hold the same rows in the same order; `labels` name the variants."""
     students = [name for name in tables if name not in _NOT_STUDENTS]
     compared = compare(tables, labels)
     return Analysis(
-        n=len(tables["teacher"]["row_id"]),
+        n=len(tables["teacher"]),
         metrics={name: intervals(table) for name, table in tables.items()},
         calibration={name: _calibration(table) for name, table in tables.items()},
         comparisons=compared,
@@ -54,6 +58,6 @@ def analyse(tables: Mapping[str, Predictions], labels: Mapping[str, str]) -> Ana
     )
 
 
-def _calibration(table: Predictions) -> Calibration:
+def _calibration(table: pd.DataFrame) -> Calibration:
     bins = calibration_bins(table)
     return Calibration(ece=expected_calibration_error(bins), bins=bins)

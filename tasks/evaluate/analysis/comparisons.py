@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from tasks.evaluate.heldout.predictions import Predictions, per_row
+from tasks.evaluate.heldout.predictions import per_row
 from tasks.stats.intervals import Interval, PerRow, bootstrapped, bootstrapped_difference, paired_difference, wilson
 from tasks.stats.significance import Better, Comparison, holm, mcnemar, paired_permutation
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # chosen before any result is seen; the first one is what a run is about
 PAIRS = (("kd", "sft_control"), ("kd", "base"), ("kd", "sft"), ("sft", "base"), ("kd", "teacher"))
@@ -44,12 +47,12 @@ def interval_of(metric: str, values: PerRow) -> Interval:
     return bootstrapped(values)
 
 
-def intervals(table: Predictions) -> dict[str, Interval]:
+def intervals(table: pd.DataFrame) -> dict[str, Interval]:
     """Every metric of one variant."""
     return {metric: interval_of(metric, values) for metric, values in per_row(table).items()}
 
 
-def compare(tables: Mapping[str, Predictions], labels: Mapping[str, str]) -> list[Comparison]:
+def compare(tables: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> list[Comparison]:
     """The pairs that are there, in every metric that both have; Holm's correction is within a metric.
 
     `tables` hold the same rows in the same order.

@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
 from pydantic import Field
 
-from tasks.evaluate.heldout.predictions import Predictions, is_judged
+from tasks.evaluate.heldout.predictions import is_judged
 from tasks.stats.intervals import Interval, Numbers, paired_difference, wilson
 from tasks.stats.significance import mcnemar
 from tasks.text.refusals import is_refusal
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FENCE = re.compile(r"^```", re.MULTILINE)
 _LIST = re.compile(r"^\s*(?:[-*+•]|\d{1,2}[.)])\s+\S", re.MULTILINE)
@@ -56,9 +59,9 @@ class Inherited(Numbers):
     refusals: Taken | None
 
 
-def inherited(student: Predictions, base: Predictions, teacher: Predictions) -> Inherited:
+def inherited(student: pd.DataFrame, base: pd.DataFrame, teacher: pd.DataFrame) -> Inherited:
     """Errors and refusals of the teacher that the student repeats; the tables hold the same rows in the same order."""
-    rows = range(len(teacher["row_id"]))
+    rows = range(len(teacher))
     errors = None
     if all(map(is_judged, (student, base, teacher))):
         wrong = [i for i in rows if not teacher["correct"][i]]
@@ -74,19 +77,19 @@ def inherited(student: Predictions, base: Predictions, teacher: Predictions) -> 
     )
 
 
-def is_same_error(ours: Predictions, teacher: Predictions, row: int) -> bool:
+def is_same_error(ours: pd.DataFrame, teacher: pd.DataFrame, row: int) -> bool:
     """Whether both are wrong in the same way: the same wrong result, or the same text but for case and spaces."""
     if ours["correct"][row] or teacher["correct"][row]:
         return False
     result = teacher["wrong_result"][row]
-    if result is not None and ours["wrong_result"][row] == result:
+    if isinstance(result, str) and ours["wrong_result"][row] == result:
         return True
     return _normalised(ours["generated"][row]) == _normalised(teacher["generated"][row])
 
 
-def styles(tables: Mapping[str, Predictions]) -> dict[str, AnswerStyle]:
+def styles(tables: Mapping[str, pd.DataFrame]) -> dict[str, AnswerStyle]:
     """Every variant's style; lengths also as ratios to the teacher's and to base's on the same rows."""
-    characters = {name: float(np.mean([len(text) for text in table["generated"]])) for name, table in tables.items()}
+    characters = {name: float(table["generated"].str.len().mean()) for name, table in tables.items()}
     return {
         name: _style(table, characters[name], characters.get("teacher"), characters.get("base"))
         for name, table in tables.items()
@@ -118,14 +121,14 @@ def _taken(student: Sequence[bool], base: Sequence[bool]) -> Taken | None:
     )
 
 
-def _style(table: Predictions, characters: float, of_teacher: float | None, of_base: float | None) -> AnswerStyle:
-    texts = table["generated"]
+def _style(table: pd.DataFrame, characters: float, of_teacher: float | None, of_base: float | None) -> AnswerStyle:
+    texts = table["generated"].tolist()
 
     def share(pattern: re.Pattern[str]) -> float:
         return sum(bool(pattern.search(text)) for text in texts) / len(texts)
 
     return AnswerStyle(
-        tokens=float(np.mean(table["generated_tokens"])),
+        tokens=float(table["generated_tokens"].mean()),
         characters=characters,
         to_teacher=characters / of_teacher if of_teacher else None,
         to_base=characters / of_base if of_base else None,

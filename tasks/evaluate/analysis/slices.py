@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
 
 from tasks.evaluate.analysis.comparisons import interval_of
-from tasks.evaluate.heldout.predictions import Predictions, is_judged, per_row
+from tasks.evaluate.heldout.predictions import is_judged, per_row
 from tasks.stats.intervals import Interval, Numbers
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _METRICS = ("exec_accuracy", "cross_entropy", "kl_to_teacher")
 _LISTED = 10
@@ -46,7 +50,7 @@ class Regressions(Numbers):
     worst_losses: list[Regression]
 
 
-def slices(tables: Mapping[str, Predictions]) -> list[Slice]:
+def slices(tables: Mapping[str, pd.DataFrame]) -> list[Slice]:
     """Rows by task category, language, length of the reference and difficulty, with every variant's numbers.
 
     Length is counted in the teacher's tokens. Difficulty is the teacher's loss per token on the reference: it is
@@ -55,19 +59,18 @@ def slices(tables: Mapping[str, Predictions]) -> list[Slice]:
     `tables` hold the same rows in the same order, the teacher's among them.
     """
     teacher = tables["teacher"]
-    lengths = np.asarray(teacher["response_tokens"], float)
-    loss = np.asarray(teacher["nll"], float) / lengths
-    groups: dict[str, list[str]] = {
-        "task category": teacher["task_category"],
-        "language": teacher["language"],
+    lengths = teacher["response_tokens"].to_numpy(float)
+    loss = teacher["nll"].to_numpy(float) / lengths
+    groups = {
+        "task category": _by_size(teacher["task_category"]),
+        "language": _by_size(teacher["language"]),
         "response length": _thirds(lengths, ("short", "medium", "long"), "tokens", 0),
         "difficulty": _thirds(loss, ("easy", "middling", "hard"), "nats a token", 2),
     }
     numbers = {name: per_row(table) for name, table in tables.items()}
     found = []
-    for by, of_row in groups.items():
-        for name in dict.fromkeys(_in_order(by, of_row)):
-            rows = [index for index, value in enumerate(of_row) if value == name]
+    for by, places in groups.items():
+        for name, rows in places.items():
             values = {
                 variant: {
                     metric: interval_of(metric, metrics[metric].of_rows(rows))
@@ -80,58 +83,41 @@ def slices(tables: Mapping[str, Predictions]) -> list[Slice]:
     return found
 
 
-def regressions(variant: Predictions, base: Predictions) -> Regressions:
+def regressions(variant: pd.DataFrame, base: pd.DataFrame) -> Regressions:
     """Where training made things worse; both tables hold the same rows in the same order."""
-    increase = np.asarray(variant["nll"]) / np.asarray(variant["response_tokens"]) - np.asarray(
-        base["nll"]
-    ) / np.asarray(base["response_tokens"])
+    increase = variant["nll"] / variant["response_tokens"] - base["nll"] / base["response_tokens"]
+    both = variant.assign(base=base["generated"], variant=variant["generated"], loss_increase=increase)
+    now_wrong = both[base["correct"].eq(True) & variant["correct"].eq(False)]
+    grew = both[increase > 0]
     judged = is_judged(variant) and is_judged(base)
-    now_wrong = [
-        index
-        for index, (ours, before) in enumerate(zip(variant["correct"], base["correct"], strict=True))
-        if before and ours is False
-    ]
-    grew = [index for index in range(len(increase)) if increase[index] > 0]
 
-    def listed(rows: list[int]) -> list[Regression]:
-        worst = sorted(rows, key=lambda index: (-increase[index], variant["row_id"][index]))[:_LISTED]
-        return [
-            Regression(
-                row_id=variant["row_id"][index],
-                instruction=variant["instruction"][index],
-                input=variant["input"][index],
-                reference=variant["reference"][index],
-                base=base["generated"][index],
-                variant=variant["generated"][index],
-                loss_increase=float(increase[index]),
-            )
-            for index in worst
-        ]
+    def listed(rows: pd.DataFrame) -> list[Regression]:
+        worst = rows.sort_values(["loss_increase", "row_id"], ascending=[False, True]).head(_LISTED)
+        return [Regression(**row) for row in worst[list(Regression.model_fields)].to_dict("records")]
 
     return Regressions(
         answers=len(now_wrong) if judged else None,
         losses=len(grew),
-        n=len(increase),
+        n=len(both),
         worst_answers=listed(now_wrong) if judged else [],
         worst_losses=listed(grew),
     )
 
 
-def _thirds(values: np.ndarray, words: tuple[str, str, str], unit: str, digits: int) -> list[str]:
-    """Each value's third, named with its range; equal values are never split, so parts may differ in size."""
+def _by_size(of_row: pd.Series) -> dict[str, list[int]]:
+    """Places of the rows of each name, the most frequent name first."""
+    places = {str(name): list(rows) for name, rows in of_row.groupby(of_row, sort=True).indices.items()}
+    return dict(sorted(places.items(), key=lambda item: -len(item[1])))
+
+
+def _thirds(values: np.ndarray, words: tuple[str, str, str], unit: str, digits: int) -> dict[str, list[int]]:
+    """Places of the rows of each third, named with its range; equal values are never split, so parts may differ."""
     edges = np.nanquantile(values, [1 / 3, 2 / 3])
     part = np.searchsorted(edges, values, side="left")
     part[np.isnan(values)] = 2
-    names = {}
-    for index in set(part.tolist()):
+    found = {}
+    for index in sorted(set(part.tolist())):
         inside = values[part == index]
-        names[index] = f"{words[index]} ({inside.min():.{digits}f}–{inside.max():.{digits}f} {unit})"
-    return [names[index] for index in part.tolist()]
-
-
-def _in_order(by: str, of_row: list[str]) -> list[str]:
-    """Names by size of the slice, but thirds from low to high."""
-    if by in ("task category", "language"):
-        return sorted(of_row, key=lambda name: (-of_row.count(name), name))
-    words = ("short", "medium", "long", "easy", "middling", "hard")
-    return sorted(of_row, key=lambda name: words.index(name.split()[0]))
+        name = f"{words[index]} ({inside.min():.{digits}f}–{inside.max():.{digits}f} {unit})"
+        found[name] = np.flatnonzero(part == index).tolist()
+    return found

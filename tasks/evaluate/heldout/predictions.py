@@ -1,13 +1,13 @@
 """What evaluation keeps of each held-out row (`predictions.parquet`), and the numbers from it (`metrics.json`).
 
-A table is its columns as lists. All metrics are sums over rows, so a slice of the rows gives the slice's numbers.
+A table is a pandas DataFrame. All metrics are sums over rows, so a slice of the rows gives the slice's numbers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,8 @@ import pyarrow as pa
 from infra.store.parquet import packed, unpacked
 from tasks.stats.intervals import PerRow
 
-Predictions = dict[str, list[Any]]
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA = pa.schema(
     [
@@ -50,9 +51,16 @@ def to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return packed(pa.Table.from_pylist(list(rows), schema=SCHEMA))
 
 
-def from_parquet(data: bytes) -> Predictions:
-    table: Predictions = unpacked(data).to_pydict()
-    return table
+def from_parquet(data: bytes) -> pd.DataFrame:
+    return as_table(unpacked(data).to_pandas())
+
+
+def as_table(rows: Any) -> pd.DataFrame:
+    """Rows as columns; `correct` is True, False, or None where nothing was run."""
+    import pandas as pd  # which takes half a second
+
+    table = pd.DataFrame(rows, columns=SCHEMA.names)
+    return table.assign(correct=table["correct"].astype(object).where(table["correct"].notna(), None))
 
 
 def without_numbers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -65,7 +73,7 @@ def without_numbers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return found if len(found) <= len(rows) / 10 else []
 
 
-def per_row(table: Predictions) -> dict[str, PerRow]:
+def per_row(table: pd.DataFrame) -> dict[str, PerRow]:
     """Every metric that is a sum over rows, by name; accuracies only where every row was executed."""
     found = {
         "cross_entropy": PerRow.of(table["nll"], table["response_tokens"]),
@@ -77,39 +85,44 @@ def per_row(table: Predictions) -> dict[str, PerRow]:
     }
     if is_judged(table):
         found["exec_accuracy"] = PerRow.of(table["correct"])
-        if table["samples_correct"][0]:
+        if len(table["samples_correct"].iloc[0]):
             found["sampled_accuracy"] = PerRow.of([np.mean(marks) for marks in table["samples_correct"]])
             found["any_sample_correct"] = PerRow.of([any(marks) for marks in table["samples_correct"]])
     return found
 
 
-def is_judged(table: Predictions) -> bool:
-    return bool(table["correct"]) and None not in table["correct"]
+def is_judged(table: pd.DataFrame) -> bool:
+    return len(table) > 0 and bool(table["correct"].notna().all())
 
 
-def summary(table: Predictions) -> dict[str, Any]:
+def summary(table: pd.DataFrame) -> dict[str, Any]:
     """One variant's numbers over all its rows."""
     values: dict[str, Any] = {name: metric.value for name, metric in per_row(table).items()}
-    judged = [outcome for outcome in table["correct"] if outcome is not None]
     bins = calibration_bins(table)
     return {
         **values,
-        "exec_accuracy": sum(judged) / len(judged) if judged else None,
+        "exec_accuracy": accuracy(table),
         "perplexity": perplexity(values["cross_entropy"]),
         "ece": expected_calibration_error(bins),
         "calibration": bins,
-        "n": len(table["row_id"]),
+        "n": len(table),
     }
+
+
+def accuracy(table: pd.DataFrame) -> float | None:
+    """Share of right answers among those that were run; None where none was."""
+    judged = table["correct"].dropna()
+    return float(judged.astype(float).mean()) if len(judged) else None
 
 
 def perplexity(cross_entropy: float) -> float:
     return math.exp(cross_entropy) if not cross_entropy > 700 else math.inf
 
 
-def calibration_bins(table: Predictions) -> list[dict[str, float]]:
+def calibration_bins(table: pd.DataFrame) -> list[dict[str, float]]:
     """For a reliability diagram: each bin of confidence that has tokens, with their mean confidence and hit rate."""
     tokens_C, confidence_C, hits_C = (
-        np.asarray(table[f"calibration_{name}"]).sum(axis=0) for name in ("tokens", "confidence", "hits")
+        np.stack(table[f"calibration_{name}"]).sum(axis=0) for name in ("tokens", "confidence", "hits")
     )
     size = len(tokens_C)
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from tasks.evaluate.analysis.analysis import analyse
@@ -13,7 +14,7 @@ from tasks.evaluate.analysis.inherited import distinct, inherited, styles
 from tasks.evaluate.analysis.slices import regressions, slices
 from tasks.evaluate.heldout.predictions import SCHEMA, from_parquet, summary, to_parquet, without_numbers
 from tasks.report.data import ReportData
-from tests.support.prediction_tables import table, wrong
+from tests.support.prediction_tables import full, table, wrong
 
 LABELS = {"base": "base", "sft": "SFT", "sft_control": "control", "kd": "KD", "teacher": "teacher"}
 
@@ -48,9 +49,14 @@ def test_without_execution_there_is_no_accuracy() -> None:
 
 
 def test_a_table_survives_parquet() -> None:
-    made = table({}, wrong())
-    rows = [{name: made[name][index] for name in SCHEMA.names} for index in range(2)]
-    assert from_parquet(to_parquet(rows)) == made
+    rows = [full({}), full(wrong()), full({"correct": None, "row_id": "unjudged"})]
+    again = from_parquet(to_parquet(rows))
+    assert again["correct"].tolist() == [True, False, None]
+    expected = table({}, wrong(), {"correct": None}).assign(row_id=[row["row_id"] for row in rows])
+    lists = [name for name in SCHEMA.names if name.startswith(("calibration", "samples"))]
+    pd.testing.assert_frame_equal(again.drop(columns=lists), expected.drop(columns=lists), check_dtype=False)
+    for name in lists:
+        assert [list(value) for value in again[name]] == [list(value) for value in expected[name]]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

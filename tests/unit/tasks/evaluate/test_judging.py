@@ -53,7 +53,6 @@ class _Providers:
 @pytest.fixture
 def judge_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Judgment], _Providers]]:
     """Judge cases by a script."""
-    monkeypatch.setattr(client_module, "_PAUSE_S", 0.0)
 
     def judge(script: Callable[[Request], str | Exception], cases: Any) -> tuple[list[Judgment], _Providers]:
         providers = _Providers(script)
