@@ -14,7 +14,7 @@ from flows.params import OfPreset, StudentName, TeacherName
 from flows.pipeline import pipeline
 from flows.plan import plan
 from flows.preflight import check
-from flows.recipe import Recipe
+from flows.recipe import Recipe, settings_for
 from infra.orchestration.names import run_name
 from infra.orchestration.remote_run import leaves_result
 from infra.orchestration.run import Stages
@@ -86,7 +86,19 @@ def distill(
         plan_only: say what the run will take (rows, tokens, memory, hours, money) and what will go wrong; spend nothing
         hardware: what to plan for
     """
-    recipe = Recipe.of(locals())  # this flow's parameters, and nothing else yet
+    recipe = Recipe(
+        student=student,
+        teacher=teacher,
+        seeds=seeds,
+        k=k,
+        agent_model=agent_model,
+        heldout=heldout,
+        heldout_share=heldout_share,
+        databases=databases,
+        seed=seed,
+        judge_model=judge_model,
+        settings=settings_for(student, k, augmentation, sft, scoring, kd, evaluation, run, benchmarks, judging),
+    )
     if plan_only:
         return plan(recipe, hardware or Hardware())
     started = time.time()

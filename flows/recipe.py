@@ -8,12 +8,58 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from flows.params import Settings, preset_for, with_preset
+from flows.params import Model, Settings, preset_for, with_preset
 from flows.reproduce import command
 from infra.errors import ConfigurationError, in_one_sentence
+from tasks.augment.settings import Augmentation
 from tasks.evaluate.benchmarks import artifacts
+from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
+from tasks.evaluate.settings import Evaluation
+from tasks.logits.settings import Scoring
 from tasks.report.data import RunInfo
 from tasks.seeds.stage import Sources
+from tasks.train.settings import Distillation, Training, TrainingRun
+
+
+def settings_for(
+    student: str,
+    k: int,
+    augmentation: Augmentation | None = None,
+    sft: Training | None = None,
+    scoring: Scoring | None = None,
+    kd: Distillation | None = None,
+    evaluation: Evaluation | None = None,
+    run: TrainingRun | None = None,
+    benchmarks: Benchmarks | None = None,
+    judging: Judging | None = None,
+) -> Settings:
+    """The student's preset with what was said in its place; the top-K KL of the evaluation is over `k` unless said.
+
+    Raises ConfigurationError that names every contradiction between what was said and the preset.
+    """
+    preset = preset_for(student)
+    problems: list[str] = []
+
+    def merged(given: Model | None, of_preset: Model) -> Model:
+        try:
+            return with_preset(given, of_preset)
+        except ConfigurationError as error:
+            problems.append(str(error))
+            return of_preset
+
+    settings = Settings(
+        augmentation=merged(augmentation, preset.augmentation),
+        sft=merged(sft, preset.sft),
+        kd=merged(kd, preset.kd),
+        scoring=merged(scoring, preset.scoring),
+        evaluation=merged(evaluation, preset.evaluation).following(k),
+        run=merged(run, preset.run),
+        benchmarks=merged(benchmarks, preset.benchmarks),
+        judging=merged(judging, preset.judging),
+    )
+    if problems:
+        raise ConfigurationError(in_one_sentence(problems))
+    return settings
 
 
 class Recipe(BaseModel):
@@ -35,20 +81,11 @@ class Recipe(BaseModel):
 
     @staticmethod
     def of(parameters: Mapping[str, Any]) -> Recipe:
-        """From parameters of `distill`; raises ConfigurationError where settings contradict each other."""
+        """From some parameters of `distill`, the others by default; raises as `settings_for` does."""
         plain = {name: value for name, value in parameters.items() if name in Recipe.model_fields}
-        preset = preset_for(plain.get("student", "demo"))
-        parts: dict[str, Any] = {}
-        problems: list[str] = []
-        for part in dataclasses.fields(Settings):
-            try:
-                parts[part.name] = with_preset(parameters.get(part.name), getattr(preset, part.name))
-            except ConfigurationError as error:
-                problems.append(str(error))
-        if problems:
-            raise ConfigurationError(in_one_sentence(problems))
-        parts["evaluation"] = parts["evaluation"].following(plain.get("k", 10))
-        return Recipe(**plain, settings=Settings(**parts))
+        nested = {part.name: parameters.get(part.name) for part in dataclasses.fields(Settings)}
+        defaults = {name: field.default for name, field in Recipe.model_fields.items()} | plain
+        return Recipe(**plain, settings=settings_for(defaults["student"], defaults["k"], **nested))
 
     @property
     def sources(self) -> Sources:
