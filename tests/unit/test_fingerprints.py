@@ -1,0 +1,72 @@
+"""Where artifacts lie: a fingerprint that changes makes every finished stage be done, and paid for, again.
+
+The digests are those of the code before a stage became a value (704b6c8). Change one only with its stage's version, and
+say why in the note.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows.recipe import settings_for
+from infra.stage import Stage
+from infra.store.artifacts import ArtifactRef
+from tasks.augment.settings import Augmentation
+from tasks.augment.stage import Augment
+from tasks.evaluate.benchmarks.harness import LmEval
+from tasks.evaluate.benchmarks.settings import Benchmarks
+from tasks.evaluate.stage import Evaluate
+from tasks.logits.settings import Scoring
+from tasks.logits.stage import ScoreTeacher
+from tasks.models import ModelSource, resolve
+from tasks.report.data import RunInfo
+from tasks.report.stage import Report
+from tasks.train.settings import TrainingRun
+from tasks.train.stage import Train
+
+
+def _ref(kind: str) -> ArtifactRef:
+    uri, counts = f"s3://b/{kind}/f/", {"rows": 1, "seeds": 1}
+    return ArtifactRef(kind=kind, uri=uri, sha256=kind * 4, fingerprint="f", counts=counts)
+
+
+def test_what_was_made_before_is_found() -> None:
+    seeds, rows, scores = _ref("seeds"), _ref("augment"), _ref("logits")
+    base = ModelSource(name="base", hub="Qwen/base", revision="r1")
+    teacher, tuned = resolve("demo", "teacher"), ModelSource(name="sft", artifact=_ref("sft"))
+    demo, large, run = settings_for("demo", 10), settings_for("7B", 10), TrainingRun()
+    about = RunInfo(
+        title="t",
+        student="demo",
+        teacher="demo",
+        k=10,
+        seed=0,
+        demo=True,
+        settings={"sft": demo.sft.model_dump()},
+        reproduce="the command is no part of it",
+    )
+    one: dict[str, Any] = {"run": run, "model": tuned}
+    stages: dict[str, Stage[Any]] = {
+        "augment": Augment(seeds=seeds, options=large.augmentation, agent_model="openai/gpt-4o"),
+        "augment off": Augment(seeds=seeds, options=Augmentation(enabled=False), agent_model="demo"),
+        "sft": Train(name="sft", model=base, data=rows, training=large.sft, run=run, seed=0),
+        "sft_control": Train(name="sft_control", data=rows, training=demo.kd.training(), seed=1, **one),
+        "kd": Train(name="kd", data=scores, training=demo.kd, seed=1, **one),
+        "logits": ScoreTeacher(rows=rows, teacher=teacher, k=10, scoring=demo.scoring),
+        "evaluate": Evaluate(models={"sft": tuned}, teacher=teacher, seeds=seeds, evaluation=demo.evaluation),
+        "harness": LmEval(models={"sft": tuned}, options=Benchmarks(harness=("gsm8k",)), scoring=Scoring()),
+        "report": Report(
+            stages={"seeds": seeds, "kd": _ref("kd")}, evaluations={"kd": _ref("evaluate")}, about=about, verdicts={}
+        ),
+    }
+    assert {name: next(iter(stage.workspaces().values())).fingerprint for name, stage in stages.items()} == {
+        "augment": "1f7b92e91d9bec8b9c2a19132d931992",
+        "augment off": "0f849e7697f51fbc99a905987a34d378",
+        "sft": "f4818b782b29f71ff84e46d00f679e6d",
+        "sft_control": "5023ab0c0d5b2d9cdc23df9f3858a8d8",
+        "kd": "aaf077233688ad99e76fd59411211a97",
+        "logits": "19fce18b0aa20be5ebf3a1ddbef3ae19",
+        "evaluate": "4cba40aaf5e5ba333898edb2f9c87e15",
+        "harness": "5c2f59e42766bb6389f67b7672e7a350",
+        "report": "f3f069b86e6d3c7da30d1a661811d1bf",
+    }
