@@ -21,7 +21,9 @@ from tasks.models import ModelSource, resolve
 from tasks.seeds.stage import Sources
 from tests.support.stages import evaluation_workspace, load
 
-SETTINGS = Evaluation(max_rows=24, max_new_tokens=32, max_length=384, batch_rows=12, engine="transformers", samples=2)
+SETTINGS = Evaluation(
+    max_rows=24, max_new_tokens=32, max_length=384, batch_rows=12, engine="transformers", samples=2
+).following(10)
 
 
 @pytest.fixture

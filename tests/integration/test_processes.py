@@ -160,7 +160,7 @@ def test_leaving_the_with_ends_a_stubborn_tree(tmp_path: Path) -> None:
 def test_sigkill_of_the_task_or_of_the_guardian_leaves_no_process(tmp_path: Path, victim: str) -> None:
     holder = f"""
     import pathlib, sys, time
-    from infra.processes import guarded
+    from infra.processes.supervise import guarded
     command = [sys.executable, {_script(tmp_path, STUBBORN)!r}, {str(tmp_path)!r}, "parent"]
     with guarded(command, pathlib.Path({str(tmp_path / "log")!r}), grace_s=0.5) as process:
         pathlib.Path({str(tmp_path / "guardian.pid")!r}).write_text(str(process.pid))

@@ -238,9 +238,9 @@ def test_no_process_survives_a_killed_parent(when: str, tmp_path: Path) -> None:
     program = f"""
     import asyncio, pathlib
     from tasks.llm.litellm_pool import Providers
-    from tasks.llm.protocol import Configuration, Deployment
+    from tasks.llm.protocol import Configuration, LLMEndpoint
     async def main():
-        async with Providers(Configuration({{"default": [Deployment("openai/x", {NOBODY!r})]}}), 2) as providers:
+        async with Providers(Configuration({{"default": [LLMEndpoint("openai/x", {NOBODY!r})]}}), 2) as providers:
             pathlib.Path({str(tmp_path / "ready")!r}).touch()
             await asyncio.sleep(600)
     asyncio.run(main())

@@ -110,7 +110,7 @@ def test_a_held_out_row_without_numbers_is_left_out_counted_and_named(
             yield scored._replace(kl_to_teacher=float("nan")) if task.row.id == bad else scored
 
     monkeypatch.setattr(evaluation, "score", score)
-    settings = Evaluation(max_rows=12, max_new_tokens=4, max_length=384, engine="transformers")
+    settings = Evaluation(max_rows=12, max_new_tokens=4, max_length=384, engine="transformers").following(10)
     base, teacher = resolve("demo", "student"), resolve("demo", "teacher")
     work = evaluation_workspace(base, teacher, seeds, settings)
     spec = {
