@@ -12,6 +12,7 @@ import shutil
 from typing import TypeVar
 from urllib.parse import urlparse
 
+import prefect.runtime
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
@@ -20,6 +21,7 @@ from flows.preflight import check_benchmarks, check_models
 from flows.recipe import Recipe
 from infra import settings
 from infra.errors import ConfigurationError, DistilflowError, disk_full
+from infra.orchestration.names import run_name
 from infra.orchestration.run import Stages
 from infra.orchestration.view import publish_table
 from infra.stage import Stage
@@ -72,7 +74,12 @@ class _Nothing(dict[str, ArtifactRef]):
         return ArtifactRef(kind=name, uri="", sha256="", fingerprint="")
 
 
-@flow(name="plan", retries=0, validate_parameters=False)
+def _run_name() -> str:
+    recipe = prefect.runtime.flow_run.parameters["recipe"]
+    return run_name(f"plan {recipe.student}-from-{recipe.teacher}-k{recipe.k}")
+
+
+@flow(name="plan", flow_run_name=_run_name, retries=0, validate_parameters=False)
 def plan(recipe: Recipe, hardware: Hardware) -> Plan:
     """The plan of the run that the same parameters would start, published among the run's artifacts.
 

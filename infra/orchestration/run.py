@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from rich.markup import escape
 
 from infra import settings
-from infra.errors import is_retryable
+from infra.errors import TransientError, is_retryable
 from infra.orchestration import names
 from infra.orchestration.dispatch import Dispatched, run_there
 from infra.orchestration.limits import held
@@ -37,7 +37,7 @@ class Stages:
 
     def run(self, stage: Stage[R]) -> R:
         """What later stages are given of it. Raises what it raises, after the retries that can help."""
-        there = self._deployment if stage.on_workers and self._deployment and not stage.is_finished() else None
+        there = self._deployment if stage.on_workers and self._deployment and not _is_finished(stage) else None
 
         def attempt(stage: Stage[R]) -> list[ArtifactRef]:
             """Prefect draws the run's graph from what tasks are given and return, a list's elements among it.
@@ -55,6 +55,13 @@ class Stages:
 def parameters_of(stage: Stage[Any]) -> dict[str, Any]:
     """Parameters of the flow `stage` for it: the same for whoever asks."""
     return {"stage": stage.kind, "arguments": stage.model_dump(mode="json")}
+
+
+def _is_finished(stage: Stage[Any]) -> bool:
+    """False too where storage is away and nobody knows: whoever is sent then finds it, or tries again."""
+    with contextlib.suppress(TransientError):
+        return stage.is_finished()
+    return False
 
 
 def _here(stage: Stage[Any]) -> Made:

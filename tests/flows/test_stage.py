@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flows.stage import stage
-from infra.errors import ConfigurationError
+from infra.errors import ConfigurationError, TransientError
 from infra.orchestration import run as module
 from infra.orchestration.dispatch import Dispatched
 from infra.orchestration.run import Stages
@@ -92,6 +92,17 @@ def test_nobody_is_sent_for_what_is_finished(sent: list[dict[str, Any]], monkeyp
     monkeypatch.setattr(module, "_here", lambda stage: Made(refs={"kd": ROWS}))
     assert Stages("stage/gpu").run(_kd(ROWS, Distillation())) == ROWS
     assert sent == []
+
+
+def test_with_storage_away_the_stage_is_sent_and_tries_again_there(
+    sent: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: Workspace) -> None:
+        raise TransientError("S3 does not answer")
+
+    monkeypatch.setattr(Workspace, "find", away)
+    assert Stages("stage/gpu").run(_kd(ROWS, Distillation())) == ROWS
+    assert len(sent) == 1
 
 
 def test_what_does_not_fit_is_refused_in_a_sentence() -> None:
