@@ -1,9 +1,10 @@
-"""Files that appear whole or not at all, and one holder at a time. Standard library only."""
+"""Files that appear whole or not at all, and folders for a while. Standard library only."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,3 +28,11 @@ def write_whole(path: Path, data: str | bytes, *, secret: bool = False) -> None:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if secret else 0o666)
         with open(descriptor, "wb") as stream:
             stream.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def scratch(folder: Path, what: str) -> Iterator[Path]:
+    """A folder of this process's own below `folder`, for the length of the `with`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{what}-{os.getpid()}-", dir=folder) as place:
+        yield Path(place)

@@ -6,15 +6,14 @@ What is known of the rows lies in a SQLite file, so memory stays flat however ma
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import rensa
 
+from infra.files import scratch
 from infra.store.artifacts import digest_of
 from tasks.rows import Row
 from tasks.seeds.account import HELD_OUT
@@ -41,11 +40,7 @@ _BEST_FIRST = "score DESC, tie, batch, position"
 @contextlib.contextmanager
 def opened(folder: Path) -> Iterator[Selection]:
     """A selection whose file lies in `folder` for the length of the `with`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix=f"selection-{os.getpid()}-", dir=folder) as place,
-        contextlib.closing(Selection(Path(place) / "candidates.sqlite")) as selection,
-    ):
+    with scratch(folder, "selection") as place, contextlib.closing(Selection(place / "rows.sqlite")) as selection:
         yield selection
 
 

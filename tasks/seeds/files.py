@@ -9,9 +9,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any, BinaryIO
 
 from infra import settings
 from infra.errors import ConfigurationError
+from infra.files import scratch
 from infra.store import storage
 from tasks.seeds import parquet
 
@@ -41,10 +40,9 @@ _OTHER_FORMATS = {
 def local(source: str, what: str) -> Iterator[Path]:
     """A file, or a copy of an s3:// object for the length of the `with`; `what` it holds is for the error."""
     if source.startswith("s3://"):
-        settings.work_dir().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"data-{os.getpid()}-", dir=settings.work_dir()) as folder:
+        with scratch(settings.work_dir(), "data") as folder:
             try:
-                storage.download(source, path := Path(folder) / "file")
+                storage.download(source, path := folder / "file")
             except ConfigurationError as error:
                 raise ConfigurationError(f"{what}: {error}") from error
             yield path

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from infra.files import scratch
 from tasks.rows import HELDOUT, TRAIN, Row
 from tasks.seeds.account import DUPLICATE, HELD_OUT, OTHER_DATABASE, Account
 from tasks.text.overlap import HeldOut, conversations
@@ -31,11 +30,7 @@ CREATE UNIQUE INDEX rows_by_id ON rows (part, id);
 @contextlib.contextmanager
 def opened(folder: Path) -> Iterator[Split]:
     """A split whose file lies in `folder` for the length of the `with`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix=f"split-{os.getpid()}-", dir=folder) as place,
-        contextlib.closing(Split(Path(place) / "rows.sqlite")) as split,
-    ):
+    with scratch(folder, "split") as place, contextlib.closing(Split(place / "rows.sqlite")) as split:
         yield split
 
 

@@ -29,7 +29,7 @@ from tests.support.wait import wait_for
 SMALL: dict[str, Any] = {
     "sft": {"max_steps": 20},
     "kd": {"max_steps": 20},
-    "evaluation": {"max_rows": 40},
+    "evaluation": {"max_rows": 400},
     "augmentation": {"expansions_per_seed": 1, "max_rows": 200},
     "run": {"checkpoint_every_s": 0.1},
 }

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from infra import settings
+from infra.files import scratch
 from infra.store.artifacts import ArtifactRef
 from tasks.logits.store.reader import TopKReader
 from tasks.models import ModelSource, load_tokenizer
@@ -126,9 +125,8 @@ class _Texts:
 
 @contextlib.contextmanager
 def _by_id(rows: Iterable[Row]) -> Iterator[_Texts]:
-    settings.work_dir().mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(prefix=f"texts-{os.getpid()}-", dir=settings.work_dir()) as folder,
-        contextlib.closing(_Texts(Path(folder) / "rows.sqlite", rows)) as texts,
+        scratch(settings.work_dir(), "texts") as folder,
+        contextlib.closing(_Texts(folder / "rows.sqlite", rows)) as texts,
     ):
         yield texts
