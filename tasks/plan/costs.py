@@ -78,11 +78,11 @@ def agents_seconds(
     processes: int,
     per_minute: tuple[int | None, int | None],
 ) -> float:
-    """The slowest of: answers that are written, LiteLLM's CPU (300 requests a second a process), the limits."""
+    """The slowest of: answers that are written, LiteLLM's CPU (300 requests a second a process, 200 in ours), the limits."""
     requests_m, tokens_m = per_minute
     return max(
         completion_tokens / (tokens_s * concurrency),
-        requests / (300.0 * max(processes, 1)),
+        requests / (300.0 * processes if processes else 200.0),
         60.0 * requests / requests_m if requests_m else 0.0,
         60.0 * tokens / tokens_m if tokens_m else 0.0,
     )
