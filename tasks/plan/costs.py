@@ -78,7 +78,7 @@ def agents_seconds(
     processes: int,
     per_minute: tuple[int | None, int | None],
 ) -> float:
-    """The slowest of: answers that are written, LiteLLM's CPU (300 requests a second a process, 200 in ours), the limits."""
+    """The slowest of: writing answers, LiteLLM's CPU (300 requests a second a process, 200 in ours), the limits."""
     requests_m, tokens_m = per_minute
     return max(
         completion_tokens / (tokens_s * concurrency),
