@@ -51,6 +51,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
             for turn in range(options.rounds):
                 for way, data in ways.items():
                     os.environ["BENCH_ONLINE_TEACHER"] = str(teacher.path)
+                    os.environ["DISTILFLOW_PASS"] = "BENCH_ONLINE_TEACHER"  # engines are told of no other variable
                     found[way].append(_trained(way, student, data, settings, turn))
                     print(way, found[way][-1]["tokens_s"], file=sys.stderr, flush=True)
     speed = {way: max(facts["tokens_s"] for facts in runs) for way, runs in found.items()}
