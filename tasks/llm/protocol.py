@@ -80,4 +80,4 @@ def content_of(line: dict[str, Any]) -> Any:
     """The fields of an answering line, or the numbers of counted tokens; raises ProviderError where it has an error."""
     if "error" in line:
         raise ProviderError(**line["error"])
-    return line.get("tokens") or {name: value for name, value in line.items() if name != "id"}
+    return line["tokens"] if "tokens" in line else {name: value for name, value in line.items() if name != "id"}
