@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import threading
 from dataclasses import asdict
 from typing import Any
 
-from tasks.llm.protocol import Configuration, ProviderError, content_of
+from tasks.llm.protocol import Configuration, ProviderError, as_bytes, content_of
 from tasks.llm.redaction import redacted
 
 
@@ -30,8 +31,9 @@ class LiteLLMHere:
         self.routes = self._provider.described
 
     async def send(self, line: dict[str, Any]) -> Any:
-        """The fields of the answer, or for texts to count their numbers."""
-        return content_of(await _on_its_loop(self._provider.answer({"id": 0, **line})))
+        """The fields of the answer, or for texts to count their numbers: the same that come over a pipe."""
+        answer = await _on_its_loop(self._provider.answer({"id": 0, **line}))
+        return content_of(json.loads(as_bytes(answer)))
 
     async def listen(self) -> None:
         """It does not end by itself."""

@@ -31,6 +31,7 @@ from infra.processes.program import lean_imports
 from tasks.llm.litellm_errors import is_unreadable, kind_of, retry_after_s, words_of
 from tasks.llm.litellm_forms import Form, Line
 from tasks.llm.litellm_replies import joining_parts, last_logprobs, text_of
+from tasks.llm.protocol import as_bytes
 from tasks.llm.redaction import redacted
 
 COOLDOWN_S = 30.0
@@ -258,7 +259,7 @@ async def _serve(answers: Any) -> None:
     channel, _ = await loop.connect_write_pipe(asyncio.Protocol, answers)
 
     def write(line: Line) -> None:
-        channel.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        channel.write(as_bytes(line))
 
     configuration = json.loads(await lines.readline())
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +75,11 @@ class Reply:
     finish_reason: str | None
     last_logprobs: list[Any] | None = None
     place: int = 0
+
+
+def as_bytes(line: dict[str, Any]) -> bytes:
+    """A line as it goes over a pipe. Half a character (a lone surrogate), which no file can hold, becomes a "?"."""
+    return json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
 def content_of(line: dict[str, Any]) -> Any:
