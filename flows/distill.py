@@ -25,6 +25,7 @@ from tasks.logits.settings import Scoring
 from tasks.plan.hardware import Hardware
 from tasks.plan.model import Plan
 from tasks.report.stage import Report
+from tasks.seeds.settings import Reading
 from tasks.train.settings import Distillation, Training, TrainingRun
 
 
@@ -53,6 +54,7 @@ def distill(
     benchmarks: Annotated[Benchmarks | None, OfPreset("benchmarks")] = None,
     judging: Annotated[Judging | None, OfPreset("judging")] = None,
     judge_model: str = "demo",
+    data: Annotated[Reading | None, OfPreset("data")] = None,
     stages_on: str | None = None,
     plan_only: bool = False,
     hardware: Hardware | None = None,
@@ -66,7 +68,8 @@ def distill(
     Args:
         student: demo, 0.5B, 1.5B, 3B, 7B (Qwen2.5-Instruct), a folder, or a hub name
         teacher: demo, 14B, 32B, 72B (Qwen2.5-Instruct), a folder, or a hub name
-        seeds: instructions: path or s3:// address (Alpaca, Dolly, ShareGPT, messages, …; JSON or Parquet), or demo
+        seeds: instructions: file, folder, pattern, s3:// address or prefix, hub:OWNER/DATASET[:split], or several with
+            commas between (Alpaca, Dolly, ShareGPT, messages, logs, …; JSON, CSV or Parquet, packed or not); or demo
         k: teacher log-probabilities kept per token (paper: 10)
         agent_model: LLM behind the four agents: any LiteLLM model name, or demo (rule-based, SQL only)
         heldout: rows to evaluate on, in the same formats; without it a share of the seeds
@@ -82,6 +85,7 @@ def distill(
         benchmarks: which benchmarks the variants answer (none by default), each by its data
         judging: how the benchmarks' judge is asked
         judge_model: LLM that judges: any LiteLLM model name, or demo (by rule, for benchmarks.alpaca_eval=demo only)
+        data: what of your files is read
         stages_on: deployment that training, scoring and evaluation run in, such as stage/gpu; without it they run here
         plan_only: say what the run will take (rows, tokens, memory, hours, money) and what will go wrong; spend nothing
         hardware: what to plan for
@@ -97,7 +101,7 @@ def distill(
         databases=databases,
         seed=seed,
         judge_model=judge_model,
-        settings=settings_for(student, k, augmentation, sft, scoring, kd, evaluation, run, benchmarks, judging),
+        settings=settings_for(student, k, augmentation, sft, scoring, kd, evaluation, run, benchmarks, judging, data),
     )
     if plan_only:
         return plan(recipe, hardware or Hardware())

@@ -19,6 +19,7 @@ from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
 from tasks.models import STUDENTS, TEACHERS
+from tasks.seeds.settings import Reading
 from tasks.train.settings import Distillation, Training, TrainingRun
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -81,6 +82,7 @@ class Settings:
     run: TrainingRun
     benchmarks: Benchmarks = field(default_factory=Benchmarks)
     judging: Judging = field(default_factory=Judging)
+    data: Reading = field(default_factory=Reading)
 
 
 def _paper(run: TrainingRun) -> Settings:

@@ -42,6 +42,7 @@ def load_seeds(recipe: Recipe) -> LoadSeeds:
         sources=recipe.sources,
         heldout_share=recipe.heldout_share,
         response_required=not recipe.settings.augmentation.enabled,
+        reading=recipe.settings.data,
     )
 
 

@@ -17,6 +17,7 @@ from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
 from tasks.report.data import RunInfo
+from tasks.seeds.settings import Reading
 from tasks.seeds.stage import Sources
 from tasks.train.settings import Distillation, Training, TrainingRun
 
@@ -32,6 +33,7 @@ def settings_for(
     run: TrainingRun | None = None,
     benchmarks: Benchmarks | None = None,
     judging: Judging | None = None,
+    data: Reading | None = None,
 ) -> Settings:
     """The student's preset with what was said in its place; the top-K KL of the evaluation is over `k` unless said.
 
@@ -56,6 +58,7 @@ def settings_for(
         run=merged(run, preset.run),
         benchmarks=merged(benchmarks, preset.benchmarks),
         judging=merged(judging, preset.judging),
+        data=merged(data, preset.data),
     )
     if problems:
         raise ConfigurationError(in_one_sentence(problems))
@@ -104,6 +107,8 @@ class Recipe(BaseModel):
             "kd": chosen.kd.model_dump(),
             "evaluation": chosen.evaluation.identity(),
         }
+        if reading := chosen.data.identity():
+            shown["data"] = reading
         if chosen.benchmarks.asked:
             shown["benchmarks"] = chosen.benchmarks.model_dump(mode="json", exclude_defaults=True)
             if artifacts.needs_judge(chosen.benchmarks):

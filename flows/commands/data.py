@@ -23,6 +23,7 @@ from tasks.augment.settings import Augmentation, Format, RowTable
 from tasks.llm.budget import Usage
 from tasks.llm.endpoint import llm_endpoint
 from tasks.seeds.account import sentences
+from tasks.seeds.settings import Reading
 from tasks.seeds.stage import LoadSeeds, Sources
 
 console = Console(highlight=False)
@@ -34,6 +35,7 @@ def print_estimate(
     agent_model: str,
     heldout: str | None,
     heldout_share: float,
+    data: Reading | None,
     augmentation: Augmentation | None,
     sample: int,
     ask: int | None,
@@ -45,10 +47,11 @@ def print_estimate(
     with embedded_storage(), llm_endpoint(agent_model, options, lambda note: None) as endpoint:
         storage.ensure_bucket()
         sources = Sources.of(seeds, heldout, None)
-        asked = LoadSeeds(sources=sources, heldout_share=heldout_share, response_required=False)
-        data = asked.result(make(asked, Unseen()).refs)
-        found = estimate(data, options, endpoint, sample=ask or sample, paid=ask is not None)
-        left_out = sentences(facts_of(data))
+        reading = data or Reading()
+        asked = LoadSeeds(sources=sources, heldout_share=heldout_share, response_required=False, reading=reading)
+        rows = asked.result(make(asked, Unseen()).refs)
+        found = estimate(rows, options, endpoint, sample=ask or sample, paid=ask is not None)
+        left_out = sentences(facts_of(rows))
     for sentence in left_out:
         console.print(sentence, markup=False, soft_wrap=True)
     console.print(_table(found, agent_model))

@@ -21,6 +21,7 @@ from infra.processes import interruption
 from infra.processes.program import lean_imports
 from infra.services import background, embedded
 from tasks.augment.settings import Augmentation, Format, RowTable
+from tasks.seeds.settings import Reading
 
 _NOT_OURS = (
     errno.EACCES,
@@ -144,6 +145,7 @@ def estimate(
     student: str = "demo",
     heldout: str | None = None,
     heldout_share: float = 0.1,
+    data: Reading | None = None,
     augmentation: Augmentation | None = None,
     sample: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 100,
     ask: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
@@ -161,7 +163,7 @@ def estimate(
     """
     from flows.commands.data import print_estimate
 
-    print_estimate(student, seeds, agent_model, heldout, heldout_share, augmentation, sample, ask)
+    print_estimate(student, seeds, agent_model, heldout, heldout_share, data, augmentation, sample, ask)
 
 
 @app.command

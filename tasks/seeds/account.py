@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 DUPLICATE = "the same as another row"
 OTHER_DATABASE = "the same as another row, for another database"
 HELD_OUT = "asks what a held-out row asks"
+NOT_SAMPLED = "is not in the sample that data.max_seeds takes"
 
 
 _NAMED = 200
+_EXAMPLES, _EXAMPLE_CHARS = 20, 160
 _TOLD, _TOLD_CHARS = 12, 40
 _OTHERS = "(others)"
 
@@ -23,11 +26,22 @@ class LeftOutError(Exception):
 
 @dataclass
 class Account:
-    """`read` rows = used ones + `left_out` ones, by reason; `unused` columns, and how many rows have them."""
+    """`read` rows = used ones + `left_out` ones, by reason, with an example of each where a row cannot be used.
+
+    `unused` are columns, with how many rows have them.
+    """
 
     read: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
     unused: Counter[str] = field(default_factory=Counter)
+
+    def leave_out(self, reason: str, where: str, fields: Any) -> None:
+        """A row that was read and cannot be used."""
+        self.read += 1
+        self.left_out[reason] += 1
+        if reason not in self.examples and len(self.examples) < _EXAMPLES:
+            self.examples[reason] = f"{where}: {json.dumps(fields, ensure_ascii=False, default=str)[:_EXAMPLE_CHARS]}"
 
     def note_unused(self, columns: Mapping[str, int]) -> None:
         """Columns and in how many more rows they are; of columns that are new in every row, only so many are named."""
@@ -45,6 +59,7 @@ class Account:
             "read": self.read,
             "used": self.used,
             "left_out": dict(sorted(self.left_out.items())),
+            "examples": dict(sorted(self.examples.items())),
             "unused": dict(sorted(self.unused.items())),
         }
 
@@ -58,11 +73,18 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
             found.append(
                 f"{name}: {sum(file['left_out'].values()):,} of {file['read']:,} rows are left out ({reasons})"
             )
+            for reason, example in file.get("examples", {}).items():
+                found.append(f"{name}: the first that {reason} is {' '.join(example.split())}")
+        if others := file.get("others"):
+            found.append(f"{name}: no data by their names, and not read: {some(others, _TOLD)}")
         if file["unused"]:
             most = sorted(file["unused"].items(), key=lambda item: -item[1])
-            columns = ", ".join(
-                f"{' '.join(column.split())[:_TOLD_CHARS]} ({rows:,} rows)" for column, rows in most[:_TOLD]
-            )
-            others = f" and {len(most) - _TOLD} others" if len(most) > _TOLD else ""
-            found.append(f"{name}: columns that are not used: {columns}{others}")
+            columns = [f"{' '.join(column.split())[:_TOLD_CHARS]} ({rows:,} rows)" for column, rows in most]
+            found.append(f"{name}: columns that are not used: {some(columns, _TOLD)}")
     return found
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """The first of the names, and how many more there are."""
+    others = f" and {len(names) - most:,} others" if len(names) > most else ""
+    return ", ".join(names[:most]) + others

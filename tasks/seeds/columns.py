@@ -16,6 +16,18 @@ TURNS = ("messages", "conversations")
 CATEGORY = ("category", "task_category")
 ROLES = (INSTRUCTION, INPUT, OUTPUT, SYSTEM, TURNS, CATEGORY)
 ALONE = ("history", "instances", "is_classification", "database", "language", "tools", "functions", "weight")
+RENAMED = {
+    "instruction": "instruction",
+    "input": "input",
+    "response": "output",
+    "output": "output",
+    "system": "system",
+    "history": "history",
+    "messages": "messages",
+    "category": "category",
+    "language": "language",
+    "database": "database",
+}  # what a column may be named as, and the field that it then is
 ROLE_NAMES = frozenset(name for role in ROLES for name in role)
 KNOWN = ROLE_NAMES.union(ALONE)
 _MISSED = tuple((name,) for name in ("history", "instances", "database"))  # worth a stop where they look misspelt

@@ -1,4 +1,4 @@
-"""Data files as they lie: found, told apart by their first bytes, and read a few rows at a time.
+"""Data files: told apart by their first bytes, unpacked, and read a few rows at a time.
 
 JSON as a list, JSON lines, and JSON objects over several lines are one thing here: a stream of values, of which one is
 in memory at a time. What Parquet unpacks to is in `tasks.seeds.parquet`.
@@ -6,29 +6,32 @@ in memory at a time. What Parquet unpacks to is in `tasks.seeds.parquet`.
 
 from __future__ import annotations
 
+import bz2
 import codecs
-import contextlib
+import csv
+import gzip
+import io
 import json
+import lzma
 import re
+import zlib
 from collections.abc import Collection, Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
-from infra import settings
+import pyarrow as pa
+
 from infra.errors import ConfigurationError
-from infra.files import scratch
-from infra.store import storage
 from tasks.seeds import parquet
+from tasks.seeds.sources import plain_name
 
 LONGEST_ROW = 2**24  # characters: no model's context holds more
 _CHUNK = 2**20
+_PACKED = (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile)
+_DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowException)
 _SPACE = re.compile(r"[ \t\r\n]*")
 _OTHER_FORMATS = {
-    b"\x1f\x8b": "is packed by gzip: unpack it",
     b"PK\x03\x04": "is a zip archive: unpack it",
-    b"(\xb5/\xfd": "is packed by zstd: unpack it",
-    b"BZh": "is packed by bzip2: unpack it",
     b"ARROW1": "is an Arrow file: save it as Parquet",
     b"SQLite format 3": "is a SQLite database: save the rows as JSONL in UTF-8",
     b"\xff\xfe": "is neither Parquet nor UTF-8 text but seems to be UTF-16: save it as JSONL in UTF-8",
@@ -36,48 +39,32 @@ _OTHER_FORMATS = {
 }
 
 
-@contextlib.contextmanager
-def local(source: str, what: str) -> Iterator[Path]:
-    """A file, or a copy of an s3:// object for the length of the `with`; `what` it holds is for the error."""
-    if source.startswith("s3://"):
-        with scratch(settings.work_dir(), "data") as folder:
-            try:
-                storage.download(source, path := folder / "file")
-            except ConfigurationError as error:
-                raise ConfigurationError(f"{what}: {error}") from error
-            yield path
-        return
-    check(source, what)
-    yield Path(source).expanduser()
+def opened(path: Path) -> BinaryIO:
+    """A file's bytes, unpacked as they are read where it is packed by gzip, zstd, bzip2 or xz."""
+    with path.open("rb") as stream:
+        start = stream.read(6)
+    if start.startswith(b"\x1f\x8b"):
+        return cast(BinaryIO, gzip.open(path))
+    if start.startswith(b"BZh"):
+        return cast(BinaryIO, bz2.open(path))
+    if start.startswith(b"\xfd7zXZ"):
+        return cast(BinaryIO, lzma.open(path))
+    if start.startswith(b"(\xb5/\xfd"):
+        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+    return path.open("rb")
 
 
-def digest(source: str, what: str) -> str:
-    """sha256 of a file or s3:// object. Raises ConfigurationError as `check` does."""
-    check(source, what)
-    return storage.digest(source) if source.startswith("s3://") else storage.file_digest(Path(source).expanduser())
-
-
-def check(source: str, what: str) -> None:
-    """Raise ConfigurationError where there is no such file or s3:// object, or none that can be read."""
-    if source.startswith("s3://"):
-        try:
-            there = storage.head(source)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{what}: {error}") from error
-        if there is None:
-            raise ConfigurationError(f"{what}: {source} does not exist")
-        return
-    path = Path(source).expanduser()
+def beginning(source: str, stream: BinaryIO) -> bytes:
+    """The first bytes, which stay; ConfigurationError where a packed file is damaged."""
     try:
-        if path.is_dir():
-            files = sorted(str(one.relative_to(path)) for one in islice(path.rglob("*"), 1000) if one.is_file())
-            found = f"it holds {', '.join(files[:3])}{' …' * (len(files) > 3)}" if files else "it is empty"
-            raise ConfigurationError(f"{what}: {source!r} is a folder ({found}): name one file")
-        if not path.is_file():
-            raise ConfigurationError(f"{what}: there is no file {source!r}")
-        path.open("rb").close()
-    except OSError as error:
-        raise ConfigurationError(f"{what}: {source!r} cannot be read ({error.strerror})") from error
+        return stream.peek(16)[:16]  # type: ignore[attr-defined, no-any-return]
+    except _DAMAGED as error:
+        raise damaged(source, error) from error
+
+
+def damaged(source: str, error: Exception) -> ConfigurationError:
+    """What is said of a packed file that does not unpack."""
+    return ConfigurationError(f"{source} is packed and does not unpack ({' '.join(str(error).split())[:100]})")
 
 
 def entries(source: str, stream: BinaryIO, columns: Collection[str]) -> Iterator[tuple[int, Any]]:
@@ -85,15 +72,39 @@ def entries(source: str, stream: BinaryIO, columns: Collection[str]) -> Iterator
 
     Raises ConfigurationError where the file is in no known format, is damaged, or has a row that cannot be held.
     """
-    start = stream.read(16)
-    stream.seek(0)
+    start = beginning(source, stream)
     if start.startswith(parquet.MAGIC):
+        if not stream.seekable() or isinstance(stream, _PACKED):
+            raise ConfigurationError(f"{source} is a packed Parquet file, which is packed by itself: unpack it")
         yield from parquet.rows(source, stream, columns)
         return
     for magic, words in _OTHER_FORMATS.items():
         if start.startswith(magic):
             raise ConfigurationError(f"{source} {words}")
+    name = plain_name(source.lower())
+    if name.endswith((".csv", ".tsv")):
+        yield from _table(source, stream, "\t" if name.endswith(".tsv") else ",")
+        return
     yield from _values(source, _Text(source, stream))
+
+
+def _table(source: str, stream: BinaryIO, delimiter: str) -> Iterator[tuple[int, Any]]:
+    """Rows of comma- or tab-separated values, whose first line names the columns."""
+    csv.field_size_limit(LONGEST_ROW)
+    reader = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+    try:
+        for number, row in enumerate(reader, 1):
+            if None in row:
+                raise ConfigurationError(
+                    f"{source}, row {number} (line {reader.line_num}): has more fields than the first line has names"
+                )
+            yield number, row
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{source} is no UTF-8 text after line {reader.line_num}: save it in UTF-8") from error
+    except csv.Error as error:
+        raise ConfigurationError(f"{source}, line {reader.line_num}: no comma-separated values ({error})") from error
+    except _DAMAGED as error:
+        raise damaged(source, error) from error
 
 
 def _values(source: str, text: _Text) -> Iterator[tuple[int, Any]]:
@@ -171,7 +182,10 @@ class _Text:
         self._start = place
 
     def _more(self) -> None:
-        data = self._stream.read(max(_CHUNK, len(self._buffer) - self._start))
+        try:
+            data = self._stream.read(max(_CHUNK, len(self._buffer) - self._start))
+        except _DAMAGED as error:
+            raise damaged(self._source, error) from error
         self._bytes += len(data)
         self._ended = not data
         try:

@@ -1,22 +1,24 @@
 """Rows of data files in the formats that people have, recognised by content and not by name.
 
 Alpaca and Dolly (an instruction, its input, the answer), Self-Instruct (`instances`), TRL's `prompt` and `completion`,
-and conversations (`messages`, or ShareGPT's `conversations`), as JSON, JSONL or Parquet. A row that fits none raises
-one ConfigurationError that names file, row and field; one that is whole but cannot be used is left out and counted.
+conversations (`messages`, or ShareGPT's `conversations`), and logs of requests to LLMs, as JSON, JSONL, CSV or Parquet.
+A row that fits none raises one ConfigurationError that names file, row and field; one that is whole but cannot be used
+is left out and counted, unless `strict` refuses it.
 """
 
 from __future__ import annotations
 
 import io
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from infra.errors import ConfigurationError
 from tasks.rows import Message, Row
-from tasks.seeds import columns, files, parquet, turns
+from tasks.seeds import columns, files, logs, parquet, turns
 from tasks.seeds.account import Account, LeftOutError
 from tasks.seeds.columns import SourceRow
+from tasks.seeds.settings import Reading
 from tasks.text.language import is_language, language_of
 
 _ACCEPTED = (
@@ -25,47 +27,56 @@ _ACCEPTED = (
 )
 _NAMES, _NAME_CHARS = 20, 40
 _EMPTY = "has nothing in it"
+_NO_INSTRUCTION = "has an empty instruction"
+_NOT_ASKED = "has no turn of a user before its answer"
 _NO_RESPONSE = "has no response, and augmentation is off: add the response or switch augmentation on"
 _NO_REFERENCE = "is held out for evaluation and has no response to compare answers with: add the response"
 
 
-def read_bytes(source: str) -> bytes:
-    """A local file or an s3:// object, all of it."""
-    with files.local(source, "seeds") as path:
-        return path.read_bytes()
-
-
 def parse(source: str, data: bytes, *, response_required: bool) -> list[Row]:
     """All rows of a small file that can be used. `source` is what errors call it."""
-    return list(read(source, io.BytesIO(data), Account(), response_required=response_required))
+    stream = io.BufferedReader(io.BytesIO(data))  # type: ignore[arg-type]
+    return list(read(source, stream, Account(), response_required=response_required))
 
 
 def read(
-    source: str, stream: BinaryIO, account: Account, *, response_required: bool, heldout: bool = False
+    source: str,
+    stream: BinaryIO,
+    account: Account,
+    *,
+    response_required: bool,
+    heldout: bool = False,
+    how: Reading = Reading(),  # noqa: B008 (frozen)
 ) -> Iterator[Row]:
     """The rows of a data file that can be used, a few in memory at a time; `account` says what became of the others."""
+    renamed, before = how.renamed, account.read
+    known = columns.KNOWN.union(logs.COLUMNS, renamed)
     others: dict[str, int] = {}
-    if stream.read(len(parquet.MAGIC)) == parquet.MAGIC:
+    if files.beginning(source, stream).startswith(parquet.MAGIC) and stream.seekable():
         there = parquet.filled(source, stream)
-        others = {name: count for name, count in there.items() if count and name not in columns.KNOWN}
+        others = {name: count for name, count in there.items() if count and name not in known}
         account.note_unused(others)
-        if there.keys().isdisjoint((*columns.INSTRUCTION, *columns.TURNS)):
+        if {renamed.get(name, name) for name in there}.isdisjoint(
+            (*columns.INSTRUCTION, *columns.TURNS, *logs.COLUMNS)
+        ):
             columns.check_names(source, frozenset(there))
             raise _unknown(source, there)
-    stream.seek(0)
-    entries = files.entries(source, stream, columns.KNOWN)
+    unseen = set(renamed)
+    entries = files.entries(source, stream, known)
     for number, fields in entries:
         where = f"{source}, row {number}"
         if not isinstance(fields, dict):
             deque(entries, maxlen=0)  # what holds no objects may be no JSON at all, which is said first
             raise ConfigurationError(f"{where}: expected an object with fields, found {type(fields).__name__}")
-        columns.check_names(where, frozenset([*fields, *others]))
         unused = Counter[str]()
         try:
-            rows = _rows(where, fields, unused)
+            rows = _rows(where, _meant(fields, renamed, unseen, unused), others, unused)
         except LeftOutError as why:
-            account.read += 1
-            account.left_out[str(why)] += 1
+            if how.strict:
+                raise ConfigurationError(
+                    f"{where}: {why}: mend it, or leave such rows out without data.strict"
+                ) from why
+            account.leave_out(str(why), f"row {number}", fields)
             continue
         account.note_unused(unused)
         for row in rows:
@@ -74,11 +85,28 @@ def read(
                 raise ConfigurationError(f"{where}, field 'output': {missing}")
             account.read += 1
             yield row
-    if account.read == 0:
+    if account.read == before:
         raise ConfigurationError(f"{source} holds no rows")
+    if unseen:
+        raise ConfigurationError(f"{source} has no column {sorted(unseen)[0]!r}, which data.columns names")
 
 
-def _rows(where: str, fields: dict[str, Any], unused: Counter[str]) -> list[Row]:
+def _meant(
+    fields: dict[str, Any], renamed: Mapping[str, str], unseen: set[str], unused: Counter[str]
+) -> dict[str, Any]:
+    """The fields by what they mean; a field of that name that is not meant is unused."""
+    if not renamed:
+        return fields
+    unseen.difference_update(fields)
+    meant = {renamed[name]: value for name, value in fields.items() if name in renamed}
+    unused.update(name for name in fields if name in meant and name not in renamed)
+    return {name: value for name, value in fields.items() if name not in renamed and name not in meant} | meant
+
+
+def _rows(where: str, fields: dict[str, Any], others: Iterable[str], unused: Counter[str]) -> list[Row]:
+    if logged := logs.conversation(fields):
+        return _rows(where, logged, (), Counter())
+    columns.check_names(where, frozenset([*fields, *others]))
     entry = SourceRow(where, fields)
     if not entry:
         raise LeftOutError(_EMPTY)
@@ -180,7 +208,7 @@ def _from_turns(entry: SourceRow, field: str, given: Any, unused: Counter[str]) 
     messages = turns.messages_of(entry.where, field, given, unused)
     response = messages.pop().content if messages[-1].role == "assistant" else ""
     if not messages or messages[-1].role != "user":
-        raise ConfigurationError(f"{entry.where}, field {field!r}: no user turn before the answer")
+        raise LeftOutError(_NOT_ASKED)
     if all(message.role != "system" for message in messages):
         messages = [*_system(entry), *messages]
     instruction, context = messages.pop().content, entry.peek("input")
@@ -203,7 +231,7 @@ def _row(
 ) -> Row:
     instruction = _text(where, "instruction", instruction)
     if not instruction:
-        raise ConfigurationError(f"{where}, field 'instruction': is empty")
+        raise LeftOutError(_NO_INSTRUCTION)
     language = entry.peek("language")
     if isinstance(language, str) and is_language(language):
         entry.use("language")

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from infra.files import scratch
 from tasks.rows import HELDOUT, TRAIN, Row
-from tasks.seeds.account import DUPLICATE, HELD_OUT, OTHER_DATABASE, Account
+from tasks.seeds.account import DUPLICATE, HELD_OUT, NOT_SAMPLED, OTHER_DATABASE, Account
 from tasks.text.overlap import HeldOut, conversations
 
 _TABLES = """
@@ -22,9 +23,15 @@ PRAGMA synchronous=OFF;
 PRAGMA cache_size=-65536;
 CREATE TABLE rows (
     place INTEGER PRIMARY KEY, part TEXT, id TEXT, database TEXT, conversation INTEGER, asked TEXT,
-    answered INTEGER, row TEXT);
+    answered INTEGER, row TEXT, times INTEGER DEFAULT 1);
 CREATE UNIQUE INDEX rows_by_id ON rows (part, id);
 """
+
+
+def _lateness(row_id: str, times: int) -> float:
+    """When a row first comes, where each of its copies comes at a random moment (exponential, decided by its id)."""
+    uniform = (int(row_id[:13], 16) + 1) / 16**13
+    return -math.log(uniform) / times
 
 
 @contextlib.contextmanager
@@ -50,10 +57,11 @@ class Split:
         for row in rows:
             asked = conversations(row)
             about = (part, row.id, row.database, asked[-1], json.dumps(asked), bool(row.response))
-            insert = "INSERT OR IGNORE INTO rows VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)"
+            insert = "INSERT OR IGNORE INTO rows VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, 1)"
             if self._database.execute(insert, (*about, row.model_dump_json())).rowcount == 0:
                 known = "SELECT database FROM rows WHERE part = ? AND id = ?"
                 same = self._database.execute(known, (part, row.id)).fetchone()[0] == row.database
+                self._database.execute("UPDATE rows SET times = times + 1 WHERE part = ? AND id = ?", (part, row.id))
                 account.left_out[DUPLICATE if same else OTHER_DATABASE] += 1
         self._database.execute("COMMIT")
 
@@ -79,14 +87,34 @@ class Split:
     def heldout(self) -> Iterator[Row]:
         return self._rows(HELDOUT)
 
-    def training(self, account: Account) -> Iterator[Row]:
-        """The rows that ask nothing that a held-out row asks; how many did goes into `account`."""
+    def training(self, account: Account, most: int | None = None) -> Iterator[Row]:
+        """The rows that ask nothing that a held-out row asks, at most so many; `account` counts what is left out.
+
+        A row that is in the files n times is n times as likely to be in the sample (Efraimidis and Spirakis 2006).
+        """
         questions = HeldOut.of(self.heldout())
+        if most is not None:
+            self._leave_out(questions, account)
+            self._sample(most, account)
         for row in self._rows(TRAIN):
-            if questions.asked_by(row):
+            if most is None and questions.asked_by(row):
                 account.left_out[HELD_OUT] += 1
             else:
                 yield row
+
+    def _leave_out(self, questions: HeldOut, account: Account) -> None:
+        """Take the rows that ask what a held-out row asks away, before others are sampled."""
+        asked = [row.id for row in self._rows(TRAIN) if questions.asked_by(row)]
+        self._database.executemany("DELETE FROM rows WHERE part = ? AND id = ?", ((TRAIN, one) for one in asked))
+        if asked:
+            account.left_out[HELD_OUT] += len(asked)
+
+    def _sample(self, most: int, account: Account) -> None:
+        self._database.create_function("lateness", 2, _lateness)
+        chosen = "SELECT place FROM rows WHERE part = ? ORDER BY lateness(id, times), id LIMIT ?"
+        drop = f"DELETE FROM rows WHERE part = ? AND place NOT IN ({chosen})"
+        if dropped := self._database.execute(drop, (TRAIN, TRAIN, most)).rowcount:
+            account.left_out[NOT_SAMPLED] += dropped
 
     def _question(self, conversation: int, asked: str) -> int:
         """The shortest beginning of a conversation that is a row of its own."""

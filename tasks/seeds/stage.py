@@ -18,11 +18,12 @@ from infra.store import storage
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
 from tasks.models import DEMO
 from tasks.rows import HELDOUT, TRAIN, Row, to_parquet
-from tasks.seeds import files, formats, references, split
+from tasks.seeds import files, formats, references, sources, split
 from tasks.seeds.account import Account, sentences
+from tasks.seeds.settings import Reading
 
 KIND = "seeds"
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 DATABASES = "databases/"
 _ROWS_PER_FILE, _CHARACTERS_PER_FILE = 10_000, 2**25
 
@@ -58,47 +59,50 @@ class LoadSeeds(OneArtifact):
     sources: Sources
     heldout_share: float
     response_required: bool
+    reading: Reading = Reading()
 
     def workspace(self) -> Workspace:
         """Raises ConfigurationError for data that are not there, or dumps that do not load."""
-        digests = {what: files.digest(source, what) for what, source in self._files.items()}
+        digests = {what: sources.digest(source, what) for what, source in self._given.items()}
         spec = {
             "seeds": digests["seeds"],
             "heldout": digests.get("heldout", self.heldout_share),
             "databases": {name: hashlib.sha256(dump.encode()).hexdigest() for name, dump in self._databases.items()},
             "response_required": self.response_required,
+            **self.reading.identity(),
         }
         return Workspace(KIND, STAGE_VERSION, spec, {})
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
         with contextlib.ExitStack() as stack:
             rows = stack.enter_context(split.opened(settings.work_dir()))
-            accounts = {what: Account() for what in self._files}
-            for what, source in self._files.items():
-                path = stack.enter_context(files.local(source, what))
-                if storage.file_digest(path) != work.spec[what]:
+            accounts = {what: Account() for what in self._given}
+            others: dict[str, list[str]] = {}
+            for what, source in self._given.items():
+                found = sources.find(source, what)
+                others |= {what: [Path(name).name for name in found.others]} if found.others else {}
+                digests = [self._read(file, what, rows, accounts[what]) for file in found.files]
+                if sources.together(digests) != work.spec[what]:
                     raise TransientError(f"{what}: {source} was changed while it was read: run again")
-                stream, heldout = stack.enter_context(path.open("rb")), what == "heldout"
-                read = formats.read(
-                    source, stream, accounts[what], response_required=self.response_required, heldout=heldout
-                )
-                rows.add(HELDOUT if heldout else TRAIN, read, accounts[what])
             if "heldout" not in accounts:
                 rows.hold_out(self.heldout_share)
             failing: list[dict[str, str]] = []
             of_heldout = accounts.get("heldout", accounts["seeds"])
             checked = references.running(rows.heldout(), self._databases, of_heldout, failing)
             counts = {
-                "seeds": _put(work, TRAIN, rows.training(accounts["seeds"])),
+                "seeds": _put(work, TRAIN, rows.training(accounts["seeds"], self.reading.max_seeds)),
                 "heldout": _put(work, HELDOUT, checked),
                 "databases": len(self._databases),
                 "left_out": sum(account.left_out.total() for account in accounts.values()),
             }
         facts = {
-            "files": {what: account.plain() for what, account in accounts.items()},
+            "files": {
+                what: account.plain() | ({"others": others[what]} if what in others else {})
+                for what, account in accounts.items()
+            },
             "references_fail": failing,
         }
-        _check(counts, self._files, facts)
+        _check(counts, self._given, facts)
         for name, dump in self._databases.items():
             work.put(f"{DATABASES}{name}.sql", dump.encode())
         return work.publish((TRAIN, HELDOUT, DATABASES), counts, facts)
@@ -113,8 +117,23 @@ class LoadSeeds(OneArtifact):
         counts = ref.counts
         return f"{counts['seeds']:,} seeds, {counts['heldout']:,} held-out rows, {counts['databases']} databases"
 
+    def _read(self, file: str, what: str, rows: split.Split, account: Account) -> str:
+        """Add a file's rows; its digest."""
+        is_heldout = what == "heldout"
+        with sources.local(file, what) as path, files.opened(path) as stream:
+            read = formats.read(
+                file,
+                stream,
+                account,
+                response_required=self.response_required,
+                heldout=is_heldout,
+                how=self.reading,
+            )
+            rows.add(HELDOUT if is_heldout else TRAIN, read, account)
+            return storage.file_digest(path)
+
     @property
-    def _files(self) -> dict[str, str]:
+    def _given(self) -> dict[str, str]:
         named = {"seeds": self.sources.seeds, "heldout": self.sources.heldout}
         return {what: source for what, source in named.items() if source}
 
@@ -162,16 +181,16 @@ def _check(counts: dict[str, int], names: dict[str, str], facts: dict[str, Any])
     raise ConfigurationError(f"{empty}: no row of {names[empty]} can be used ({why})")
 
 
-def check_sources(sources: Sources) -> Iterator[str]:
+def check_sources(given: Sources) -> Iterator[str]:
     """Of each source that is not there, or is none, a sentence; no row is read."""
-    for what, source in (("seeds", sources.seeds), ("heldout", sources.heldout)):
+    for what, source in (("seeds", given.seeds), ("heldout", given.heldout)):
         try:
             if source:
-                files.check(source, what)
+                sources.find(source, what)
         except ConfigurationError as error:
             yield str(error)
-    if sources.databases and next(_places(sources.databases), None) is None:
-        yield _no_dumps(sources.databases)
+    if given.databases and next(_places(given.databases), None) is None:
+        yield _no_dumps(given.databases)
 
 
 def read_databases(where: str) -> dict[str, str]:

@@ -21,6 +21,7 @@ _TOOL_SPEAKERS = {"tool", "function", "function_call", "tool_call", "tool_respon
 _CALLS = ("tool_calls", "function_call")
 TOOLS = "uses tools, which a row cannot hold"
 NO_TEXT = "holds parts that are no text"
+UNKNOWN_ROLE = "has a turn of a role that is none of system, user and assistant"
 NOT_TRAINED_ON = "has weight 0: it is not to be trained on"
 
 
@@ -93,6 +94,8 @@ def _message(where: str, turn: Any, *, is_last: bool) -> Message:
     if speaker in _TOOL_SPEAKERS or (speaker and not all(is_empty(turn.get(name)) for name in _CALLS)):
         raise LeftOutError(TOOLS)
     role = _SPEAKERS.get(speaker) if isinstance(speaker, str) else None
+    if isinstance(speaker, str) and role is None:
+        raise LeftOutError(UNKNOWN_ROLE)
     content = turn.get("content", turn.get("value")) if role else None
     if isinstance(content, list):
         content = _joined(content)

@@ -92,12 +92,12 @@ def _given(path: Path, k: int) -> list[ScoredRow]:
 def _scored_by_the_demo_teacher(k: int) -> list[ScoredRow]:
     from tasks.engines.scoring import TransformersEngine
     from tasks.models import DEMO, load_tokenizer, resolve
-    from tasks.seeds.formats import parse, read_bytes
+    from tasks.seeds.formats import parse
     from tasks.tokens.rows import TokenisedRow, tokenise
 
     teacher, source = resolve("demo", "teacher"), str(DEMO / "seeds.jsonl")
     tokenizer, engine = load_tokenizer(teacher), TransformersEngine(teacher.fetch())
-    seeds = parse(source, read_bytes(source), response_required=True)
+    seeds = parse(source, Path(source).read_bytes(), response_required=True)
     rows = [row for seed in seeds if isinstance(row := tokenise(seed, tokenizer, 2048), TokenisedRow)]
     rows.sort(key=lambda row: (len(row.ids), row.row_id))
     return [scored for start in range(0, len(rows), 64) for scored in engine.score(rows[start : start + 64], k)]

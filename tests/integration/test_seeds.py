@@ -1,5 +1,6 @@
 """The user's data from S3, and what of them enters a fingerprint."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from infra.store.artifacts import ArtifactReader, facts_of
 from tasks.evaluate.heldout.execution import mark
 from tasks.rows import HELDOUT, TRAIN, read_rows
 from tasks.seeds import stage
-from tasks.seeds.account import DUPLICATE, sentences
+from tasks.seeds.account import DUPLICATE, HELD_OUT, NOT_SAMPLED, sentences
 from tasks.seeds.references import FAILS
-from tasks.seeds.stage import Sources, open_databases, read_databases
+from tasks.seeds.settings import Reading
+from tasks.seeds.stage import LoadSeeds, Sources, open_databases, read_databases
 from tasks.seeds.turns import NOT_TRAINED_ON
-from tests.support.stages import load
+from tests.support.stages import load, made
 
 DUMP = "CREATE TABLE t(id INTEGER); INSERT INTO t VALUES (1), (2);"
 
@@ -125,17 +127,40 @@ def test_a_dump_in_latin_1_is_named(tmp_path: Path) -> None:
         read_databases(str(tmp_path))
 
 
-@pytest.mark.parametrize("what", ["seeds", "heldout"])
-def test_a_folder_is_called_one_and_its_files_are_named(tmp_path: Path, what: str) -> None:
-    (tmp_path / "data" / "train").mkdir(parents=True)
-    (tmp_path / "s.jsonl").write_bytes(_jsonl(20))
-    given = {"seeds": str(tmp_path / "s.jsonl"), "heldout": str(tmp_path / "s.jsonl"), what: str(tmp_path / "data")}
-    with pytest.raises(ConfigurationError, match=f"{what}: .* is a folder .it is empty.: name one file"):
-        load(Sources(given["seeds"], given["heldout"], None), heldout_share=0.1, response_required=True)
-    for name in "abcd":
-        (tmp_path / "data" / "train" / f"{name}.jsonl").write_bytes(_jsonl(1))
-    with pytest.raises(ConfigurationError, match=r"it holds train/a.jsonl, train/b.jsonl, train/c.jsonl …"):
-        load(Sources(given["seeds"], given["heldout"], None), heldout_share=0.1, response_required=True)
+def test_a_folder_and_a_prefix_are_all_the_data_in_them(bucket: str, tmp_path: Path) -> None:
+    parts = _jsonl(40).splitlines(keepends=True)
+    for name, lines in (("1.jsonl", parts[:20]), ("more/2.jsonl.gz", parts[15:])):
+        data = b"".join(lines)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data := gzip.compress(data, mtime=0) if name.endswith("gz") else data)
+        storage.put(f"s3://{bucket}/many/{name}", data)
+    (tmp_path / "notes.md").write_text("no data")
+    here = load(Sources(str(tmp_path), None, None), heldout_share=0.2, response_required=True)
+    assert here.counts["seeds"] + here.counts["heldout"] == 40
+    assert sentences(facts_of(here)) == [
+        f"seeds: 5 of 45 rows are left out (5: {DUPLICATE})",
+        "seeds: no data by their names, and not read: notes.md",
+    ]
+    (tmp_path / "notes.md").unlink()
+    for place in (f"s3://{bucket}/many", f"s3://{bucket}/many/**", f"s3://{bucket}/many/1.jsonl,{tmp_path}/more"):
+        there = load(Sources(place, None, None), heldout_share=0.2, response_required=True)
+        assert there.fingerprint == here.fingerprint
+
+
+def test_a_row_that_comes_often_is_likelier_in_the_sample(bucket: str, tmp_path: Path) -> None:
+    often, once = range(0, 200, 2), range(1, 200, 2)
+    numbers = [*once, *(n for n in often for _ in range(9))]
+    rows = [{"instruction": f"say {n}", "output": str(n)} for n in numbers]
+    (tmp_path / "s.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "h.jsonl").write_text(json.dumps({"instruction": "say 7", "output": "7"}))
+    sources = Sources(str(tmp_path / "s.jsonl"), str(tmp_path / "h.jsonl"), None)
+    ref = made(LoadSeeds(sources=sources, heldout_share=0.1, response_required=True, reading=Reading(max_seeds=50)))
+    chosen = [int(row.response) for row in read_rows(ref, TRAIN)]
+    assert len(chosen) == len(set(chosen)) == 50
+    assert 40 <= sum(n % 2 == 0 for n in chosen) < 50, "nine times as often, and not always"
+    assert 7 not in chosen
+    [left_out] = [facts_of(ref)["files"]["seeds"]["left_out"]]
+    assert left_out == {DUPLICATE: 800, HELD_OUT: 1, NOT_SAMPLED: 149}
 
 
 def test_columns_and_rows_that_are_not_used_are_in_the_record(bucket: str, tmp_path: Path) -> None:
@@ -148,6 +173,7 @@ def test_columns_and_rows_that_are_not_used_are_in_the_record(bucket: str, tmp_p
     assert file["left_out"] == {DUPLICATE: 1, NOT_TRAINED_ON: 1}
     assert sentences(facts_of(ref)) == [
         f"seeds: 2 of 22 rows are left out (1: {NOT_TRAINED_ON}; 1: {DUPLICATE})",
+        f'seeds: the first that {NOT_TRAINED_ON} is row 22: {{"instruction": "never", "output": "x", "weight": 0}}',
         "seeds: columns that are not used: topic (21 rows)",
     ]
     assert ref.counts["seeds"] + ref.counts["heldout"] + ref.counts["left_out"] == 22

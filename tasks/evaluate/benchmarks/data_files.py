@@ -6,14 +6,12 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from infra.errors import ConfigurationError, TransientError
-from infra.store import storage
+from infra.errors import ConfigurationError
 from tasks.models import DEMO
+from tasks.seeds import sources
 
-HUB = "hub:"
 DEMO_DATA = "demo"
 
 
@@ -86,33 +84,10 @@ def whole_text(source: str) -> str:
 
 
 def _bytes(source: str) -> bytes:
-    if source.startswith("s3://"):
-        data = storage.get(source)
-        if data is None:
-            raise ConfigurationError(f"{source} does not exist")
-        return data
     if source == DEMO_DATA:
         return (DEMO / "heldout.jsonl").read_bytes()
-    path = _from_hub(source) if source.startswith(HUB) else Path(source).expanduser()
-    if path.is_dir():
-        raise ConfigurationError(f"{source} is a folder: name a file in it")
-    if not path.is_file():
-        raise ConfigurationError(f"{source} does not exist: name a file, s3://… or hub:OWNER/DATASET/FILE")
-    return path.read_bytes()
-
-
-def _from_hub(source: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    parts = source.removeprefix(HUB).split("/", 2)
-    if len(parts) != 3:
-        raise ConfigurationError(f"{source!r} names no file of the hub: expected hub:OWNER/DATASET/FILE")
-    try:
-        return Path(hf_hub_download(f"{parts[0]}/{parts[1]}", parts[2], repo_type="dataset"))
-    except (LocalEntryNotFoundError, OSError) as error:
-        if isinstance(error, RepositoryNotFoundError | EntryNotFoundError) and not isinstance(
-            error, LocalEntryNotFoundError
-        ):
-            raise ConfigurationError(f"{source} does not exist on the hub (or needs HF_TOKEN)") from error
-        raise TransientError(f"the hub cannot be reached for {source}: download it and name the file") from error
+    files = sources.find(source, "benchmarks").files
+    if len(files) != 1:
+        raise ConfigurationError(f"{source} is {len(files)} files: name one of them")
+    with sources.local(files[0], "benchmarks") as path:
+        return path.read_bytes()

@@ -37,7 +37,7 @@ def _back(form: str, rows: list[Row]) -> list[Row]:
     else:
         data = "".join(json.dumps(FORMS[form](row), ensure_ascii=False) + "\n" for row in rows).encode()
     account = Account()
-    back = list(read("f", io.BytesIO(data), account, response_required=False))
+    back = list(read("f", io.BufferedReader(io.BytesIO(data)), account, response_required=False))
     assert (account.read, account.used) == (len(rows), len(back))
     return back
 

@@ -116,7 +116,8 @@ def test_files_that_are_none_are_refused_in_one_sentence(tmp_path: Path, data: b
     with pytest.raises(ConfigurationError, match=words) as caught:
         questions.alpaca_eval(str(path))
     assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigurationError, match="is a folder"):
+    (tmp_path / "r.json").write_bytes(data)
+    with pytest.raises(ConfigurationError, match="is 2 files: name one of them"):
         questions.alpaca_eval(str(tmp_path))
 
 

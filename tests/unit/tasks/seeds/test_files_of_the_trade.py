@@ -46,7 +46,7 @@ def _said(*contents: str) -> dict[str, Any]:
 
 def _read(data: bytes, *, response_required: bool = False, heldout: bool = False) -> tuple[list[Row], Account]:
     account = Account()
-    stream = io.BytesIO(data)
+    stream = io.BufferedReader(io.BytesIO(data))  # type: ignore[arg-type]
     return list(read("f", stream, account, response_required=response_required, heldout=heldout)), account
 
 
@@ -263,7 +263,6 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         "f is neither Parquet nor UTF-8 text .*line 2",
     ),
     "UTF-16": (json.dumps(ONE).encode("utf-16"), "UTF-16: save it as JSONL in UTF-8"),
-    "gzip": (b"\x1f\x8b\x08" + bytes(30), "is packed by gzip: unpack it"),
     "deep JSON": (_lines(ONE) + _deep(100_000), r"row 2 \(line 2\): is nested too deeply"),
     "a deep list": (b"[" * 100_000, r"row 1 \(line 1\): is nested too deeply"),
     "a number of thousands of digits": (
@@ -324,6 +323,9 @@ class _Slowly(io.BytesIO):
     def read(self, size: int | None = -1) -> bytes:
         return super().read(min(7, size) if size and size > 0 else size)
 
+    def peek(self, _size: int = 0) -> bytes:
+        return self.getvalue()[self.tell() :]
+
 
 def _each() -> Iterator[str]:
     return (name for name, (data, *_) in USED.items() if not data.startswith(b"PAR1"))
@@ -368,7 +370,7 @@ def _bomb(kind: str) -> bytes:
 )
 def test_a_small_file_that_unpacks_to_gigabytes_is_refused_in_bounded_memory(kind: str) -> None:
     data, before, taken = _bomb(kind), pa.total_allocated_bytes(), [0]
-    rows = read("f", io.BytesIO(data), Account(), response_required=False)
+    rows = read("f", io.BufferedReader(io.BytesIO(data)), Account(), response_required=False)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="f unpacks to more than 200 times its size and 256 MiB"):
         taken.extend(pa.total_allocated_bytes() - before for _ in rows)
     assert len(data) < 2**20

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from infra.errors import ConfigurationError
-from tasks.seeds.formats import parse, read_bytes
+from tasks.seeds.formats import parse
+from tasks.seeds.sources import find
 
 
 def _jsonl(*rows: Any) -> bytes:
@@ -68,8 +69,7 @@ def test_language_is_noticed() -> None:
         (_jsonl({"question": "?"}), ["f, row 1", "question", "Alpaca"]),
         (_jsonl({"instruction": "x"}), ["f, row 1", "'output'", "augmentation is off"]),
         (_jsonl({"instruction": "x", "instances": []}), ["'instances'", "non-empty"]),
-        (_jsonl({"messages": [{"role": "robot", "content": "x"}]}), ["'messages', turn 1", "role"]),
-        (_jsonl({"messages": [{"role": "assistant", "content": "x"}]}), ["no user turn"]),
+        (_jsonl({"messages": [{"role": 5, "content": "x"}]}), ["'messages', turn 1", "role"]),
         (_jsonl([1]), ["row 1", "expected an object"]),
         (b"", ["holds no rows"]),
         (b"\xff\xfe\x00", ["neither Parquet nor UTF-8"]),
@@ -87,7 +87,7 @@ def test_a_malformed_file_gets_one_sentence_with_file_row_and_field(data: bytes,
 
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(ConfigurationError, match="no file 'nowhere.jsonl'"):
-        read_bytes("nowhere.jsonl")
+        find("nowhere.jsonl", "seeds")
 
 
 @pytest.mark.parametrize(
