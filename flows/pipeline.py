@@ -8,9 +8,11 @@ from typing import Protocol, TypeVar
 from flows.recipe import Recipe
 from infra.stage import Stage
 from infra.store.artifacts import ArtifactRef
+from tasks.augment.naming import NameCategories
 from tasks.augment.stage import Augment
 from tasks.evaluate.benchmarks import artifacts
 from tasks.evaluate.benchmarks.harness import LmEval
+from tasks.evaluate.benchmarks.protect import ProtectBenchmarks
 from tasks.evaluate.benchmarks.stage import AnswerBenchmarks, JudgeBenchmarks
 from tasks.evaluate.stage import Evaluate
 from tasks.logits.stage import ScoreTeacher
@@ -50,8 +52,21 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
     """Every stage of `recipe`, in order, each given to `run` once what it is made from is known."""
     how, seed = recipe.settings, recipe.seed
 
-    seeds = run(load_seeds(recipe))
-    rows = run(Augment(seeds=seeds, agent_model=recipe.agent_model, options=how.augmentation))
+    seeds = read = run(load_seeds(recipe))
+    naming = NameCategories(seeds=read, agent_model=recipe.agent_model, options=how.augmentation)
+    if naming.is_needed:
+        seeds = run(naming)
+    protection = ProtectBenchmarks(options=how.benchmarks)
+    protected = run(protection) if protection.is_needed else None
+    rows = run(
+        Augment(
+            seeds=seeds,
+            agent_model=recipe.agent_model,
+            options=how.augmentation,
+            near_heldout=how.data.near_heldout,
+            protected=protected,
+        )
+    )
     sft = run(Train(name="sft", model=base, data=rows, training=how.sft, run=how.run, seed=seed))
     scores = run(ScoreTeacher(rows=rows, teacher=teacher, k=recipe.k, scoring=how.scoring))
     tuned = ModelSource(name="sft", artifact=sft)
@@ -68,7 +83,9 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
     }
     evaluations = run(Evaluate(models=variants, teacher=teacher, seeds=seeds, evaluation=how.evaluation))
     verdicts = _benchmarks(run, recipe, variants, evaluations)
-    stages = {"seeds": seeds, "augment": rows, "sft": sft, "logits": scores, "sft_control": control, "kd": kd}
+    stages = {"seeds": read, "augment": rows, "sft": sft, "logits": scores, "sft_control": control, "kd": kd}
+    if naming.is_needed:
+        stages["categories"] = seeds
     return Results(stages, evaluations, verdicts)
 
 

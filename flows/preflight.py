@@ -14,6 +14,7 @@ from infra import settings
 from infra.errors import ConfigurationError, disk_full, in_one_sentence
 from infra.orchestration.view import say
 from infra.store import storage
+from tasks.augment.own_prompts import prompts_of
 from tasks.evaluate.benchmarks import artifacts, harness
 from tasks.models import ModelSource, resolve
 from tasks.seeds.stage import check_sources
@@ -39,6 +40,8 @@ def check(recipe: Recipe) -> tuple[ModelSource, ModelSource]:
         for remark in remarks:
             say(f"[dim]{remark}[/dim]")
     _tried(problems, lambda: check_benchmarks(recipe))
+    if recipe.settings.augmentation.enabled:
+        _tried(problems, lambda: prompts_of(recipe.settings.augmentation.prompts))
     if _tried(problems, _storage_answers):
         problems.extend(check_sources(recipe.sources))
     if base and scorer and not problems:

@@ -17,9 +17,11 @@ from pydantic import BaseModel, ConfigDict
 
 from infra.store.artifacts import ArtifactReader, ArtifactRef
 from infra.store.parquet import packed
+from tasks.text.categories import UNNAMED
 
 TRAIN, HELDOUT = "train/", "heldout/"  # where a seeds artifact keeps its rows
 KEPT, REJECTED, FAILED = "kept/", "rejected/", "failed/"  # and an augment artifact
+PASSAGES = "passages.u64"  # of an artifact that says what no training row may hold
 Role = Literal["system", "user", "assistant"]
 
 
@@ -44,7 +46,7 @@ class Row(BaseModel):
     input: str = ""
     response: str = ""
     history: tuple[Message, ...] = ()
-    task_category: str = "general"
+    task_category: str = UNNAMED
     language: str = "en"
     origin_seed: str = ""
     lineage: tuple[str, ...] = ("seed",)

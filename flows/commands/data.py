@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from flows.commands.show import tables
 from flows.outcome import latest
 from flows.params import preset_for, with_preset
 from infra.console import Console
@@ -19,6 +20,7 @@ from infra.store import storage
 from infra.store.artifacts import ArtifactRef, artifact_at, facts_of
 from tasks.augment.estimate import Estimate, estimate
 from tasks.augment.export import export
+from tasks.augment.own_prompts import write
 from tasks.augment.settings import Augmentation, Format, RowTable
 from tasks.llm.budget import Usage
 from tasks.llm.endpoint import llm_endpoint
@@ -39,9 +41,14 @@ def print_estimate(
     augmentation: Augmentation | None,
     sample: int,
     ask: int | None,
+    show: bool,
 ) -> None:
     """Say what the agents will be asked and what it will cost."""
     options = with_preset(augmentation, preset_for(student).augmentation)
+    if show and not ask:
+        raise ConfigurationError(
+            "--show shows what the agents made of seeds: say how many they are asked, --ask 5 --show"
+        )
     if not options.enabled:
         raise ConfigurationError("augmentation is off, so the agents are asked nothing and cost nothing")
     with embedded_storage(), llm_endpoint(agent_model, options, lambda note: None) as endpoint:
@@ -54,8 +61,20 @@ def print_estimate(
         left_out = sentences(facts_of(rows))
     for sentence in left_out:
         console.print(sentence, markup=False, soft_wrap=True)
+    if show:
+        for table in tables(found):
+            console.print(table)
     console.print(_table(found, agent_model))
     console.print(_notes(found, options, agent_model == "demo"), soft_wrap=True)
+
+
+def write_prompts(folder: Path) -> None:
+    """Write the agents' prompts to edit."""
+    written = write(folder)
+    names = ", ".join(path.name for path in written)
+    console.print(
+        f"{names} in {folder}: edit or delete some, then run with --augmentation.prompts {folder}", soft_wrap=True
+    )
 
 
 def export_rows(to: Path, form: Format | None, table: RowTable, artifact: str | None) -> None:

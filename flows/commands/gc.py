@@ -18,8 +18,8 @@ from infra.store.artifacts import RECORD
 from tasks.text.units import size
 
 KINDS = (
-    *("seeds", "augment", "sft", "sft_control", "logits", "kd", "evaluate", "report", "leaderboard"),
-    *("benchmark-answers", "benchmark", "harness"),
+    *("seeds", "categories", "augment", "sft", "sft_control", "logits", "kd", "evaluate", "report", "leaderboard"),
+    *("protect", "benchmark-answers", "benchmark", "harness"),
 )
 ROOTS = ("report", "leaderboard")
 console = Console(highlight=False)

@@ -149,6 +149,7 @@ def estimate(
     augmentation: Augmentation | None = None,
     sample: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 100,
     ask: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    show: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Say how many requests and tokens the agents will take, and what they will cost, before anything is spent.
 
@@ -160,10 +161,26 @@ def estimate(
         Seeds to rehearse with; nothing is asked.
     ask
         Put this many seeds before the agents instead, and measure. Costs their answers, which a run then finds.
+    show
+        Show what each agent made of them, beside the seeds.
     """
     from flows.commands.data import print_estimate
 
-    print_estimate(student, seeds, agent_model, heldout, heldout_share, data, augmentation, sample, ask)
+    print_estimate(student, seeds, agent_model, heldout, heldout_share, data, augmentation, sample, ask, show)
+
+
+@app.command
+def prompts(folder: Path) -> None:
+    """Write the agents' prompts to a folder, to edit and then run with: --augmentation.prompts FOLDER.
+
+    Parameters
+    ----------
+    folder
+        A new folder. Files that you delete stay as they are shipped.
+    """
+    from flows.commands.data import write_prompts
+
+    write_prompts(folder)
 
 
 @app.command

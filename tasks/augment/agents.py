@@ -6,16 +6,29 @@ does an expansion stay in its task category, does a rewriting keep the meaning.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, ValidatorFunctionWrapHandler, model_validator
 
 from infra.store.artifacts import digest_of
 from tasks.llm.agent import Agent, AgentAnswer, Score, Text, Words, empty_as, first_of
+from tasks.rows import Row
 from tasks.text import categories
 
 _PACKAGE = "tasks.augment"
+
+
+class Categories(AgentAnswer):
+    categories: list[Words]
+
+    def unfit(self, shown: Mapping[str, Any]) -> str:
+        seeds, known = shown.get("seeds") or self.categories, shown.get("categories") or self.categories
+        if len(self.categories) != len(seeds):
+            return f"{len(self.categories)} categories of {len(seeds)} seeds"
+        others = [name for name in self.categories if name not in known]
+        return f"{others[0][:50]!r} is none of the categories" if others else ""
 
 
 class NewRow(AgentAnswer):
@@ -96,6 +109,15 @@ class Verdict(AgentAnswer):
     tests: Annotated[list[Text], Field(max_length=20), empty_as([])]
 
 
+@dataclass(frozen=True)
+class SortingAgent(Agent[Categories]):
+    """Works on several rows at a time, which its settings hold."""
+
+    def messages(self, row: Row, **settings: Any) -> list[dict[str, str]]:
+        return self.about(settings, **settings)
+
+
+NAMING = SortingAgent("naming", Categories, _PACKAGE)
 EXPANSION = Agent("expansion", Expansions, _PACKAGE, writes=True, stage=0)
 CATEGORY = Agent("category", CategoryVerdicts, _PACKAGE, stage=1)
 REWRITING = Agent("rewriting", Rewritten, _PACKAGE, writes=True, stage=2)
@@ -105,9 +127,9 @@ VERIFICATION = Agent("verification", Verdict, _PACKAGE, stage=5)
 AGENTS: tuple[Agent[Any], ...] = (EXPANSION, CATEGORY, REWRITING, PRESERVATION, SELECTION, VERIFICATION)
 
 
-def agents_digest() -> str:
+def agents_digest(agents: Iterable[Agent[Any]] | None = None) -> str:
     """Changes when a prompt or a response schema changes."""
-    return digest_of([[a.name, a.prompt, a.schema] for a in AGENTS])[:16]
+    return digest_of([[a.name, a.prompt, a.schema] for a in (AGENTS if agents is None else agents)])[:16]
 
 
 def wants_chain_of_thought(task_category: str) -> bool:

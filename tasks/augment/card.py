@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow.compute as pc
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from infra.store.artifacts import Workspace
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.store.parquet import unpacked
-from tasks.rows import KEPT
+from tasks.rows import KEPT, TRAIN
 
 NAME = "card.md"
 _SAMPLES = 3
@@ -57,6 +57,14 @@ def describe(work: Workspace, batches: int) -> dict[str, Any]:
         "characters": {name: _summary(counter) for name, counter in lengths.items()},
         "samples": samples,
     }
+
+
+def categories(seeds: ArtifactRef) -> dict[str, int]:
+    """How many seeds there are of each task category."""
+    found = Counter[str]()
+    for _name, data in ArtifactReader(seeds).stream(TRAIN):
+        found.update(unpacked(data)["task_category"].to_pylist())
+    return dict(found.most_common())
 
 
 def render(work: Workspace, counts: Mapping[str, int], facts: Mapping[str, Any]) -> str:

@@ -21,7 +21,10 @@ from typing import Any
 from infra.sandbox.python import PythonSandbox
 from infra.store.artifacts import ArtifactRef
 from tasks.augment import agents
-from tasks.augment.controller import verify, write_and_score
+from tasks.augment.agents import NAMING
+from tasks.augment.controller import Ask, Batch, Dropped, verify, write_and_score
+from tasks.augment.naming import categories_of, named
+from tasks.augment.own_prompts import prompts_of
 from tasks.augment.settings import Augmentation
 from tasks.llm.agent import Agent
 from tasks.llm.budget import Usage, UsageByAgent
@@ -32,6 +35,7 @@ from tasks.seeds.stage import open_databases
 
 _TYPICAL_RESPONSE = "word " * 200  # where no seed of the sample has a response
 _REASON = "word " * 25
+_OTHER = "other"
 _LONGEST = 10_000  # characters: half of what an agent may write
 
 
@@ -39,7 +43,8 @@ _LONGEST = 10_000  # characters: half of what an agent may write
 class Estimate:
     """Requests, tokens and $ by agent for all `seeds`, from `sample` of them; `rows` reach verification's end.
 
-    `examples` are the sample's rows that do, in a rehearsal as long as they may become.
+    `examples` are the sample's rows that do, in a rehearsal as long as they may become. Of what was `asked`, `became`
+    has every row, kept or not.
     """
 
     seeds: int
@@ -49,6 +54,8 @@ class Estimate:
     usage: dict[str, Usage] = field(default_factory=dict)
     priced: bool = True
     examples: tuple[Row, ...] = ()
+    asked: tuple[Row, ...] = ()
+    became: tuple[Row | Dropped, ...] = ()
 
     @property
     def total(self) -> Usage:
@@ -71,7 +78,8 @@ async def _measure(rows: list[Row], seeds: ArtifactRef, options: Augmentation, e
     usage = UsageByAgent()
     scale = seeds.counts["seeds"] / len(rows)
     async with connected(endpoint, options) as client:
-        ask = functools.partial(client.ask, usage)
+        ask = functools.partial(prompts_of(options.prompts).ask, client, usage)
+        rows = await _named(ask, rows, options)
         written = await write_and_score(ask, rows, options, databases_by_input(rows), lambda: None)
         kept = _reaching_verification(written.rows, options, scale)
         with PythonSandbox() as sandbox:
@@ -80,13 +88,17 @@ async def _measure(rows: list[Row], seeds: ArtifactRef, options: Augmentation, e
     scales = _scales(scale, kept, options)
     scaled = {agent: _scaled(used, scales[agent]) for agent, used in usage.items()}
     rows_out = round(len(checked.rows) * scales["verification"])
-    return Estimate(seeds.counts["seeds"], len(rows), True, rows_out, scaled, priced, tuple(checked.rows))
+    dropped = [*checked.rejected, *checked.failed, *written.rejected, *written.failed, *_low(written, kept)]
+    became: tuple[Row | Dropped, ...] = (*checked.rows, *dropped)
+    count = seeds.counts["seeds"]
+    return Estimate(count, len(rows), True, rows_out, scaled, priced, tuple(checked.rows), tuple(rows), became)
 
 
 async def _rehearse(rows: list[Row], seeds: ArtifactRef, options: Augmentation, endpoint: LLMEndpoint) -> Estimate:
     """Play the agents in words of the seeds' length, and count the tokens of what would be asked and answered."""
     scale = seeds.counts["seeds"] / len(rows)
     rehearsal = _Rehearsal(rows, options, endpoint.model)
+    await _named(rehearsal.ask, rows, options)
     written = await write_and_score(rehearsal.ask, rows, options, databases_by_input(rows), lambda: None)
     kept = _reaching_verification(written.rows, options, scale)
     if options.verification:
@@ -111,12 +123,14 @@ class _Rehearsal:
     def __init__(self, rows: list[Row], options: Augmentation, model: str):
         self.said: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
         self._options = options
+        self._prompts = prompts_of(options.prompts)
         self._model = model
         answered = sorted((row.response for row in rows if row.response), key=len)
         self._typical = answered[len(answered) // 2] if answered else _TYPICAL_RESPONSE
 
     async def ask(self, agent: Agent[Any], row: Row, **settings: Any) -> Any:
         answer = agent.answer.model_validate(self._answer(agent, row, settings))
+        agent = self._prompts[agent]
         prompt = "\n".join([m["content"] for m in agent.messages(row, **settings)] + [json.dumps(agent.schema)])
         route = self._options.route(agent.name, row.task_category, row.language) or self._model
         self.said[agent.name, route].append((prompt, answer.model_dump_json()))
@@ -126,6 +140,8 @@ class _Rehearsal:
         response = (row.response or self._typical)[:_LONGEST]
         instruction = row.instruction[:_LONGEST]
         match agent.name:
+            case "naming":
+                return {"categories": [_OTHER] * len(settings["seeds"])}
             case "expansion":
                 new = {"instruction": instruction, "input": row.input[:_LONGEST], "response": response}
                 return {"instructions": [new] * settings["n"]}
@@ -140,6 +156,13 @@ class _Rehearsal:
             case "selection":
                 return {"informativeness": 10, "helpfulness": 10, "generality": 10, "reason": _REASON}
         return {"correct": True, "evidence": _REASON, "tests": []}
+
+
+async def _named(ask: Ask, rows: list[Row], options: Augmentation) -> list[Row]:
+    """The sample with its task categories named, where the run would name them."""
+    if not options.name_categories:
+        return rows
+    return await named(ask, rows, categories_of(options), lambda more: None)
 
 
 def sampled(rows: Iterable[Row], size: int) -> list[Row]:
@@ -161,11 +184,18 @@ def _reaching_verification(rows: list[Row], options: Augmentation, scale: float)
     return enough[:most]
 
 
+def _low(written: Batch, kept: list[Row]) -> list[Dropped]:
+    """What did not reach Verification."""
+    reached = {row.id for row in kept}
+    why = "scored too low, or more than augmentation.max_rows"
+    return [Dropped(row, "selection", why) for row in written.rows if row.id not in reached]
+
+
 def _scales(scale: float, kept: list[Row], options: Augmentation) -> Mapping[str, float]:
     """By agent, from the sample to everything; Verification sees no more than `max_rows`."""
     most = float("inf") if options.max_rows is None else options.max_rows
     verified = min(len(kept) * scale, most) / max(len(kept), 1)
-    return {agent.name: verified if agent is agents.VERIFICATION else scale for agent in agents.AGENTS}
+    return {agent.name: verified if agent is agents.VERIFICATION else scale for agent in (NAMING, *agents.AGENTS)}
 
 
 def _scaled(used: Usage, scale: float) -> Usage:

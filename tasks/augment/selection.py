@@ -16,8 +16,7 @@ import rensa
 from infra.files import scratch
 from infra.store.artifacts import digest_of
 from tasks.rows import Row
-from tasks.seeds.account import HELD_OUT
-from tasks.text.overlap import HeldOut
+from tasks.text.leaks import Leaks
 
 LOW_SCORE = "score below {:g}"
 DUPLICATE = "near-duplicate of a better row"
@@ -54,8 +53,8 @@ class Selection:
     def close(self) -> None:
         self._database.close()
 
-    def add(self, batch: int, rows: Iterable[Row], heldout: HeldOut | None = None) -> None:
-        """The rows of a batch, in their order; those that ask what a held-out row asks are not kept."""
+    def add(self, batch: int, rows: Iterable[Row], leaks: Leaks | None = None) -> None:
+        """The rows of a batch, in their order; those that `leaks` has a reason against are not kept."""
         entries = [
             (
                 batch,
@@ -66,7 +65,7 @@ class Selection:
                 context_of(row),
                 signature(row.instruction),
                 signature(row.input),
-                HELD_OUT if heldout and heldout.asked_by(row) else None,
+                leaks.reason(row) if leaks else None,
             )
             for position, row in enumerate(rows)
         ]

@@ -12,6 +12,9 @@ Format = Literal["alpaca", "sharegpt", "messages", "parquet"]  # of exported row
 RowTable = Literal["kept", "rejected", "failed", "topk"]
 
 
+_NAMING = {"name_categories", "categories"}  # which act before
+
+
 class Augmentation(LLMCalls):
     """How the agents work on the seeds."""
 
@@ -20,6 +23,11 @@ class Augmentation(LLMCalls):
 
     enabled: bool = Field(True, description="off: the seeds' own responses are the training rows")
     expansions_per_seed: int = Field(5, ge=0, le=50, description="new instructions that Expansion writes per seed")
+    name_categories: bool = Field(True, description="an agent names the task category of seeds that have none")
+    categories: tuple[str, ...] = Field((), description="names to choose from, instead of some thirty usual ones")
+    prompts: str | None = Field(
+        None, description="folder with prompts of your own (NAME.jinja); `distilflow prompts` writes those we have"
+    )
     rewriting: bool = Field(True, description="Rewriting improves instructions and responses, and its check runs")
     selection: bool = Field(True, description="Selection scores rows, and near-duplicates are dropped")
     verification: bool = Field(True, description="Verification judges rows, and SQL, Python and arithmetic are run")
@@ -39,8 +47,8 @@ class Augmentation(LLMCalls):
     )
 
     def identity(self) -> dict[str, Any]:
-        """What changes the rows. The budget is in it: a larger one reaches more seeds."""
-        return self.model_dump(mode="json", exclude=NEVER_CHANGES_ANSWERS | {"enabled"})
+        """What changes the rows. The budget is in it: a larger one reaches more seeds. Prompts count by their words."""
+        return self.model_dump(mode="json", exclude=NEVER_CHANGES_ANSWERS | _NAMING | {"enabled", "prompts"})
 
     def route(self, agent: str, task_category: str, language: str) -> str | None:
         """The model for a request, where it is not the default one."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
 
+import numpy as np
+
 from infra import settings
 from infra.errors import ConfigurationError
 from infra.sandbox.python import PythonSandbox
@@ -23,6 +25,7 @@ from infra.store.claims import Claims, Pauses, working_under
 from tasks.augment import card, selection
 from tasks.augment.agents import agents_digest
 from tasks.augment.controller import Batch, Dropped, verify, write_and_score
+from tasks.augment.own_prompts import prompts_of
 from tasks.augment.settings import Augmentation
 from tasks.llm.budget import UsageByAgent
 from tasks.llm.endpoint import llm_endpoint, provider_slots
@@ -32,6 +35,7 @@ from tasks.rows import (
     FAILED,
     HELDOUT,
     KEPT,
+    PASSAGES,
     REJECTED,
     TRAIN,
     Row,
@@ -41,6 +45,7 @@ from tasks.rows import (
     to_parquet,
 )
 from tasks.seeds.stage import open_databases
+from tasks.text.leaks import BENCHMARK, Leaks
 from tasks.text.overlap import HeldOut
 
 KIND = "augment"
@@ -54,7 +59,8 @@ AsTask = Callable[[str, Callable[[], Awaitable[None]]], Awaitable[None]]
 class Augment(OneArtifact):
     """Four agents turn seeds into training rows (paper, section 3.1); with augmentation off, the seeds' own responses.
 
-    Any number of processes make it together, a batch at a time.
+    Any number of processes make it together, a batch at a time. `near_heldout` is as in `tasks.seeds.settings`;
+    `protected` holds passages that no row may have.
     """
 
     kind: ClassVar = "augment"
@@ -64,6 +70,8 @@ class Augment(OneArtifact):
     seeds: ArtifactRef
     agent_model: str
     options: Augmentation
+    near_heldout: float | None = None
+    protected: ArtifactRef | None = None
 
     @property
     def is_shared(self) -> bool:
@@ -72,21 +80,39 @@ class Augment(OneArtifact):
     def workspace(self) -> Workspace:
         spec: dict[str, Any] = {"enabled": self.options.enabled}
         if self.options.enabled:
-            spec |= {"options": self.options.identity(), "model": self.agent_model, "agents": agents_digest()}
-        return Workspace(KIND, STAGE_VERSION, spec, {"seeds": self.seeds})
+            spec |= {
+                "options": self.options.identity(),
+                "model": self.agent_model,
+                "agents": agents_digest(prompts_of(self.options.prompts).agents),
+            }
+            spec |= {"near_heldout": self.near_heldout} if self.near_heldout is not None else {}
+        protected = {"protected": self.protected} if self.protected else {}
+        return Workspace(KIND, STAGE_VERSION, spec, {"seeds": self.seeds, **protected})
 
     def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
         return provider_slots(self.agent_model, self.options) if self.options.enabled else {}
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
         if not self.options.enabled:
-            return copy_seeds(work, self.seeds)
+            return copy_seeds(work, self.seeds, self.protected)
         with llm_endpoint(self.agent_model, self.options, view.note) as endpoint:
-            return augment(work, self.seeds, self.options, endpoint, view.tick, view.batch)
+            leaks = _leaks(self.seeds, self.near_heldout, self.protected)
+            return augment(work, self.seeds, self._affordable, endpoint, view.tick, view.batch, leaks)
+
+    @property
+    def _affordable(self) -> Augmentation:
+        """The settings with what naming the seeds' categories left of the budget."""
+        if self.options.budget_usd is None:
+            return self.options
+        named = facts_of(self.seeds).get("usage", {}).values()
+        left = self.options.budget_usd - sum(usage["cost_usd"] for usage in named)
+        return self.options.model_copy(update={"budget_usd": max(left, 1e-9)})
 
     def show(self, made: Made, view: View) -> str:
         ref, counts = made.shown, made.shown.counts
         if not self.options.enabled:
+            if counts["rejected"]:
+                view.warn(f"{counts['rejected']:,} rows are left out: each {BENCHMARK}")
             return f"{counts['rows']:,} rows, the seeds' own responses (augmentation is off)"
         facts = facts_of(ref)
         view.markdown("augment-card", ArtifactReader(ref).read(card.NAME).decode(), "the augmented dataset")
@@ -107,14 +133,34 @@ class Augment(OneArtifact):
         return f"{counts['rows']:,} rows kept of {written:,} written from {counts['seeds']:,} seeds"
 
 
-def copy_seeds(work: Workspace, seeds: ArtifactRef) -> ArtifactRef:
-    """Augmentation is off: the seeds as they are."""
-    count = 0
+def copy_seeds(work: Workspace, seeds: ArtifactRef, protected: ArtifactRef | None = None) -> ArtifactRef:
+    """Augmentation is off: the seeds as they are, but for those that hold what is protected."""
+    kept = rejected = 0
+    leaks = Leaks(HeldOut(), None, _passages(protected))
     for index, (_name, data) in enumerate(ArtifactReader(seeds).stream(TRAIN)):
-        rows = list(from_parquet(data))
-        count += len(rows)
-        work.put(f"{KEPT}{index:05}.parquet", to_parquet(rows))
-    return work.publish((KEPT,), {"seeds": count, "expanded": 0, "rows": count, "rejected": 0, "failed": 0}, {})
+        rows = [(row, leaks.quotes_benchmark(row)) for row in from_parquet(data)]
+        good, bad = ([row for row, quotes in rows if quotes is which] for which in (False, True))
+        work.put(f"{KEPT}{index:05}.parquet", to_parquet(good))
+        if bad:
+            extra = {"agent": ["selection"] * len(bad), "reason": [BENCHMARK] * len(bad), "detail": [""] * len(bad)}
+            work.put(f"{REJECTED}{index:05}.parquet", to_parquet(bad, extra))
+        kept, rejected = kept + len(good), rejected + len(bad)
+    counts = {"seeds": kept + rejected, "expanded": 0, "rows": kept, "rejected": rejected, "failed": 0}
+    if not kept:
+        raise ConfigurationError(f"every row {BENCHMARK}: leave the benchmark out, or train on other rows")
+    return work.publish(
+        (KEPT, REJECTED), counts, {"rejected": {"selection": {BENCHMARK: rejected}}} if rejected else {}
+    )
+
+
+def _leaks(seeds: ArtifactRef, near: float | None, protected: ArtifactRef | None) -> Leaks:
+    return Leaks.of(lambda: read_rows(seeds, HELDOUT), lambda: read_rows(seeds, TRAIN), near, _passages(protected))
+
+
+def _passages(protected: ArtifactRef | None) -> frozenset[int]:
+    """Hashes of protected passages."""
+    data = ArtifactReader(protected).read(PASSAGES) if protected else b""
+    return frozenset(np.frombuffer(data, "<u8").tolist())
 
 
 async def _directly(_name: str, do: Callable[[], Awaitable[None]]) -> None:
@@ -128,13 +174,15 @@ def augment(
     endpoint: LLMEndpoint,
     tick: Tick,
     as_task: AsTask = _directly,
+    leaks: Leaks | None = None,
 ) -> ArtifactRef:
     """Run the agents over all seeds and publish kept, rejected and failed rows.
 
     Seeds + expansions = kept + rejected + failed. `as_task` runs a named batch. Several workers may be here
     with the same workspace at a time; with a budget they take turns, so that it is kept.
     """
-    return run_async(_augment(work, seeds, options, endpoint, tick, as_task))
+    leaks = leaks or _leaks(seeds, None, None)
+    return run_async(_augment(work, seeds, options, endpoint, tick, as_task, leaks))
 
 
 @dataclass
@@ -187,35 +235,40 @@ class _Batches:
 
 
 async def _augment(
-    work: Workspace, seeds: ArtifactRef, options: Augmentation, endpoint: LLMEndpoint, tick: Tick, as_task: AsTask
+    work: Workspace,
+    seeds: ArtifactRef,
+    options: Augmentation,
+    endpoint: LLMEndpoint,
+    tick: Tick,
+    as_task: AsTask,
+    leaks: Leaks,
 ) -> ArtifactRef:
     count = (seeds.counts["seeds"] + _SEEDS_PER_BATCH - 1) // _SEEDS_PER_BATCH
     progress = _progress(seeds.counts["seeds"], tick)
     database_of = databases_by_input(read_rows(seeds, TRAIN))
-    databases = open_databases(seeds)
+    databases, prompts = open_databases(seeds), prompts_of(options.prompts)
     with PythonSandbox() as sandbox, Claims(work.uri + "claims/") as claims:
         async with connected(endpoint, options, options.max_rows) as client:
             batches = _Batches(work, claims, as_task, whole=options.budget_usd is not None)
 
             async def write(index: int, rows: list[Row]) -> None:
                 usage = UsageByAgent()
-                ask = functools.partial(client.ask, usage)
+                ask = functools.partial(prompts.ask, client, usage)
                 batch = await write_and_score(ask, rows, options, database_of, progress)
                 await asyncio.to_thread(_put_batch, work, "written", index, batch, usage)
 
             async def check(index: int, chosen: selection.Selection) -> None:
                 usage = UsageByAgent()
                 rows, dropped = _selected(work, index, chosen)
-                batch = await verify(functools.partial(client.ask, usage), rows, options, databases, sandbox)
+                batch = await verify(functools.partial(prompts.ask, client, usage), rows, options, databases, sandbox)
                 batch.rejected += dropped
                 await asyncio.to_thread(_put_batch, work, "verified", index, batch, usage)
                 progress(min(_SEEDS_PER_BATCH, seeds.counts["seeds"] - index * _SEEDS_PER_BATCH))
 
             await batches.each("written", lambda: _batches(seeds), write)
             with selection.opened(settings.work_dir()) as chosen:
-                heldout = HeldOut.of(read_rows(seeds, HELDOUT))
                 for index in range(count):
-                    chosen.add(index, _written(work, index), heldout)
+                    chosen.add(index, _written(work, index), leaks)
                 chosen.decide(
                     min_score=options.min_score if options.selection else 0.0,
                     near_duplicate=options.near_duplicate if options.selection else None,
@@ -276,6 +329,7 @@ def _publish(work: Workspace, batches: int) -> ArtifactRef:
         )
     facts["usage"] = usage.plain()
     facts["rows"] = card.describe(work, batches)
+    facts["seeds_by_category"] = card.categories(work.inputs["seeds"])
     work.put(card.NAME, card.render(work, counts, facts).encode())
     return work.publish((KEPT, REJECTED, FAILED, card.NAME), counts, facts)
 

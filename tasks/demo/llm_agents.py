@@ -226,7 +226,17 @@ def _returns(database: Database, expected: str, sql: str) -> bool:
     return _runs(database, sql) and opened(database).same_result(expected, sql)
 
 
+def name(body: Body, _rng: random.Random) -> AgentReply:
+    """All that is asked here is SQL."""
+    seeds, categories = body.get("seeds"), body.get("categories")
+    if not isinstance(seeds, list) or not isinstance(categories, dict) or not categories:
+        raise BadAgentRequestError("fields 'seeds' and 'categories' must be a list and an object")
+    named = next((category for category in categories if "SQL" in category), next(iter(categories)))
+    return {"categories": [named] * len(seeds)}
+
+
 _AGENTS: dict[str, Callable[[Body, random.Random], AgentReply]] = {
+    "naming": name,
     "expansion": expand,
     "category": check_categories,
     "preservation": check_preservation,

@@ -12,7 +12,8 @@ from functools import cached_property
 from importlib import resources
 from typing import Annotated, Any, Generic, TypeVar
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import StrictUndefined, Template, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from tasks.llm.reading import MAX_CHARS, BadAnswer, object_in, quotes
@@ -53,14 +54,19 @@ class Agent(Generic[AnswerT]):
     name: str
     answer: type[AnswerT]
     package: str  # whose `prompts/` holds the prompt …
-    text: str = ""  # … unless this is it, to the letter: no template, whatever stands in it
+    text: str = ""  # … unless this is it, to the letter: no template, whatever stands in it …
+    template: str = ""  # … or this, a template of the user's own
     writes: bool = False  # rows, and not judgements
     stage: int = 0  # how far along the rows are that go before it; of requests that wait, the furthest goes first
     sets_aside: bool = False  # what an answer costs is set aside for the agent that comes last
 
     @cached_property
     def prompt(self) -> str:
-        return self.text or resources.files(self.package).joinpath(f"prompts/{self.name}.jinja").read_text()
+        return (
+            self.text
+            or self.template
+            or resources.files(self.package).joinpath(f"prompts/{self.name}.jinja").read_text()
+        )
 
     @cached_property
     def _template(self) -> Template:
@@ -83,6 +89,11 @@ class Agent(Generic[AnswerT]):
         if row.history:
             payload["history"] = [message.model_dump() for message in row.history]
         return self.about({**payload, **settings}, **settings)
+
+    @property
+    def settings(self) -> set[str]:
+        """What the prompt's template asks to be told."""
+        return meta.find_undeclared_variables(_TEMPLATES.parse(self.prompt))
 
     def about(self, payload: Mapping[str, Any], **settings: Any) -> list[dict[str, str]]:
         """The chat messages that put `payload`, as one JSON object, before this agent."""
@@ -117,4 +128,4 @@ def first_of(error: ValidationError) -> str:
     return f"{where[:100]}: {first['msg']}"
 
 
-_TEMPLATES = Environment(undefined=StrictUndefined, trim_blocks=True, autoescape=False)  # plain text, not HTML
+_TEMPLATES = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, autoescape=False)

@@ -148,7 +148,7 @@ def gather(
         stages=shown,
         curves={name: records[name].facts["curve"] for name in ("sft", "sft_control", "kd")},
         coverage=Coverage.model_validate(coverage),
-        data_flow=_data_flow(records["augment"]),
+        data_flow=_data_flow(records["augment"], records.get("categories")),
         examples=_examples(tables),
         analysis=analyse(tables, LABELS),
         benchmarks=benchmarks.gather(verdicts, LABELS),
@@ -183,9 +183,10 @@ def _benchmark_stage(verdicts: Mapping[str, ArtifactRef]) -> StageSummary:
     return StageSummary(name="benchmarks", seconds=taken, uri=first.uri, fingerprint=first.fingerprint, counts=counts)
 
 
-def _data_flow(record: Record) -> DataFlow | None:
+def _data_flow(record: Record, naming: Record | None) -> DataFlow | None:
     if not record.spec["enabled"]:
         return None
+    usage = {**(naming.facts["usage"] if naming else {}), **record.facts["usage"]}
     counts = record.counts
     checked = counts.get("category_checked", 0)
     return DataFlow(
@@ -195,7 +196,7 @@ def _data_flow(record: Record) -> DataFlow | None:
         rejected=record.facts["rejected"],
         failed=record.facts["failed"],
         drift=counts.get("drifted", 0) / checked if checked else None,
-        usage={agent: _use(numbers) for agent, numbers in record.facts["usage"].items()},
+        usage={agent: _use(numbers) for agent, numbers in usage.items()},
         agent_model=record.spec["model"],
     )
 

@@ -10,7 +10,6 @@ from typing import Any
 
 DUPLICATE = "the same as another row"
 OTHER_DATABASE = "the same as another row, for another database"
-HELD_OUT = "asks what a held-out row asks"
 NOT_SAMPLED = "is not in the sample that data.max_seeds takes"
 
 

@@ -19,6 +19,7 @@ from tasks.seeds import columns, files, logs, parquet, turns
 from tasks.seeds.account import Account, LeftOutError
 from tasks.seeds.columns import SourceRow
 from tasks.seeds.settings import Reading
+from tasks.text.categories import UNNAMED
 from tasks.text.language import is_language, language_of
 
 _ACCEPTED = (
@@ -242,7 +243,7 @@ def _row(
         input=_text(where, "input", context),
         response=_text(where, "output", response),
         history=tuple(history),
-        task_category=_name(where, "category", entry.use_only(*columns.CATEGORY)) or kind or "general",
+        task_category=_name(where, "category", entry.use_only(*columns.CATEGORY)) or kind or UNNAMED,
         language=language,
         database=_name(where, "database", entry.use("database")),
     )

@@ -24,6 +24,13 @@ class Reading(BaseModel):
         description="train on a sample of this many seeds; what is in the files more often is likelier in it",
     )
 
+    near_heldout: float | None = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="similarity (TF-IDF of 4-grams) from which a row counts as a held-out one; none: equal rows only",
+    )
+
     @field_validator("columns")
     @classmethod
     def _are_known(cls, columns: tuple[str, ...]) -> tuple[str, ...]:

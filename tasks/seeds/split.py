@@ -14,8 +14,9 @@ from pathlib import Path
 
 from infra.files import scratch
 from tasks.rows import HELDOUT, TRAIN, Row
-from tasks.seeds.account import DUPLICATE, HELD_OUT, NOT_SAMPLED, OTHER_DATABASE, Account
-from tasks.text.overlap import HeldOut, conversations
+from tasks.seeds.account import DUPLICATE, NOT_SAMPLED, OTHER_DATABASE, Account
+from tasks.text.leaks import Leaks
+from tasks.text.overlap import conversations
 
 _TABLES = """
 PRAGMA journal_mode=OFF;
@@ -87,27 +88,28 @@ class Split:
     def heldout(self) -> Iterator[Row]:
         return self._rows(HELDOUT)
 
-    def training(self, account: Account, most: int | None = None) -> Iterator[Row]:
+    def training(self, account: Account, most: int | None = None, near: float | None = None) -> Iterator[Row]:
         """The rows that ask nothing that a held-out row asks, at most so many; `account` counts what is left out.
 
-        A row that is in the files n times is n times as likely to be in the sample (Efraimidis and Spirakis 2006).
+        `near` is the similarity from which a question counts as a held-out one; None: equal ones only. A row that is in
+        the files n times is n times as likely to be in the sample (Efraimidis and Spirakis 2006).
         """
-        questions = HeldOut.of(self.heldout())
-        if most is not None:
-            self._leave_out(questions, account)
-            self._sample(most, account)
+        leaks = Leaks.of(self.heldout, lambda: self._rows(TRAIN), near)
+        if most is None:
+            yield from self._without(leaks, account)
+            return
+        self._database.execute("CREATE TABLE kept (id TEXT PRIMARY KEY)")
+        self._database.executemany("INSERT INTO kept VALUES (?)", ((row.id,) for row in self._without(leaks, account)))
+        self._database.execute("DELETE FROM rows WHERE part = ? AND id NOT IN (SELECT id FROM kept)", (TRAIN,))
+        self._sample(most, account)
+        yield from self._rows(TRAIN)
+
+    def _without(self, leaks: Leaks, account: Account) -> Iterator[Row]:
         for row in self._rows(TRAIN):
-            if most is None and questions.asked_by(row):
-                account.left_out[HELD_OUT] += 1
+            if reason := leaks.reason(row):
+                account.left_out[reason] += 1
             else:
                 yield row
-
-    def _leave_out(self, questions: HeldOut, account: Account) -> None:
-        """Take the rows that ask what a held-out row asks away, before others are sampled."""
-        asked = [row.id for row in self._rows(TRAIN) if questions.asked_by(row)]
-        self._database.executemany("DELETE FROM rows WHERE part = ? AND id = ?", ((TRAIN, one) for one in asked))
-        if asked:
-            account.left_out[HELD_OUT] += len(asked)
 
     def _sample(self, most: int, account: Account) -> None:
         self._database.create_function("lateness", 2, _lateness)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from tasks.rows import HELDOUT, TRAIN, Row, to_parquet
 from tasks.seeds import files, formats, references, sources, split
 from tasks.seeds.account import Account, sentences
 from tasks.seeds.settings import Reading
+from tasks.text.categories import UNNAMED
 
 KIND = "seeds"
 STAGE_VERSION = 4
@@ -89,9 +91,12 @@ class LoadSeeds(OneArtifact):
             failing: list[dict[str, str]] = []
             of_heldout = accounts.get("heldout", accounts["seeds"])
             checked = references.running(rows.heldout(), self._databases, of_heldout, failing)
+            unnamed = Counter[str]()
+            training = rows.training(accounts["seeds"], self.reading.max_seeds, self.reading.near_heldout)
             counts = {
-                "seeds": _put(work, TRAIN, rows.training(accounts["seeds"], self.reading.max_seeds)),
-                "heldout": _put(work, HELDOUT, checked),
+                "seeds": _put(work, TRAIN, _noting(training, unnamed)),
+                "heldout": _put(work, HELDOUT, _noting(checked, unnamed)),
+                "unnamed": unnamed[UNNAMED],
                 "databases": len(self._databases),
                 "left_out": sum(account.left_out.total() for account in accounts.values()),
             }
@@ -140,6 +145,13 @@ class LoadSeeds(OneArtifact):
     @functools.cached_property
     def _databases(self) -> dict[str, str]:
         return read_databases(self.sources.databases) if self.sources.databases else {}
+
+
+def _noting(rows: Iterable[Row], categories: Counter[str]) -> Iterator[Row]:
+    """The rows; their task categories are counted as they pass."""
+    for row in rows:
+        categories[row.task_category] += 1
+        yield row
 
 
 def _put(work: Workspace, prefix: str, rows: Iterator[Row]) -> int:

@@ -4,6 +4,44 @@ from __future__ import annotations
 
 import re
 
+UNNAMED = "general"  # of rows whose category nobody named
+TASKS: dict[str, str] = {
+    "closed question answering": "a question about a text that is given",
+    "open question answering": "a question of fact, answered from what one knows",
+    "explanation": "how or why something is as it is",
+    "definition": "what a word or a thing is",
+    "summarisation": "a given text made shorter",
+    "extraction": "names, figures or passages taken out of a given text",
+    "classification": "which of some classes a given thing belongs to",
+    "sentiment": "what a given text feels about its matter",
+    "translation": "a given text in another language",
+    "paraphrase": "a given text said otherwise, with the same meaning",
+    "editing": "a given text corrected or improved",
+    "style transfer": "a given text in another tone, form or for other readers",
+    "creative writing": "a story, a poem, a song, a joke",
+    "letters and messages": "an e-mail, a letter, a post, a reply",
+    "articles and essays": "a longer text on a matter",
+    "marketing": "names, slogans, descriptions that sell",
+    "brainstorming": "many ideas",
+    "planning": "steps, a schedule, a recipe for getting something done",
+    "recommendation": "what to choose, read, buy or do",
+    "advice": "what to do in a situation of one's life or work",
+    "role play": "a conversation in somebody's part",
+    "conversation": "small talk, feelings, greetings",
+    "comparison": "how things differ, and which is better",
+    "opinion and argument": "reasons for or against",
+    "mathematics": "something that is computed, solved or proved",
+    "logical reasoning": "a puzzle, an inference, a riddle",
+    "science": "a question of natural science or engineering that takes its methods",
+    "code writing": "a program or function",
+    "code debugging": "what is wrong with a given program, and how to mend it",
+    "code explanation": "what a given program does",
+    "databases and SQL": "a query, or a question about data in tables",
+    "data analysis": "what given figures or tables say",
+    "structured output": "a table, JSON, XML or another strict format out of given material",
+    "other": "none of these",
+}  # kinds of task in instruction data, by what the one who answers has to do
+
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _CODE = {"code", "codes", "coder", "coding", "codegen", "program", "programs", "programming", "python"}
 _MATHS = {"math", "maths", "mathematics", "mathematical", "mathqa", "arithmetic", "arithmetics", "arithmetical"}

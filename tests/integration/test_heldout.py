@@ -11,8 +11,9 @@ import pytest
 from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.rows import HELDOUT, TRAIN, Row, read_rows
-from tasks.seeds.account import HELD_OUT, sentences
+from tasks.seeds.account import sentences
 from tasks.seeds.stage import Sources
+from tasks.text.leaks import HELD_OUT
 from tasks.text.overlap import HeldOut
 from tests.support.stages import load
 

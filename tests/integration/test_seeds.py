@@ -14,11 +14,12 @@ from infra.store.artifacts import ArtifactReader, facts_of
 from tasks.evaluate.heldout.execution import mark
 from tasks.rows import HELDOUT, TRAIN, read_rows
 from tasks.seeds import stage
-from tasks.seeds.account import DUPLICATE, HELD_OUT, NOT_SAMPLED, sentences
+from tasks.seeds.account import DUPLICATE, NOT_SAMPLED, sentences
 from tasks.seeds.references import FAILS
 from tasks.seeds.settings import Reading
 from tasks.seeds.stage import LoadSeeds, Sources, open_databases, read_databases
 from tasks.seeds.turns import NOT_TRAINED_ON
+from tasks.text.leaks import HELD_OUT
 from tests.support.stages import load, made
 
 DUMP = "CREATE TABLE t(id INTEGER); INSERT INTO t VALUES (1), (2);"

@@ -89,7 +89,12 @@ def _text(dice: random.Random, words: int) -> str:
     return " ".join(chosen)
 
 
+def _naming(payload: dict[str, Any], dice: random.Random) -> dict[str, Any]:
+    return {"categories": [dice.choice(sorted(payload["categories"])) for _ in payload["seeds"]]}
+
+
 _ANSWERS = {
+    "naming": _naming,
     "expansion": _expansion,
     "category": _category,
     "rewriting": _rewriting,

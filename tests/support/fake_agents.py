@@ -18,11 +18,12 @@ def honest(agent: str, shown: dict[str, Any]) -> dict[str, Any]:
     """What an agent that likes everything says."""
     new = {"instruction": "Name a colour of the rainbow", "input": "", "response": "Red"}
     answers: dict[str, Any] = {
+        "naming": {"categories": [next(iter(shown.get("categories", ["x"]))) for _ in shown.get("seeds", [])]},
         "expansion": {
             "instructions": [{**new, "instruction": f"{new['instruction']} ({n})"} for n in range(shown.get("n", 0))]
         },
         "category": {"verdicts": [{"same_category": True, "category": "x"} for _ in shown.get("candidates", [])]},
-        "rewriting": {"instruction": shown["instruction"][:20_000], "response": "A better response."},
+        "rewriting": {"instruction": shown.get("instruction", "")[:20_000], "response": "A better response."},
         "preservation": {"instruction": "same", "answer": "same", "reason": "kept"},
         "selection": {"informativeness": 8, "helpfulness": 8, "generality": 8, "reason": "fine"},
         "verification": {"correct": True, "evidence": "checked", "tests": []},

@@ -13,6 +13,7 @@ from tasks.evaluate.stage import Evaluate
 from tasks.logits.settings import Scoring
 from tasks.logits.stage import ScoreTeacher
 from tasks.models import ModelSource
+from tasks.seeds.settings import Reading
 from tasks.seeds.stage import LoadSeeds, Sources
 from tasks.train.settings import Distillation, Training, TrainingRun
 from tasks.train.stage import Name, Train
@@ -26,8 +27,11 @@ def made(stage: Stage[R]) -> R:
 
 
 def load(sources: Sources, *, heldout_share: float, response_required: bool) -> ArtifactRef:
-    """The seeds artifact."""
-    return made(LoadSeeds(sources=sources, heldout_share=heldout_share, response_required=response_required))
+    """The seeds artifact; questions near to held-out ones are trained on, for the demo's are all alike."""
+    reading = Reading(near_heldout=None)
+    return made(
+        LoadSeeds(sources=sources, heldout_share=heldout_share, response_required=response_required, reading=reading)
+    )
 
 
 def augment_workspace(seeds: ArtifactRef, options: Augmentation, model: str) -> Workspace:

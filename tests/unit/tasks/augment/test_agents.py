@@ -12,6 +12,7 @@ from tasks.augment.agents import (
     AGENTS,
     CATEGORY,
     EXPANSION,
+    NAMING,
     REWRITING,
     SELECTION,
     VERIFICATION,
@@ -24,14 +25,17 @@ from tasks.llm.reading import BadAnswer
 from tasks.rows import Message, Row
 
 SETTINGS: dict[str, dict[str, Any]] = {
+    "naming": {"seeds": [], "categories": {}},
     "expansion": {"n": 2},
     "category": {"candidates": []},
     "rewriting": {"chain_of_thought": False},
     "preservation": {"rewritten": {"instruction": "i", "response": "r"}},
 }
-WRITERS = [agent for agent in AGENTS if agent.writes]
+ALL = (NAMING, *AGENTS)
+WRITERS = [agent for agent in ALL if agent.writes]
 JUDGES = [agent for agent in AGENTS if not agent.writes]
 GOOD: dict[str, dict[str, Any]] = {
+    "naming": {"categories": ["c"]},
     "expansion": {"instructions": [{"instruction": "i", "input": "", "response": "r"}]},
     "category": {"verdicts": [{"same_category": True, "category": "c"}]},
     "rewriting": {"instruction": "i", "response": "r"},
@@ -39,7 +43,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "selection": {"informativeness": 1, "helpfulness": 10, "generality": 5, "reason": "r"},
     "verification": {"correct": True, "evidence": "e", "tests": ["assert True"]},
 }
-named = pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.name)
+named = pytest.mark.parametrize("agent", ALL, ids=lambda agent: agent.name)
 judges = pytest.mark.parametrize("agent", JUDGES, ids=lambda agent: agent.name)
 writers = pytest.mark.parametrize("agent", WRITERS, ids=lambda agent: agent.name)
 text = st.text(max_size=60)

@@ -29,7 +29,13 @@ class InMemory(Workspace):
 
 def _card(*batches: list[Row], counts: dict[str, int] | None = None, **facts: Any) -> str:
     work = InMemory(*batches)
-    told = {"rejected": {}, "failed": {}, "usage": {"selection": USAGE}, **facts}
+    told = {
+        "rejected": {},
+        "failed": {},
+        "usage": {"selection": USAGE},
+        "seeds_by_category": {"general": 7, "gone": 1},
+        **facts,
+    }
     return card.render(work, counts or COUNTS, {**told, "rows": card.describe(work, len(batches))})
 
 
@@ -65,7 +71,8 @@ def test_a_card_tells_what_was_kept_left_out_and_spent() -> None:
         "| failed | rewriting | no answer (timeout) | 1,234 |",
         "Languages: en 1, zh 1.",
         "Written by: seed 1, expansion 1.",
-        "| general | 2 |",
+        "| general | 7 | 2 |",
+        "| gone | 1 | 0 |",
         "$0.2500",
     ):
         assert line in text
@@ -79,13 +86,13 @@ def test_a_card_says_so_where_nothing_was_left_out() -> None:
 
 
 def test_a_card_of_a_batch_without_rows_and_of_empty_texts_is_whole() -> None:
-    assert "| general | 1 |" in _card([], [Row(instruction="")])
+    assert "| general | 7 | 1 |" in _card([], [Row(instruction="")])
 
 
 @pytest.mark.parametrize("field", ["instruction", "input", "response", "task_category", "language"])
 def test_no_text_of_a_row_breaks_out_of_its_place(field: str) -> None:
-    plain = _card([Row(**{"instruction": "x", field: "text"})])
-    hostile = _card([Row(**{"instruction": "x", field: HOSTILE})])
+    plain = _card([Row(**{"instruction": "x", field: "text"})], seeds_by_category={field: 1, "a": 1})
+    hostile = _card([Row(**{"instruction": "x", field: HOSTILE})], seeds_by_category={field: 1, f"{HOSTILE}!": 1})
     assert [len(table) for table in _tables(hostile)] == [len(table) for table in _tables(plain)]
     for table in _tables(hostile):
         assert len({line.replace("\\|", "").count("|") for line in table}) == 1, table

@@ -20,7 +20,7 @@ from tasks.augment.selection import (
     similarity,
 )
 from tasks.rows import Message, Row
-from tasks.seeds.account import HELD_OUT
+from tasks.text.leaks import HELD_OUT, Leaks
 from tasks.text.overlap import HeldOut
 
 HAN = "春眠不觉晓处处闻啼鸟夜来风雨声花落知多少床前明月光疑是地上霜举头望明月低头思故乡白日依山尽黄河入海流"
@@ -130,7 +130,7 @@ def test_the_same_question_in_another_context_is_no_duplicate(tmp_path: Path, co
 
 
 def test_what_a_held_out_row_asks_is_not_kept_whoever_wrote_it_and_takes_no_place(tmp_path: Path) -> None:
-    heldout = HeldOut.of([Row(instruction="Which river is the longest?", response="The Nile.")])
+    leaks = Leaks(HeldOut.of([Row(instruction="Which river is the longest?", response="The Nile.")]), None)
     rows = [
         _row("which river is the  longest", 1.0),
         _row("Which river is the longest?", 9.0),
@@ -138,7 +138,7 @@ def test_what_a_held_out_row_asks_is_not_kept_whoever_wrote_it_and_takes_no_plac
         _row("two"),
     ]
     with opened(tmp_path) as selection:
-        selection.add(0, rows, heldout)
+        selection.add(0, rows, leaks)
         selection.decide(min_score=4.0, near_duplicate=0.9, max_rows=2)
         assert selection.reasons(0) == {0: HELD_OUT, 1: HELD_OUT}
 

@@ -9,8 +9,9 @@ import pytest
 
 from infra.processes.supervise import owner_of
 from tasks.rows import HELDOUT, TRAIN, Message, Row
-from tasks.seeds.account import DUPLICATE, HELD_OUT, OTHER_DATABASE, Account
+from tasks.seeds.account import DUPLICATE, OTHER_DATABASE, Account
 from tasks.seeds.split import opened
+from tasks.text.leaks import HELD_OUT
 
 
 def _split(

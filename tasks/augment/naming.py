@@ -1,0 +1,153 @@
+"""Names the task category of rows that have none: routes, chain of thought, balance and slices all go by it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
+from typing import Any, ClassVar
+
+from infra.stage import Made, OneArtifact, View
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
+from tasks.augment.agents import NAMING, agents_digest
+from tasks.augment.controller import Ask
+from tasks.augment.own_prompts import prompts_of
+from tasks.augment.settings import Augmentation
+from tasks.llm.budget import UsageByAgent
+from tasks.llm.endpoint import llm_endpoint, provider_slots
+from tasks.llm.protocol import LLMEndpoint
+from tasks.llm.session import connected, run_async
+from tasks.llm.usefulness import BUDGET_REACHED, NoAnswer
+from tasks.rows import HELDOUT, TRAIN, Row, from_parquet, to_parquet
+from tasks.seeds.stage import DATABASES
+from tasks.text.categories import TASKS, UNNAMED
+
+KIND = "categories"
+STAGE_VERSION = 1
+_SEEDS_A_REQUEST = 10
+_SHOWN = {"instruction": 1_000, "input": 300}  # characters: the kind of work shows at the beginning
+_OTHER = "other"
+
+
+class NameCategories(OneArtifact):
+    """The seeds with a task category each, held-out rows too. A category of the user's own stays."""
+
+    kind: ClassVar = "categories"
+    makes: ClassVar = (KIND,)
+    doing: ClassVar = "naming task categories"
+
+    seeds: ArtifactRef
+    agent_model: str
+    options: Augmentation
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is a row without a category, and an agent to name it."""
+        return self.options.enabled and self.options.name_categories and bool(self.seeds.counts.get("unnamed"))
+
+    def workspace(self) -> Workspace:
+        spec = {
+            "model": self._model,
+            "fallbacks": list(self.options.fallbacks),
+            "routes": self.options.routes,
+            "temperature": self.options.temperature,
+            "budget_usd": self.options.budget_usd,
+            "categories": categories_of(self.options),
+            "agent": agents_digest([prompts_of(self.options.prompts)[NAMING]]),
+        }
+        return Workspace(KIND, STAGE_VERSION, spec, {"seeds": self.seeds})
+
+    def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
+        return provider_slots(self.agent_model, self.options)
+
+    def make_in(self, work: Workspace, view: View) -> ArtifactRef:
+        with llm_endpoint(self.agent_model, self.options, view.note) as endpoint:
+            return run_async(_name(work, self.seeds, self.options, endpoint, view.tick))
+
+    def show(self, made: Made, view: View) -> str:
+        named, counts = facts_of(made.shown)["named"], made.shown.counts
+        table = [{"task category": name, "rows named": rows} for name, rows in named.items()]
+        if table:
+            view.table("categories", table, "task categories that were named")
+        if counts["unnamed"]:
+            view.warn(f"{counts['unnamed']:,} rows have no task category still: they count as {UNNAMED!r}")
+        return f"{counts['named']:,} rows named, in {len(named)} categories"
+
+    @property
+    def _model(self) -> str:
+        return self.options.routes.get(NAMING.name, self.agent_model)
+
+
+def categories_of(options: Augmentation) -> dict[str, str]:
+    """The categories to choose from, each with what it means (the user's own say it by their names)."""
+    if not options.categories:
+        return TASKS
+    return {**dict.fromkeys(options.categories, ""), _OTHER: "none of these"}
+
+
+async def named(ask: Ask, rows: Iterable[Row], categories: Mapping[str, str], tick: Callable[[int], None]) -> list[Row]:
+    """The rows in their order, with a category if an agent could name one; `tick` is told how many more are done."""
+    rows = list(rows)
+    found: dict[str, str] = {}
+
+    async def name(group: tuple[Row, ...]) -> None:
+        found.update(zip((row.id for row in group), await _names(ask, group, categories), strict=True))
+        tick(len(group))
+
+    async with asyncio.TaskGroup() as tasks:
+        for group in _groups(row for row in rows if row.task_category == UNNAMED):
+            tasks.create_task(name(group))
+    return [row.model_copy(update={"task_category": found.get(row.id, row.task_category)}) for row in rows]
+
+
+def _groups(rows: Iterable[Row]) -> Iterator[tuple[Row, ...]]:
+    """Rows of one language, for they go to one model."""
+    for _language, of_it in groupby(sorted(rows, key=lambda row: row.language), key=lambda row: row.language):
+        alike = tuple(of_it)
+        yield from (alike[start : start + _SEEDS_A_REQUEST] for start in range(0, len(alike), _SEEDS_A_REQUEST))
+
+
+async def _names(ask: Ask, rows: tuple[Row, ...], categories: Mapping[str, str]) -> list[str]:
+    """A row that nobody can name, or that is refused, costs the others of its request no name."""
+    seeds = [{field: getattr(row, field)[:length] for field, length in _SHOWN.items()} for row in rows]
+    try:
+        answer = await ask(NAMING, rows[0], categories=categories, seeds=seeds)
+    except NoAnswer as failure:
+        if len(rows) == 1 or failure.reason == BUDGET_REACHED:
+            return [UNNAMED] * len(rows)
+        half = len(rows) // 2
+        return [*await _names(ask, rows[:half], categories), *await _names(ask, rows[half:], categories)]
+    return [UNNAMED if name == _OTHER else name for name in answer.categories]
+
+
+async def _name(
+    work: Workspace, seeds: ArtifactRef, options: Augmentation, endpoint: LLMEndpoint, tick: Callable[[int, int], None]
+) -> ArtifactRef:
+    """A file at a time; what a killed process had been told is in the answer cache."""
+    usage, before, after = UsageByAgent(), Counter[str](), Counter[str]()
+    reader, prompts, categories = ArtifactReader(seeds), prompts_of(options.prompts), categories_of(options)
+    done = 0
+
+    def more(rows: int) -> None:
+        nonlocal done
+        done += rows
+        tick(done, seeds.counts["unnamed"])
+
+    async with connected(endpoint, options) as client:
+
+        async def ask(*asked: Any, **settings: Any) -> Any:
+            return await prompts.ask(client, usage, *asked, **settings)
+
+        for prefix in (TRAIN, HELDOUT):
+            for name, data in reader.stream(prefix):
+                rows = list(from_parquet(data))
+                with_names = await named(ask, rows, categories, more)
+                before.update(row.task_category for row in rows)
+                after.update(row.task_category for row in with_names)
+                work.put(name, to_parquet(with_names))
+    for name, data in reader.stream(DATABASES):
+        work.put(name, data)
+    new = {name: rows - before[name] for name, rows in after.most_common() if rows > before[name]}
+    counts = {**seeds.counts, "named": sum(new.values()), "unnamed": after[UNNAMED]}
+    return work.publish((TRAIN, HELDOUT, DATABASES), counts, {"named": new, "usage": usage.plain()})

@@ -1,0 +1,86 @@
+"""Held-out questions as they come back in other data: in another order, retold, translated; and near misses."""
+
+# (held out, in another order, a word or two exchanged, said otherwise, translated, another question in its words)
+QUESTIONS = [
+    (
+        "Write a short e-mail to my landlord asking him to repair the leaking tap in the bathroom.",
+        "The tap in the bathroom is leaking: write a short e-mail to my landlord asking him to repair it.",
+        "Please write a short email to my landlord asking him to repair the leaking tap in the bathroom.",
+        "My bathroom faucet drips. Draft a brief note to the owner of my flat so that he gets it fixed.",
+        "Schreibe eine kurze E-Mail an meinen Vermieter mit der Bitte, den tropfenden Wasserhahn im Bad zu reparieren.",
+        "Write a short e-mail to my landlord asking him to lower the rent of the parking space in the yard.",
+    ),
+    (
+        "How many litres of water does a bathtub hold that is 1.6 m long, 0.7 m wide and 0.5 m deep?",
+        "A bathtub is 1.6 m long, 0.7 m wide and 0.5 m deep. How many litres of water does it hold?",
+        "How many litres of water can a bathtub hold which is 1.6 m long, 0.7 m wide and 0.5 m deep?",
+        "Compute the capacity in liters of a tub measuring 1.6 m by 0.7 m by 0.5 m.",
+        "¿Cuántos litros de agua caben en una bañera de 1.6 m de largo, 0.7 m de ancho y 0.5 m de profundidad?",
+        "How many litres of water does a bathtub hold that is 1.8 m long, 0.6 m wide and 0.4 m deep?",
+    ),
+    (
+        "Explain to a ten-year-old why the sky is blue during the day and red in the evening.",
+        "Why is the sky blue during the day and red in the evening? Explain it to a ten-year-old.",
+        "Explain to a ten-year-old child why the sky is blue during the day but red in the evening.",
+        "A kid of ten wonders about the colours overhead at noon and at sunset. Give a simple reason.",
+        "Explique à un enfant de dix ans pourquoi le ciel est bleu pendant la journée et rouge le soir.",
+        "Explain to a ten-year-old why the sea is salty in the bay and sweet in the river.",
+    ),
+    (
+        "Name three novels by women writers that were published in Japan before the war.",
+        "Before the war, three novels by women writers were published in Japan: name three of them.",
+        "Name three novels by women authors that were published in Japan before the war.",
+        "Which pre-war Japanese fiction of book length had female authors? Give three titles.",
+        "请列举三部战前在日本出版的女作家小说。",
+        "Name three operas by Italian composers that were performed in Vienna after the war.",
+    ),
+    (
+        "Turn this list of ingredients into a shopping list sorted by the sections of a supermarket.",
+        "Sorted by the sections of a supermarket, turn this list of ingredients into a shopping list.",
+        "Turn this list of ingredients into a shopping list that is sorted by the sections of a supermarket.",
+        "Group what the recipe needs by aisle so that I can buy it quickly.",
+        "Mache aus dieser Zutatenliste einen Einkaufszettel, geordnet nach den Abteilungen eines Supermarkts.",
+        "Turn this list of guests into a seating plan grouped by the families of the bride.",
+    ),
+    (
+        "Which of the two bicycles is better for commuting ten kilometres a day in a hilly city, and why?",
+        "For commuting ten kilometres a day in a hilly city, which of the two bicycles is better, and why?",
+        "Which of the two bikes is better for commuting ten kilometres a day in a hilly city, and why is that?",
+        "I ride to work through steep streets. Should I take the first bike or the second? Give reasons.",
+        "Laquelle des deux bicyclettes convient le mieux pour dix kilomètres par jour dans une ville vallonnée ?",
+        "Which of the two laptops is better for editing ten hours of video a day in a noisy studio, and why?",
+    ),
+    (
+        "Write a Python function that returns the longest common prefix of a list of strings.",
+        "The longest common prefix of a list of strings: write a Python function that returns it.",
+        "Write a Python function which returns the longest common prefix of a list of strings.",
+        "Implement code finding the leading characters that all given texts share.",
+        "Escribe una función de Python que devuelva el prefijo común más largo de una lista de cadenas.",
+        "Write a Python function that returns the second largest number of a list of integers.",
+    ),
+    (
+        "Summarise the plot of Romeo and Juliet in five sentences for a school newspaper.",
+        "For a school newspaper, summarise in five sentences the plot of Romeo and Juliet.",
+        "Summarise the plot of Romeo and Juliet in five sentences for the school newspaper.",
+        "Tell pupils what happens to Shakespeare's lovers of Verona, briefly.",
+        "用五句话为校报概括《罗密欧与朱丽叶》的情节。",
+        "Summarise the plot of Moby Dick in nine sentences for a sailing magazine.",
+    ),
+    (
+        "What should I say to a colleague who takes credit for my work in front of our manager?",
+        "A colleague takes credit for my work in front of our manager: what should I say to him?",
+        "What should I say to a colleague who is taking credit for my work in front of our manager?",
+        "Someone in my team presents my results as their own to the boss. How do I bring it up?",
+        "Was soll ich einem Kollegen sagen, der vor unserem Chef meine Arbeit als seine ausgibt?",
+        "What should I say to a neighbour who parks his car in front of our garage?",
+    ),
+    (
+        "Convert the temperature of 350 degrees Fahrenheit to Celsius and round it to whole degrees.",
+        "Round to whole degrees and convert to Celsius the temperature of 350 degrees Fahrenheit.",
+        "Convert a temperature of 350 degrees Fahrenheit to Celsius and round it to whole degrees.",
+        "What does 350 °F correspond to on the centigrade scale, to the nearest degree?",
+        "Convertissez 350 degrés Fahrenheit en degrés Celsius, arrondis au degré.",
+        "Convert the temperature of 410 degrees Fahrenheit to Celsius and round it to whole degrees.",
+    ),
+]
+KINDS = ("in another order", "reworded", "retold", "translated")
