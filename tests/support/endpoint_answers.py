@@ -89,8 +89,11 @@ def _text(dice: random.Random, words: int) -> str:
     return " ".join(chosen)
 
 
-def _naming(payload: dict[str, Any], dice: random.Random) -> dict[str, Any]:
-    return {"categories": [dice.choice(sorted(payload["categories"])) for _ in payload["seeds"]]}
+def _naming(payload: dict[str, Any], _dice: random.Random) -> dict[str, Any]:
+    """The same first word is the same kind of work."""
+    names = sorted(payload["categories"])
+    words = (seed["instruction"].split()[0].lower() for seed in payload["seeds"])
+    return {"categories": [names[hashlib.sha256(word.encode()).digest()[0] % len(names)] for word in words]}
 
 
 _ANSWERS = {
