@@ -22,6 +22,7 @@ from tasks.text.categories import UNNAMED
 TRAIN, HELDOUT = "train/", "heldout/"  # where a seeds artifact keeps its rows
 KEPT, REJECTED, FAILED = "kept/", "rejected/", "failed/"  # and an augment artifact
 PASSAGES = "passages.u64"  # of an artifact that says what no training row may hold
+BEFORE_REWRITING = "before rewriting"  # among the verdicts: the response that was corrected
 Role = Literal["system", "user", "assistant"]
 
 
@@ -37,7 +38,8 @@ class Message(BaseModel):
 class Row(BaseModel):
     """An instruction with its response, and where both come from.
 
-    `scores` are Selection's (1 to 10); `verdicts` hold, by agent or check, the reason that it gave.
+    `scores` are Selection's (1 to 10); `verdicts` hold, by agent or check, the reason that it gave, and where the
+    preservation check calls the rewritten response the right one, the response `BEFORE_REWRITING`.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -21,6 +21,7 @@ from infra.store.artifacts import ArtifactRef, artifact_at, facts_of
 from tasks.augment.estimate import Estimate, estimate
 from tasks.augment.export import export
 from tasks.augment.own_prompts import write
+from tasks.augment.pairs import export_pairs
 from tasks.augment.settings import Augmentation, Format, RowTable
 from tasks.llm.budget import Usage
 from tasks.llm.endpoint import llm_endpoint
@@ -78,15 +79,32 @@ def write_prompts(folder: Path) -> None:
 
 
 def export_rows(to: Path, form: Format | None, table: RowTable, artifact: str | None) -> None:
-    """Write augmented rows, or the teacher's scores, to a file."""
+    """Write augmented rows, preference pairs of them, or the teacher's scores, to a file."""
     if table == "topk":
         _export_scores(to, form, artifact)
+        return
+    if form == "dpo":
+        _export_pairs(to, table, artifact)
         return
     form = form or ("parquet" if to.suffix == ".parquet" else "alpaca")
     with embedded_storage():
         storage.ensure_bucket()
         count = export(of_stage("augment", artifact), to, form, table)
     console.print(f"{count:,} {table} rows in {to} ({form})", soft_wrap=True)
+
+
+def _export_pairs(to: Path, table: RowTable, artifact: str | None) -> None:
+    """Preference pairs as JSONL, and how many of which kind there are."""
+    if table != "kept":
+        raise ConfigurationError(f"preference pairs are of kept rows: leave out --table {table}")
+    with embedded_storage():
+        storage.ensure_bucket()
+        done = export_pairs(of_stage("augment", artifact), to)
+    by_source = ", ".join(f"{count:,} from {source}" for source, count in sorted(done.pairs.items()))
+    console.print(f"{done.pairs.total():,} preference pairs in {to} (dpo): {by_source}", soft_wrap=True)
+    for reason, count in done.left_out.items():
+        if count:
+            console.print(f"left out: {count:,} {reason}", soft_wrap=True)
 
 
 def _export_scores(to: Path, form: Format | None, artifact: str | None) -> None:

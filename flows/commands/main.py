@@ -192,7 +192,8 @@ def export(to: Path, *, form: Format | None = None, table: RowTable = "kept", ar
     to
         The file; its name's end decides between Parquet and JSONL (Alpaca) where no form is given.
     form
-        alpaca, sharegpt, messages (JSONL), or parquet with all columns.
+        alpaca, sharegpt, messages (JSONL), parquet with all columns, or dpo: pairs of a kept response (chosen) and the
+        one that Rewriting corrected or Verification rejected (JSONL in TRL's conversational form).
     table
         kept, rejected or failed rows, or topk: the teacher's log-probabilities (Parquet).
     artifact

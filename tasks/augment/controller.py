@@ -27,7 +27,7 @@ from tasks.augment.agents import (
 from tasks.augment.checks import python_of, run_checks
 from tasks.augment.settings import Augmentation
 from tasks.llm.usefulness import NoAnswer
-from tasks.rows import Row
+from tasks.rows import BEFORE_REWRITING, Row
 from tasks.text.language import language_change
 
 Ask = Callable[..., Awaitable[Any]]  # ask(agent, row, **settings) -> the agent's answer, or NoAnswer
@@ -173,6 +173,8 @@ async def _rewrite(ask: Ask, batch: Batch, row: Row) -> Row | Dropped:
     if "changed" in (judged.instruction, judged.answer):
         return _undone(batch, row, "changed the meaning", judged.reason)
     verdicts = {**row.verdicts, "preservation": judged.reason}
+    if row.response and judged.answer != "same":
+        verdicts[BEFORE_REWRITING] = row.response
     return row.model_copy(update={**rewritten, "lineage": (*row.lineage, "rewriting"), "verdicts": verdicts})
 
 

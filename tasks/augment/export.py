@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from infra.files import whole
 from infra.store.artifacts import ArtifactReader, ArtifactRef
 from infra.store.parquet import unpacked
-from tasks.augment.settings import Format, RowTable
+from tasks.augment.settings import RowFormat, RowTable
 from tasks.rows import FAILED, KEPT, REJECTED, SCHEMA, Message, Row, read_rows
 from tasks.seeds.turns import history_of, pairs_of
 
@@ -26,7 +26,7 @@ _PREFIX = {"kept": KEPT, "rejected": REJECTED, "failed": FAILED}
 _SPEAKER = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
-def export(ref: ArtifactRef, to: Path, form: Format = "alpaca", table: RowTable = "kept") -> int:
+def export(ref: ArtifactRef, to: Path, form: RowFormat = "alpaca", table: RowTable = "kept") -> int:
     """Write a table of an augment artifact to a file, whole or not at all; the number of rows."""
     with whole(to) as partial:
         return (_to_parquet if form == "parquet" else _to_jsonl)(ref, _PREFIX[table], partial, form)
@@ -47,38 +47,40 @@ def alpaca(row: Row) -> dict[str, Any]:
         "output": row.response,
         "system": system,
         "history": pairs,
-        **({} if tuple(whole) == row.history else {"messages": _plain(row.messages)}),
-        **_about(row),
+        **({} if tuple(whole) == row.history else {"messages": plain(row.messages)}),
+        **about(row),
     }
 
 
 def sharegpt(row: Row) -> dict[str, Any]:
     """`conversations` of `from` (system, human, gpt) and `value`; `input` is the end of the last question."""
     turns = [{"from": _SPEAKER[message.role], "value": message.content} for message in row.messages]
-    return {"conversations": turns, "input": row.input, **_about(row)}
+    return {"conversations": turns, "input": row.input, **about(row)}
 
 
 def messages(row: Row) -> dict[str, Any]:
     """`messages` of `role` and `content`; `input` is the end of the last question."""
-    return {"messages": _plain(row.messages), "input": row.input, **_about(row)}
+    return {"messages": plain(row.messages), "input": row.input, **about(row)}
 
 
-def _plain(turns: Iterable[Message]) -> list[dict[str, str]]:
+def plain(turns: Iterable[Message]) -> list[dict[str, str]]:
+    """Turns as JSON holds them."""
     return [message.model_dump() for message in turns]
 
 
-_ENTRIES: dict[Format, Callable[[Row], dict[str, Any]]] = {
+_ENTRIES: dict[RowFormat, Callable[[Row], dict[str, Any]]] = {
     "alpaca": alpaca,
     "sharegpt": sharegpt,
     "messages": messages,
 }
 
 
-def _about(row: Row) -> dict[str, Any]:
+def about(row: Row) -> dict[str, Any]:
+    """What tells a row apart, in every form."""
     return {"id": row.id, "category": row.task_category, "language": row.language, "database": row.database}
 
 
-def _to_jsonl(ref: ArtifactRef, prefix: str, path: Path, form: Format) -> int:
+def _to_jsonl(ref: ArtifactRef, prefix: str, path: Path, form: RowFormat) -> int:
     count = 0
     with path.open("w", encoding="utf-8", newline="\n") as stream:
         for row in read_rows(ref, prefix):
@@ -87,7 +89,7 @@ def _to_jsonl(ref: ArtifactRef, prefix: str, path: Path, form: Format) -> int:
     return count
 
 
-def _to_parquet(ref: ArtifactRef, prefix: str, path: Path, _form: Format) -> int:
+def _to_parquet(ref: ArtifactRef, prefix: str, path: Path, _form: RowFormat) -> int:
     """All columns, with agent and reason of what was left out."""
     tables = (unpacked(data) for _name, data in ArtifactReader(ref).stream(prefix))
     first = next(tables, SCHEMA.empty_table())

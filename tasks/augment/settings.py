@@ -8,7 +8,8 @@ from pydantic import Field
 
 from tasks.llm.settings import NEVER_CHANGES_ANSWERS, LLMCalls
 
-Format = Literal["alpaca", "sharegpt", "messages", "parquet"]  # of exported rows
+RowFormat = Literal["alpaca", "sharegpt", "messages", "parquet"]  # of exported rows
+Format = Literal[RowFormat, "dpo"]
 RowTable = Literal["kept", "rejected", "failed", "topk"]
 
 

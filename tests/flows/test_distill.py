@@ -124,6 +124,13 @@ def test_rows_and_scores_of_a_run_are_exported(bucket_env: dict[str, str], tmp_p
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert f"{len(rows)} kept rows" in done.stdout
     assert all(row["conversations"][-1]["from"] == "gpt" for row in rows)
+    done = cli.run("export", str(tmp_path / "pairs.jsonl"), "--form=dpo", **bucket_env)
+    assert done.returncode == 0, done.stderr
+    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert (
+        f"{len(pairs)} preference pairs in {tmp_path / 'pairs.jsonl'} (dpo): {len(pairs)} from rewriting" in done.stdout
+    )
+    assert all(pair["chosen"] != pair["rejected"] for pair in pairs)
     done = cli.run("export", str(tmp_path / "scores.parquet"), "--table=topk", **bucket_env)
     assert done.returncode == 0, done.stderr
     assert sum(1 for _ in import_parquet(tmp_path / "scores.parquet")) == len(rows)

@@ -8,10 +8,11 @@ import pytest
 from infra.errors import TransientError
 from infra.store.artifacts import ArtifactReader, ArtifactRef
 from tasks.augment import stage
+from tasks.augment.pairs import export_pairs
 from tasks.augment.settings import Augmentation
 from tasks.demo import endpoint as demo
 from tasks.llm.protocol import LLMEndpoint
-from tasks.rows import FAILED, KEPT, REJECTED, read_rows
+from tasks.rows import BEFORE_REWRITING, FAILED, KEPT, REJECTED, read_rows
 from tasks.seeds.stage import Sources
 from tests.support.stages import augment_workspace, load
 
@@ -28,7 +29,7 @@ def _augment(seeds: ArtifactRef, address: str) -> ArtifactRef:
     return stage.augment(work, seeds, OPTIONS, LLMEndpoint(demo.MODEL, address, "demo"), lambda done, total: None)
 
 
-def test_every_row_is_kept_or_rejected_with_a_reason(seeds: ArtifactRef) -> None:
+def test_every_row_is_kept_or_rejected_with_a_reason(seeds: ArtifactRef, tmp_path: Path) -> None:
     with demo.demo_llm() as address:
         ref = _augment(seeds, address)
     kept = list(read_rows(ref, KEPT))
@@ -41,6 +42,11 @@ def test_every_row_is_kept_or_rejected_with_a_reason(seeds: ArtifactRef) -> None
     seeds_in = {row.id for row in read_rows(seeds, "train/")}
     assert {row.origin_seed for row in [*kept, *rejected]} == seeds_in
     assert all(row.lineage[-1] == "verification" and row.scores and row.verdicts for row in kept)
+    corrected = [row for row in kept if BEFORE_REWRITING in row.verdicts]
+    assert corrected
+    done = export_pairs(ref, tmp_path / "pairs.jsonl")
+    assert done.pairs["rewriting"] == len(corrected)
+    assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) == done.pairs.total()
 
 
 def test_a_provider_that_goes_away_is_reported_and_the_rerun_gives_the_same_rows(

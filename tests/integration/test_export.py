@@ -10,7 +10,7 @@ import pytest
 from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactRef
 from tasks.augment.export import export
-from tasks.augment.settings import Augmentation, Format
+from tasks.augment.settings import Augmentation, RowFormat
 from tasks.rows import KEPT, REJECTED, Message, Row, to_parquet
 from tasks.seeds.formats import parse
 from tests.support.stages import augment_workspace
@@ -40,7 +40,7 @@ def augmented(bucket: str) -> ArtifactRef:
 
 
 @pytest.mark.parametrize("form", ["alpaca", "messages"])
-def test_what_is_exported_comes_back_as_seeds(augmented: ArtifactRef, tmp_path: Path, form: Format) -> None:
+def test_what_is_exported_comes_back_as_seeds(augmented: ArtifactRef, tmp_path: Path, form: RowFormat) -> None:
     path = tmp_path / "rows.jsonl"
     assert export(augmented, path, form) == 3
     back = parse("rows.jsonl", path.read_bytes(), response_required=True)
@@ -67,7 +67,7 @@ def test_sharegpt_has_every_turn(augmented: ArtifactRef, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("form", ["alpaca", "sharegpt", "messages", "parquet"])
 def test_datasets_loads_every_form(
-    augmented: ArtifactRef, tmp_path: Path, form: Format, monkeypatch: pytest.MonkeyPatch
+    augmented: ArtifactRef, tmp_path: Path, form: RowFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import datasets

@@ -16,7 +16,7 @@ from infra.sandbox.sql import ReadOnlyDatabase
 from tasks.augment.controller import Batch, verify, write_and_score
 from tasks.augment.settings import Augmentation
 from tasks.llm.usefulness import NoAnswer
-from tasks.rows import Row, databases_by_input
+from tasks.rows import BEFORE_REWRITING, Row, databases_by_input
 from tests.support.fake_agents import FakeAgents, honest, unkind
 
 ENGLISH = "Explain in a few sentences how a bicycle stays upright while somebody rides it."
@@ -193,10 +193,15 @@ def test_a_rewriting_into_another_language_is_undone_unasked() -> None:
     assert "preservation" not in agents.asked
 
 
-def test_a_corrected_answer_is_kept() -> None:
+def test_a_corrected_answer_is_kept_with_the_one_before() -> None:
     fixed = {"instruction": "same", "answer": "corrected", "reason": "was wrong"}
-    (row,) = _write(_saying(preservation=fixed), SEED).rows
+    said = _saying(preservation=fixed)
+    (row,) = _write(said, SEED).rows
     assert row.response == "A better response."
+    assert row.verdicts[BEFORE_REWRITING] == SEED.response
+    assert BEFORE_REWRITING in _verify(FakeAgents(), row).rows[0].verdicts
+    (written,) = _write(said, SEED.model_copy(update={"response": ""})).rows
+    assert BEFORE_REWRITING not in written.verdicts  # there was none
 
 
 def test_switches_switch_off() -> None:
