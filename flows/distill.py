@@ -110,6 +110,12 @@ def distill(
     stages = Stages(deployment=stages_on)
     made = pipeline(stages.run, recipe, base, teacher_model)
     page = stages.run(
-        Report(stages=made.stages, evaluations=made.evaluations, verdicts=made.verdicts, about=recipe.about())
+        Report(
+            stages=made.stages,
+            evaluations=made.evaluations,
+            verdicts=made.verdicts,
+            about=recipe.about(),
+            labels=recipe.settings.judging.labels,
+        )
     )
     return publish_latest(Outcome.of(stages.made, page, time.time() - started))

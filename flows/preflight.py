@@ -17,6 +17,7 @@ from infra.store import storage
 from tasks.augment.own_prompts import prompts_of
 from tasks.evaluate.benchmarks import artifacts, harness
 from tasks.models import ModelSource, resolve
+from tasks.report.data import VARIANTS
 from tasks.seeds.stage import check_sources
 from tasks.tokens.alignment import check_same_template
 from tasks.tokens.chat import takes_system_turns
@@ -76,10 +77,10 @@ def _storage_answers() -> bool:
 
 def check_benchmarks(recipe: Recipe) -> None:
     """Refuse benchmarks that could not run, hours before their turn; raises ConfigurationError."""
-    options = recipe.settings.benchmarks
-    if not options.asked:
+    options, labels = recipe.settings.benchmarks, recipe.settings.judging.labels
+    if not (options.asked or labels):
         return
-    artifacts.preflight(options, recipe.judge_model)
+    artifacts.preflight(options, recipe.judge_model, labels, VARIANTS)
     if options.harness:
         harness.preflight(options)
 

@@ -7,19 +7,50 @@ from typing import Any
 
 from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Record, read_record
-from tasks.evaluate.benchmarks import artifacts, harness
+from tasks.evaluate.benchmarks import alpaca_eval, artifacts, harness, labels, people
 from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis, BenchmarkResult, Figure, Unit, analyse
 
 _ORDER = (artifacts.ALPACA_EVAL, artifacts.MT_BENCH, artifacts.IFEVAL, artifacts.PROBES, harness.KIND)
 
 
-def gather(verdicts: Mapping[str, ArtifactRef], labels: Mapping[str, str]) -> BenchmarkAnalysis | None:
-    """What the artifacts say, keyed by variant and benchmark ("kd/alpaca_eval"); None where there are none."""
+def gather(
+    verdicts: Mapping[str, ArtifactRef], names: Mapping[str, str], labelled: str | None = None
+) -> BenchmarkAnalysis | None:
+    """What the artifacts say, keyed by variant and benchmark ("kd/alpaca_eval"); None where there are none.
+
+    `names` are the variants' own, `labelled` is a file of people's labels.
+    """
     results: dict[str, dict[str, BenchmarkResult]] = {name: {} for name in _ORDER}
     for key, ref in verdicts.items():
         variant, benchmark = key.split("/")
         results[benchmark][variant] = _result(benchmark, ref)
-    return analyse({name: of for name, of in results.items() if of}, labels) if verdicts else None
+    if not verdicts:
+        return None
+    found = analyse({name: of for name, of in results.items() if of}, names)
+    return found.model_copy(update={"people": _beside_people(verdicts, labelled)}) if labelled else found
+
+
+def _beside_people(verdicts: Mapping[str, ArtifactRef], labelled: str) -> people.BesidePeople:
+    judged: dict[str, dict[str, people.Judged]] = {artifacts.ALPACA_EVAL: {}, artifacts.MT_BENCH: {}}
+    for key, ref in verdicts.items():
+        variant, benchmark = key.split("/")
+        if benchmark in judged:
+            judged[benchmark][variant] = _judged(benchmark, ref)
+    return people.beside_people(labels.read(labelled), judged)
+
+
+def _judged(benchmark: str, ref: ArtifactRef) -> people.Judged:
+    """The judge's verdicts in the terms of people's labels."""
+    record, judgments, scores = _record(ref), artifacts.judgments_of(ref), artifacts.scores_of(ref)
+    if benchmark == artifacts.ALPACA_EVAL:
+        outcomes = alpaca_eval.outcomes(judgments)
+        verdicts = {(item, ""): people.JudgeVerdict(outcomes[item], score) for item, score in scores.items()}
+    else:
+        turns = {(one.item, one.part): one.value for one in judgments if one.value is not None}
+        whole = {(item, ""): score for item, score in scores.items()}
+        verdicts = {answer: people.JudgeVerdict(value, value) for answer, value in (turns | whole).items()}
+    questions = [one.question for one in artifacts.conversations_of(record.inputs["answers"])]
+    return people.Judged(str(record.spec["judge"]), questions, verdicts)
 
 
 def seconds(verdicts: Mapping[str, ArtifactRef]) -> float:
@@ -51,6 +82,22 @@ def _record(ref: ArtifactRef) -> Record:
     if record is None:
         raise ConfigurationError(f"the artifact {ref.uri} is gone: run again")
     return record
+
+
+def people_rows(beside: people.BesidePeople) -> list[dict[str, str]]:
+    """One row a benchmark: how far its judge agrees with people, as text."""
+    return [
+        {
+            "Benchmark": people.NAMES[one.benchmark],
+            "Judge": one.judge,
+            "Labels": f"{one.agreement.labels:,}",
+            "Questions": f"{one.agreement.questions:,}",
+            "Agreement": people.percent(one.agreement.share),
+            "Cohen’s κ": people.number(one.agreement.kappa),
+            "Kendall’s τ-b": people.number(one.agreement.tau),
+        }
+        for one in beside.judges
+    ]
 
 
 def rows(analysis: BenchmarkAnalysis, labels: Mapping[str, str]) -> list[dict[str, str]]:

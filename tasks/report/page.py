@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis
+from tasks.evaluate.benchmarks.people import BesidePeople
 from tasks.report import benchmarks, paper
 from tasks.report.analysis_markdown import analysis_markdown
 from tasks.report.analysis_view import label_of, taken_cells, view_of
@@ -136,6 +137,19 @@ def _benchmarks(data: ReportData, found: BenchmarkAnalysis) -> list[str]:
         *(table(list(rows[0]), [list(row.values()) for row in rows]) if rows else []),
         "",
         *(f"- {markdown_text(text)}" for text in (*found.verdicts, *found.remarks)),
+        *(_people(found.people) if found.people else ()),
+    ]
+
+
+def _people(beside: BesidePeople) -> list[str]:
+    rows = benchmarks.people_rows(beside)
+    return [
+        "",
+        "### The judge beside people",
+        "",
+        *(table(list(rows[0]), [list(row.values()) for row in rows]) if rows else []),
+        "",
+        *(f"- {markdown_text(text)}" for text in beside.sentences),
     ]
 
 
@@ -167,6 +181,7 @@ def template(name: str) -> Template:
         "count": "{:,}".format,
         "usd": _usd,
         "benchmark_number": lambda figure, unit: benchmarks.number(unit, figure.value),
+        "people_rows": benchmarks.people_rows,
         "benchmark_range": lambda figure, unit: benchmarks.range_of(unit, figure),
     }
     return environment.get_template(name)

@@ -9,6 +9,7 @@ from infra.errors import ConfigurationError
 from infra.stage import Made, OneArtifact, View
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Record, Workspace, read_record
 from tasks.evaluate.analysis.analysis import analyse
+from tasks.evaluate.benchmarks.data_files import digest
 from tasks.evaluate.heldout.predictions import accuracy, from_parquet
 from tasks.report import benchmarks
 from tasks.report.data import (
@@ -47,7 +48,7 @@ class Report(OneArtifact):
     """The page on a run, its Markdown and its data. `about` is what it says of the run.
 
     `stages` are the artifacts of the trainings and what they were made from, by title; `verdicts` the benchmarks'
-    results by variant and benchmark ("kd/alpaca_eval"), where any ran.
+    results by variant and benchmark ("kd/alpaca_eval"), where any ran, and `labels` people's own (`judging.labels`).
     """
 
     kind: ClassVar = "report"
@@ -58,6 +59,7 @@ class Report(OneArtifact):
     evaluations: dict[str, ArtifactRef]
     about: RunInfo
     verdicts: dict[str, ArtifactRef]
+    labels: str | None = None
 
     def workspace(self) -> Workspace:
         inputs = {
@@ -66,10 +68,11 @@ class Report(OneArtifact):
             **{f"benchmark-{key}": ref for key, ref in self.verdicts.items()},
         }
         identity = self.about.model_dump(exclude={"reproduce"})  # it names paths of this machine
-        return Workspace(KIND, STAGE_VERSION, {"about": identity}, inputs)
+        spec = {"about": identity} | ({"labels": digest(self.labels)} if self.labels else {})
+        return Workspace(KIND, STAGE_VERSION, spec, inputs)
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
-        data = gather(self.stages, self.evaluations, self.about, self.verdicts)
+        data = gather(self.stages, self.evaluations, self.about, self.verdicts, self.labels)
         work.put("report.html", render_page(data).encode())
         work.put("report.md", render_markdown(data).encode())
         work.put("data.json", data.model_dump_json(indent=1).encode())
@@ -122,6 +125,7 @@ def gather(
     evaluations: Mapping[str, ArtifactRef],
     about: RunInfo,
     verdicts: Mapping[str, ArtifactRef],
+    labels: str | None = None,
 ) -> ReportData:
     """All that the page shows. Times are those of the run that made each artifact."""
     records = {name: _record(ref) for name, ref in stages.items()}
@@ -151,7 +155,7 @@ def gather(
         data_flow=_data_flow(records["augment"], records.get("categories")),
         examples=_examples(tables),
         analysis=analyse(tables, LABELS),
-        benchmarks=benchmarks.gather(verdicts, LABELS),
+        benchmarks=benchmarks.gather(verdicts, LABELS, labels),
         versions=records["kd"].versions,
     )
 

@@ -149,7 +149,7 @@ def _bootstrapped(rows_NC: NDArray[np.float64]) -> Interval:
     if error == 0:
         return Interval(estimate, estimate, estimate)
     studentised = []
-    for weights in _resamples(rows):
+    for weights in resamples(rows):
         sums_BC = weights @ rows_NC
         with np.errstate(invalid="ignore", divide="ignore"):
             studentised.append((_number(sums_BC) - estimate) / _error(sums_BC, weights @ products_NQ))
@@ -176,7 +176,7 @@ def _error(sums_BC: NDArray[np.float64], products_BQ: NDArray[np.float64]) -> ND
     return np.sqrt(np.where(variance_B > _ROUNDING, variance_B, 0.0))
 
 
-def _resamples(rows: int) -> Iterator[NDArray[np.float64]]:
+def resamples(rows: int) -> Iterator[NDArray[np.float64]]:
     """How often each row is drawn in each resample, (some resamples, rows) at a time; the same for every metric."""
     size = max(min(RESAMPLES, _VALUES_AT_ONCE // rows), 1)
     for start in range(0, RESAMPLES, size):

@@ -108,6 +108,25 @@ def test_a_rerun_asks_the_judge_nothing(
     assert cli.results(home)["benchmarks"] == judged["benchmarks"]
 
 
+def test_peoples_labels_cost_a_report_and_no_judgment(
+    judged: dict[str, Any], judged_words: list[str], judge: str, env: dict[str, str], home: Path, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("question,variant,verdict\n0,ours,win\n5,ours,loss\n1,sft,win\n")
+    asked = tell(judge, "stats")["requests"]
+    done = cli.run(*judged_words, f"--judging.labels={labels}", **env)
+    assert done.returncode == 0, done.stderr
+    assert tell(judge, "stats")["requests"] == asked
+    assert {name for name, stage in cli.results(home)["stages"].items() if not stage["cached"]} == {"report"}
+    page = (home / "latest" / "report.html").read_text()
+    assert "AlpacaEval: openai/judge and people agree on 100.0 % (" in page
+    assert "Of 3 labels of people, 3 are on answers that a judge judged." in page
+    labels.write_text("question,variant,verdict\n0,ours,great\n")
+    done = cli.run(*judged_words, f"--judging.labels={labels}", **env)
+    assert done.returncode == 78
+    assert "row 1: `verdict` should be win, tie, loss or a score from 1 to 10, not 'great'" in done.stderr
+
+
 @pytest.mark.usefixtures("without")
 def test_the_demo_judges_its_own_heldout_rows_by_rule(env: dict[str, str], home: Path) -> None:
     done = cli.run(*WORDS, *DEMO, **env)

@@ -10,6 +10,7 @@ import pytest
 
 from infra.store.artifacts import Workspace
 from tasks.evaluate.benchmarks import artifacts
+from tasks.report import benchmarks
 from tests.support.endpoint import endpoint, tell
 from tests.support.judging import alpaca_eval, answer, score, some_pairs
 
@@ -40,6 +41,23 @@ def test_an_honest_judge_gives_the_win_rate_and_both_orders_are_asked(tmp_path: 
     assert len(judgments) == 60
     assert {j.reason for j in judgments} == {"Because I am honest."}
     assert artifacts.scores_of(ref) == {str(place): float(place % 3 > 0) for place in range(30)}
+
+
+def test_a_judge_stands_beside_people_in_the_analysis(tmp_path: Path) -> None:
+    """The judge finds the variant better in two of three pairs; people in every pair but those that it loses."""
+    _, ref, _ = _alpaca(tmp_path, some_pairs(30))
+    labels = tmp_path / "labels.csv"
+    rows = [f"{n},ours,{'win' if n % 3 else 'loss'}" for n in range(24)] + ["24,theirs,loss", "25,kd,loss", "99,kd,win"]
+    labels.write_text("\n".join(["question,variant,verdict", *rows]))
+    found = benchmarks.gather({"kd/alpaca_eval": ref}, {"kd": "SFT+KD"}, str(labels))
+    assert found is not None
+    assert found.people is not None
+    assert (found.people.matched, found.people.not_matched) == (26, {"no such question in AlpacaEval": 1})
+    (one,) = found.people.judges
+    assert one.judge == "openai/judge"
+    assert one.agreement.share.estimate == pytest.approx(24 / 26)  # 24 is the judge's loss, 25 its win
+    assert one.agreement.p is not None
+    assert one.agreement.p < 0.001
 
 
 def test_a_judge_that_favours_long_answers_wins_nothing_by_length_once_it_is_controlled(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis, BenchmarkResult, analyse
+from tasks.evaluate.benchmarks.people import BesidePeople, JudgeAgreement
 from tasks.report.data import (
     AgentUse,
     Coverage,
@@ -20,6 +22,8 @@ from tasks.report.data import (
     Variant,
 )
 from tasks.report.page import render_page
+from tasks.stats.agreement import Agreement
+from tasks.stats.intervals import Interval
 from tests.support.analysis_sample import sample_analysis
 
 N = 640
@@ -86,7 +90,24 @@ def benchmarks(note: str = "") -> BenchmarkAnalysis:
     }
     task = {f"exact_match{note}": {"value": 0.5, "standard_error": 0.05}}
     harness = {name: BenchmarkResult({"tasks": {"gsm8k": {"documents": 100, "metrics": task}}}, {}) for name in LABELS}
-    return analyse({"alpaca_eval": results, "harness": harness}, {name: text + note for name, text in LABELS.items()})
+    found = analyse({"alpaca_eval": results, "harness": harness}, {name: text + note for name, text in LABELS.items()})
+    return found.model_copy(update={"people": _beside_people(note)})
+
+
+def _beside_people(note: str) -> BesidePeople:
+    measured = Agreement(
+        labels=38,
+        questions=38,
+        share=Interval(0.8, 0.7, 0.9),
+        kappa=Interval(0.6, -0.1, 0.75),
+        tau=Interval(1.0, math.nan, math.nan),
+        p=0.0001,
+    )
+    judge = f"openai/gpt-4o{note}"
+    one = JudgeAgreement(
+        benchmark="alpaca_eval", judge=judge, agreement=measured, sentence=f"{judge} and people agree."
+    )
+    return BesidePeople(labels=40, matched=38, not_matched={f"no such question{note}": 2}, judges=[one])
 
 
 def sample_report(**changes: object) -> ReportData:

@@ -7,6 +7,7 @@ say why in the note.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from flows.recipe import settings_for
@@ -15,7 +16,8 @@ from infra.store.artifacts import ArtifactRef
 from tasks.augment.settings import Augmentation
 from tasks.augment.stage import Augment
 from tasks.evaluate.benchmarks.harness import LmEval
-from tasks.evaluate.benchmarks.settings import Benchmarks
+from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
+from tasks.evaluate.benchmarks.stage import JudgeBenchmarks
 from tasks.evaluate.stage import Evaluate
 from tasks.logits.settings import Scoring
 from tasks.logits.stage import ScoreTeacher
@@ -71,3 +73,28 @@ def test_what_was_made_before_is_found() -> None:
         "harness": "5c2f59e42766bb6389f67b7672e7a350",
         "report": "f3f069b86e6d3c7da30d1a661811d1bf",
     }
+
+
+def test_peoples_labels_change_the_report_by_their_content_and_nothing_that_was_judged(tmp_path: Path) -> None:
+    about = RunInfo(title="t", student="demo", teacher="demo", k=10, seed=0)
+    one, same, other = (tmp_path / name for name in ("one", "same", "other"))
+    for path, text in ((one, "a"), (same, "a"), (other, "b")):
+        path.write_text(text)
+
+    def report(labels: Path | None) -> str:
+        made = Report(stages={}, evaluations={}, about=about, verdicts={}, labels=labels and str(labels))
+        return made.workspace().fingerprint
+
+    def judged(labels: Path | None) -> str:
+        made = JudgeBenchmarks(
+            answers={"kd/alpaca_eval": _ref("benchmark-answers")},
+            evaluations={},
+            options=Benchmarks(alpaca_eval="demo"),
+            judging=Judging(labels=labels and str(labels)),
+            judge_model="openai/judge",
+        )
+        return made.workspaces()["kd/alpaca_eval"].fingerprint
+
+    assert report(one) == report(same)
+    assert len({report(None), report(one), report(other)}) == 3
+    assert judged(None) == judged(one) == judged(other)

@@ -77,6 +77,14 @@ def preferences(judgments: Sequence[Judgment]) -> dict[str, float]:
     return {item: (second + 1.0 - first) / 2 for item, (second, first) in _both_orders(judgments).items()}
 
 
+def outcomes(judgments: Sequence[Judgment]) -> dict[str, float]:
+    """By item, 1 where the model's output is preferred in both orders, −1 where the reference's is, else 0."""
+    return {
+        item: float((second > 0.5 and first < 0.5) - (second < 0.5 and first > 0.5))
+        for item, (second, first) in _both_orders(judgments).items()
+    }
+
+
 def _both_orders(judgments: Sequence[Judgment]) -> dict[str, tuple[float, float]]:
     """By item, the preference for the second place with the reference first, and with the model first."""
     found: dict[str, dict[str, float]] = {}

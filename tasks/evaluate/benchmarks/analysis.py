@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tasks.evaluate.analysis.comparisons import Metric, compare_in
+from tasks.evaluate.benchmarks.people import BesidePeople
 from tasks.stats.intervals import Z95, Interval, Numbers, PerRow, bootstrapped, wilson
 from tasks.stats.significance import Comparison, verdict
 
@@ -61,6 +62,7 @@ class BenchmarkAnalysis(Numbers):
     verdicts: list[str] = Field(description="a sentence for each comparison, in the same order")
     remarks: list[str] = Field(description="of the judge, and of what is missing")
     cost_usd: float = Field(0.0, description="what the judgments cost, whoever paid")
+    people: BesidePeople | None = Field(None, description="the judge beside people, where they gave labels")
 
 
 def analyse(results: Mapping[str, Mapping[str, BenchmarkResult]], labels: Mapping[str, str]) -> BenchmarkAnalysis:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,9 @@ import pyarrow as pa
 from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.store.parquet import packed, unpacked
-from tasks.evaluate.benchmarks import alpaca_eval, data_files, ifeval, judges, mt_bench, probes, questions
+from tasks.evaluate.benchmarks import alpaca_eval, data_files, ifeval, judges, labels, mt_bench, probes, questions
 from tasks.evaluate.benchmarks.judges import Case, Judgment
-from tasks.evaluate.benchmarks.questions import Conversation, Generate, Question
+from tasks.evaluate.benchmarks.questions import ALPACA_EVAL, IFEVAL, MT_BENCH, Conversation, Generate, Question
 from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
 from tasks.llm.budget import UsageByAgent
@@ -32,7 +32,7 @@ from tasks.models import ModelSource
 
 ANSWERS_KIND, KIND = "benchmark-answers", "benchmark"  # answers/ is the LLM cache's
 STAGE_VERSION = 3
-ALPACA_EVAL, MT_BENCH, IFEVAL, PROBES = "alpaca_eval", "mt_bench", "ifeval", "probes"
+PROBES = "probes"
 JUDGED = (ALPACA_EVAL, MT_BENCH, PROBES)
 DEMO_JUDGE = "demo"
 ANSWERS, JUDGMENTS, ITEMS, RESULTS = "answers.jsonl", "judgments.parquet", "items.parquet", "results.json"
@@ -50,10 +50,14 @@ def needs_judge(options: Benchmarks) -> bool:
     return any(getattr(options, name) is not None for name in JUDGED)
 
 
-def preflight(options: Benchmarks, judge_model: str) -> None:
-    """Raise ConfigurationError for what could not work, before a model is loaded or a judge is paid."""
-    for name in asked_for(options):
-        load(name, options)
+def preflight(options: Benchmarks, judge_model: str, people: str | None = None, variants: Iterable[str] = ()) -> None:
+    """Raise ConfigurationError for what could not work, before a model is loaded or a judge is paid.
+
+    `people` are the labels of `judging.labels`, on answers of `variants`.
+    """
+    loaded = {name: load(name, options) for name in asked_for(options)}
+    if people:
+        labels.preflight(people, {name: of for name, of in loaded.items() if name in JUDGED}, variants)
     if options.alpaca_eval_gamed:
         questions.gamed_baselines(options.alpaca_eval_gamed)
     if options.ifeval:
@@ -182,7 +186,7 @@ async def _score(
 ) -> ArtifactRef:
     benchmark, started = work.spec["benchmark"], time.monotonic()
     if benchmark == IFEVAL:
-        scored = _check(_conversations(answers))
+        scored = _check(conversations_of(answers))
     else:
         assert client is not None
         scored = await _judge(benchmark, answers, options, logprobs, client.another(), tick)
@@ -216,6 +220,12 @@ def judgments_of(ref: ArtifactRef) -> list[Judgment]:
     return judges.from_parquet(ArtifactReader(ref).read(JUDGMENTS))
 
 
+def conversations_of(answers: ArtifactRef) -> list[Conversation]:
+    """A variant's published answers, with the questions."""
+    lines = ArtifactReader(answers).read(ANSWERS).decode().split("\n")  # splitlines() splits inside answers
+    return [Conversation.model_validate_json(line) for line in lines if line]
+
+
 @dataclass(frozen=True)
 class _Scored:
     items: int
@@ -243,7 +253,7 @@ async def _judge(
             if judgment.value is not None:
                 worst[judgment.item] = max(judgment.value, worst.get(judgment.item, 0.0))
         return _Scored(len(probed), worst, probes.result(probing, made), made, usage)
-    conversations = _conversations(answers)
+    conversations = conversations_of(answers)
     if benchmark == MT_BENCH:
         made, usage = await _judgments(mt_bench.cases(conversations), client, tick)
         scores, result = mt_bench.scores(conversations, made), mt_bench.result(conversations, made)
@@ -266,11 +276,6 @@ def _agents(benchmark: str, options: Benchmarks) -> Sequence[Any]:
     if benchmark == PROBES:
         return probes.load(str(options.probes))
     return (judges.PAIR,) if benchmark == ALPACA_EVAL else (judges.GRADE, judges.GRADE_WITH_REFERENCE)
-
-
-def _conversations(answers: ArtifactRef) -> list[Conversation]:
-    lines = ArtifactReader(answers).read(ANSWERS).decode().split("\n")  # splitlines() splits inside answers
-    return [Conversation.model_validate_json(line) for line in lines if line]
 
 
 def _probed(predictions: ArtifactRef, most: int | None) -> list[probes.Probed]:

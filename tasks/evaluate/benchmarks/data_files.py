@@ -20,17 +20,17 @@ def digest(source: str | None) -> str | None:
     return hashlib.sha256(_bytes(source)).hexdigest() if source else None
 
 
-def entries(source: str) -> list[tuple[str, dict[str, Any]]]:
-    """A file's objects, each with where it stands."""
+def entries(source: str, what: str = "questions") -> list[tuple[str, dict[str, Any]]]:
+    """A file's objects, each with where it stands; `what` they are."""
     text = whole_text(source)
     try:
         found = json.loads(text) if text.lstrip().startswith("[") else _json_lines(text)
     except RecursionError as error:
-        raise ConfigurationError(f"{source} is nested too deeply to hold questions") from error
+        raise ConfigurationError(f"{source} is nested too deeply to hold {what}") from error
     except ValueError as error:
         raise ConfigurationError(f"{source} is neither a JSON list nor JSON lines: {error}") from error
     if not found or not all(isinstance(entry, dict) for entry in found):
-        raise ConfigurationError(f"{source} holds no questions: expected JSON objects")
+        raise ConfigurationError(f"{source} holds no {what}: expected JSON objects")
     return [(f"{source}, entry {place}", entry) for place, entry in enumerate(found, 1)]
 
 

@@ -18,6 +18,7 @@ from infra.errors import ConfigurationError
 from tasks.evaluate.benchmarks.data_files import entries, is_missing, listed, needed, text_of, texts_of, whole_text
 from tasks.rows import Message
 
+ALPACA_EVAL, MT_BENCH, IFEVAL = "alpaca_eval", "mt_bench", "ifeval"
 # FastChat's: creative categories are sampled, the ones with one right answer are greedy.
 MT_BENCH_TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 

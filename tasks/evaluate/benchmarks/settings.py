@@ -26,9 +26,15 @@ class Judging(LLMCalls):
         True, description="weigh a preference by the judge's own log-probs, where its provider tells them"
     )
 
+    labels: str | None = Field(
+        None,
+        description="people's verdicts, which the report compares the judge's with, in JSONL or CSV: "
+        "question (id or text), variant, verdict (win, tie, loss; or 1 to 10)",
+    )
+
     def identity(self) -> dict[str, Any]:
-        """What changes judgments."""
-        return self.model_dump(mode="json", exclude=NEVER_CHANGES_ANSWERS)
+        """What changes judgments; people's labels change the report alone."""
+        return self.model_dump(mode="json", exclude=NEVER_CHANGES_ANSWERS | {"labels"})
 
 
 class Benchmarks(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import re
 import subprocess
@@ -148,7 +149,7 @@ def test_hostile_texts_stay_one_table_cell_in_markdown() -> None:
     assert f"\n\n    {HOSTILE}\n" in written
     assert "<" not in markdown
     tables = re.findall(r"(?:^\|.*\n)+", markdown, flags=re.MULTILINE)
-    assert len(tables) == 7
+    assert len(tables) == 8
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
     assert not re.search(r"(?<!\\)\]\(", markdown)
@@ -287,6 +288,23 @@ def test_benchmarks_have_a_figure_with_its_interval_for_each_variant() -> None:
     assert "SFT+KD is better than base in AlpacaEval win rate (" in html
     assert "AlpacaEval, SFT+KD: not judged: 7 × budget reached." in html
     assert "| lm-eval, gsm8k: exact\\_match | 0.500 (0.402 – 0.598) |" in render_markdown(sample_report())
+
+
+def test_the_judge_stands_beside_people_on_the_page_in_markdown_and_in_the_data() -> None:
+    html, data = sample_page(), sample_report()
+    part = html[html.index("The judge beside people") :].split("</ul>")[0]
+    cells = re.findall(r'<td class="number">([^<]*)', part)
+    assert cells == ["openai/gpt-4o", "38", "38", "80.0 % (70.0 – 90.0)", "0.60 (−0.10 – 0.75)", "1.00"]
+    said = "Of 40 labels of people, 38 are on answers that a judge judged; 2 are not: 2 × no such question."
+    assert said in part
+    markdown = render_markdown(data)
+    assert said in markdown
+    assert "| AlpacaEval | openai/gpt-4o | 38 | 38 | 80.0 % (70.0 – 90.0) | 0.60 (−0.10 – 0.75) | 1.00 |" in markdown
+    kept = json.loads(data.model_dump_json())["benchmarks"]["people"]
+    assert (kept["matched"], kept["judges"][0]["agreement"]["kappa"]["low"]) == (38, -0.1)
+    assert data.benchmarks is not None
+    without = data.benchmarks.model_copy(update={"people": None})
+    assert "beside people" not in render_page(sample_report(benchmarks=without))
 
 
 def test_rows_that_the_counts_lose_are_shown() -> None:
