@@ -10,6 +10,7 @@ from typing import Any
 
 DUPLICATE = "the same as another row"
 OTHER_DATABASE = "the same as another row, for another database"
+PRIVATE = "holds private data"
 NOT_SAMPLED = "is not in the sample that data.max_seeds takes"
 
 
@@ -27,13 +28,14 @@ class LeftOutError(Exception):
 class Account:
     """`read` rows = used ones + `left_out` ones, by reason, with an example of each where a row cannot be used.
 
-    `unused` are columns, with how many rows have them.
+    `unused` are columns, with how many rows have them; `private` what kinds of private data there were, likewise.
     """
 
     read: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     unused: Counter[str] = field(default_factory=Counter)
+    private: Counter[str] = field(default_factory=Counter)
 
     def leave_out(self, reason: str, where: str, fields: Any) -> None:
         """A row that was read and cannot be used."""
@@ -60,6 +62,7 @@ class Account:
             "left_out": dict(sorted(self.left_out.items())),
             "examples": dict(sorted(self.examples.items())),
             "unused": dict(sorted(self.unused.items())),
+            "private": dict(sorted(self.private.items())),
         }
 
 
@@ -76,6 +79,11 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
                 found.append(f"{name}: the first that {reason} is {' '.join(example.split())}")
         if others := file.get("others"):
             found.append(f"{name}: no data by their names, and not read: {some(others, _TOLD)}")
+        if private := file.get("private"):
+            kinds = [f"{kind} ({rows:,} rows)" for kind, rows in private.items()]
+            done = {"mask": "masked", "drop": "left out"}.get(facts.get("handling", ""))
+            advice = f"{done}" if done else "kept as it is; data.private=mask or drop keeps it from providers"
+            found.append(f"{name}: private data, {advice}: {some(kinds, _TOLD)}")
         if file["unused"]:
             most = sorted(file["unused"].items(), key=lambda item: -item[1])
             columns = [f"{' '.join(column.split())[:_TOLD_CHARS]} ({rows:,} rows)" for column, rows in most]

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tasks.seeds.columns import RENAMED
+from tasks.text.private import Handling
 
 
 class Reading(BaseModel):
@@ -24,6 +25,11 @@ class Reading(BaseModel):
         description="train on a sample of this many seeds; what is in the files more often is likelier in it",
     )
 
+    private: Handling = Field(
+        "count",
+        description="rows with e-mail addresses, telephone numbers, cards, keys, IBANs, national ids: keep (do not look),"
+        " count, mask ([email]), or drop them",
+    )
     near_heldout: float | None = Field(
         0.8,
         gt=0,

@@ -20,9 +20,10 @@ from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_
 from tasks.models import DEMO
 from tasks.rows import HELDOUT, TRAIN, Row, to_parquet
 from tasks.seeds import files, formats, references, sources, split
-from tasks.seeds.account import Account, sentences
+from tasks.seeds.account import PRIVATE, Account, sentences
 from tasks.seeds.settings import Reading
 from tasks.text.categories import UNNAMED
+from tasks.text.private import masked_row, private_in
 
 KIND = "seeds"
 STAGE_VERSION = 4
@@ -106,6 +107,7 @@ class LoadSeeds(OneArtifact):
                 for what, account in accounts.items()
             },
             "references_fail": failing,
+            "handling": self.reading.private,
         }
         _check(counts, self._given, facts)
         for name, dump in self._databases.items():
@@ -134,8 +136,22 @@ class LoadSeeds(OneArtifact):
                 heldout=is_heldout,
                 how=self.reading,
             )
-            rows.add(HELDOUT if is_heldout else TRAIN, read, account)
+            rows.add(HELDOUT if is_heldout else TRAIN, self._guarded(read, account), account)
             return storage.file_digest(path)
+
+    def _guarded(self, rows: Iterator[Row], account: Account) -> Iterator[Row]:
+        """The rows, with their private data as the user wants it; what there is goes into `account`."""
+        how = self.reading.private
+        for row in rows:
+            found = private_in(row) if how != "keep" else {}
+            account.private.update(dict.fromkeys(found, 1))
+            if found and how == "drop":
+                account.left_out[PRIVATE] += 1
+            elif found and how == "mask":
+                masked = masked_row(row)
+                yield masked.model_copy(update={"origin_seed": masked.id})
+            else:
+                yield row
 
     @property
     def _given(self) -> dict[str, str]:

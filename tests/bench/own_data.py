@@ -2,11 +2,11 @@
 
     python -m tests.bench own_data [--rows 1000] [--seeds FILE]
 
-Rows in Alpaca's format without categories, made of FILE's (any format; else of a few kinds of questions) by adding whom they
-are for, go through the pipeline's own stages with a scripted endpoint, which is no language model: it names
+Rows in Alpaca's format without categories, made of FILE's (any format; else of a few kinds of questions) by adding
+whom they are for, go through the pipeline's own stages with a scripted endpoint, which is no language model: it names
 categories by the first word. Once with names and once without. `named` is the share of seeds with a category;
-`reasoned` the share of kept rows that Rewriting was asked to reason about; `evenness` is the entropy of the rows over the
-categories, over that of an even distribution.
+`reasoned` the share of kept rows that Rewriting was asked to reason about; `evenness` is the entropy of the rows over
+the categories, over that of an even distribution.
 """
 
 from __future__ import annotations

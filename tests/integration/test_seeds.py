@@ -14,12 +14,13 @@ from infra.store.artifacts import ArtifactReader, facts_of
 from tasks.evaluate.heldout.execution import mark
 from tasks.rows import HELDOUT, TRAIN, read_rows
 from tasks.seeds import stage
-from tasks.seeds.account import DUPLICATE, NOT_SAMPLED, sentences
+from tasks.seeds.account import DUPLICATE, NOT_SAMPLED, PRIVATE, sentences
 from tasks.seeds.references import FAILS
 from tasks.seeds.settings import Reading
 from tasks.seeds.stage import LoadSeeds, Sources, open_databases, read_databases
 from tasks.seeds.turns import NOT_TRAINED_ON
 from tasks.text.leaks import HELD_OUT
+from tasks.text.private import Handling
 from tests.support.stages import load, made
 
 DUMP = "CREATE TABLE t(id INTEGER); INSERT INTO t VALUES (1), (2);"
@@ -146,6 +147,34 @@ def test_a_folder_and_a_prefix_are_all_the_data_in_them(bucket: str, tmp_path: P
     for place in (f"s3://{bucket}/many", f"s3://{bucket}/many/**", f"s3://{bucket}/many/1.jsonl,{tmp_path}/more"):
         there = load(Sources(place, None, None), heldout_share=0.2, response_required=True)
         assert there.fingerprint == here.fingerprint
+
+
+@pytest.mark.parametrize("how", ["keep", "count", "mask", "drop"])
+def test_private_data_is_counted_masked_or_left_out(bucket: str, tmp_path: Path, how: Handling) -> None:
+    mine = "Write to ann.lee@acme-tools.com and to bob@acme-tools.com about card 4111 1111 1111 1111"
+    rows = [{"instruction": mine, "output": "Dear ann.lee@acme-tools.com"}]
+    rows += [{"instruction": f"say {n}", "output": str(n)} for n in range(20)]
+    (tmp_path / "s.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "h.jsonl").write_text(json.dumps({"instruction": "other", "output": "x"}))
+    sources = Sources(str(tmp_path / "s.jsonl"), str(tmp_path / "h.jsonl"), None)
+    ref = made(LoadSeeds(sources=sources, heldout_share=0.1, response_required=True, reading=Reading(private=how)))
+    said = [row for row in read_rows(ref, TRAIN) if not row.instruction.startswith("say")]
+    file = facts_of(ref)["files"]["seeds"]
+    assert file["private"] == ({} if how == "keep" else {"card": 1, "email": 1})
+    assert file["left_out"] == ({PRIVATE: 1} if how == "drop" else {})
+    if how == "mask":
+        assert [(row.instruction, row.response) for row in said] == [
+            ("Write to [email] and to [email 2] about card [card]", "Dear [email]")
+        ]
+        assert said[0].origin_seed == said[0].id
+    else:
+        assert [row.instruction for row in said] == ([] if how == "drop" else [mine])
+    words = {
+        "count": "kept as it is; data.private=mask",
+        "mask": "private data, masked: card",
+        "drop": "left out: card",
+    }
+    assert any(words[how] in one for one in sentences(facts_of(ref))) if how in words else not sentences(facts_of(ref))
 
 
 def test_a_row_that_comes_often_is_likelier_in_the_sample(bucket: str, tmp_path: Path) -> None:
