@@ -90,6 +90,10 @@ class Rewritten(AgentAnswer):
     response: Words
 
 
+class Shortened(AgentAnswer):
+    response: Words
+
+
 class Preservation(AgentAnswer):
     instruction: Literal["same", "changed"]
     answer: Literal["same", "corrected", "changed"]
@@ -121,10 +125,11 @@ NAMING = SortingAgent("naming", Categories, _PACKAGE)
 EXPANSION = Agent("expansion", Expansions, _PACKAGE, writes=True, stage=0)
 CATEGORY = Agent("category", CategoryVerdicts, _PACKAGE, stage=1)
 REWRITING = Agent("rewriting", Rewritten, _PACKAGE, writes=True, stage=2)
+SHORTENING = Agent("shortening", Shortened, _PACKAGE, writes=True, stage=3)
 PRESERVATION = Agent("preservation", Preservation, _PACKAGE, stage=3)
 SELECTION = Agent("selection", Scores, _PACKAGE, stage=4, sets_aside=True)
 VERIFICATION = Agent("verification", Verdict, _PACKAGE, stage=5)
-AGENTS: tuple[Agent[Any], ...] = (EXPANSION, CATEGORY, REWRITING, PRESERVATION, SELECTION, VERIFICATION)
+AGENTS: tuple[Agent[Any], ...] = (EXPANSION, CATEGORY, REWRITING, SHORTENING, PRESERVATION, SELECTION, VERIFICATION)
 
 
 def agents_digest(agents: Iterable[Agent[Any]] | None = None) -> str:

@@ -1,8 +1,9 @@
 """The controller: puts rows before the agents in the paper's order (section 3.1) and accounts for every one.
 
 Expansion writes rows and its category check drops those that drifted; Rewriting improves them and its check
-undoes or drops those that lost their meaning; Selection scores them; Verification, where a response can be run
-after running it, has the last word. How requests are made is not known here: `ask` puts a row before an agent.
+undoes or drops those that lost their meaning; reasoning that is too long is shortened, where its answer stays;
+Selection scores rows; Verification, where a response can be run after running it, has the last word. How requests are
+made is not known here: `ask` puts a row before an agent.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tasks.augment.agents import (
     PRESERVATION,
     REWRITING,
     SELECTION,
+    SHORTENING,
     VERIFICATION,
     NewRow,
     wants_chain_of_thought,
@@ -28,7 +30,9 @@ from tasks.augment.checks import python_of, run_checks
 from tasks.augment.settings import Augmentation
 from tasks.llm.usefulness import NoAnswer
 from tasks.rows import BEFORE_REWRITING, Row
+from tasks.text.answers import without_fences
 from tasks.text.language import language_change
+from tasks.text.units import word_count
 
 Ask = Callable[..., Awaitable[Any]]  # ask(agent, row, **settings) -> the agent's answer, or NoAnswer
 
@@ -151,7 +155,7 @@ async def _improve(ask: Ask, batch: Batch, row: Row, options: Augmentation) -> R
         improved = await _rewrite(ask, batch, row)
         if isinstance(improved, Dropped):
             return improved
-        row = improved
+        row = await _shorten(ask, batch, improved, options.longest_reasoning)
     elif not row.response:
         return Dropped(row, "rewriting", "has no response and rewriting is off")
     if options.selection:
@@ -176,6 +180,24 @@ async def _rewrite(ask: Ask, batch: Batch, row: Row) -> Row | Dropped:
     if row.response and judged.answer != "same":
         verdicts[BEFORE_REWRITING] = row.response
     return row.model_copy(update={**rewritten, "lineage": (*row.lineage, "rewriting"), "verdicts": verdicts})
+
+
+async def _shorten(ask: Ask, batch: Batch, row: Row, words: int) -> Row:
+    """Reasoning that is longer than so many words (0: any length is right) made shorter, where its answer stays."""
+    if not words or not wants_chain_of_thought(row.task_category) or word_count(without_fences(row.response)) <= words:
+        return row
+    batch.count("long_reasoning")
+    try:
+        shorter = (await ask(SHORTENING, row, words=words)).response
+        rewritten = {"instruction": row.instruction, "response": shorter}
+        judged = await ask(PRESERVATION, row, rewritten=rewritten)
+    except NoAnswer:
+        return row
+    if word_count(shorter) >= word_count(row.response) or (judged.instruction, judged.answer) != ("same", "same"):
+        return row
+    batch.count("shortened")
+    verdicts = {**row.verdicts, "shortening": judged.reason}
+    return row.model_copy(update={"response": shorter, "lineage": (*row.lineage, "shortening"), "verdicts": verdicts})
 
 
 def _undone(batch: Batch, row: Row, reason: str, detail: str) -> Row | Dropped:

@@ -151,6 +151,8 @@ class _Rehearsal:
             case "rewriting":
                 steps = response if settings["chain_of_thought"] else ""
                 return {"instruction": f"{instruction}.", "response": steps + response}
+            case "shortening":
+                return {"response": "word " * settings["words"]}
             case "preservation":
                 return {"instruction": "same", "answer": "same", "reason": _REASON}
             case "selection":

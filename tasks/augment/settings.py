@@ -30,6 +30,9 @@ class Augmentation(LLMCalls):
         None, description="folder with prompts of your own (NAME.jinja); `distilflow prompts` writes those we have"
     )
     rewriting: bool = Field(True, description="Rewriting improves instructions and responses, and its check runs")
+    longest_reasoning: int = Field(
+        400, ge=0, description="words of reasoning above which an agent shortens it, where the answer stays (0: never)"
+    )
     selection: bool = Field(True, description="Selection scores rows, and near-duplicates are dropped")
     verification: bool = Field(True, description="Verification judges rows, and SQL, Python and arithmetic are run")
     min_score: float = Field(4.0, ge=0, le=10, description="lowest mean of Selection's three scores that is kept")

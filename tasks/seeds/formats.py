@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from infra.errors import ConfigurationError
 from tasks.rows import Message, Row
-from tasks.seeds import columns, files, logs, parquet, turns
+from tasks.seeds import columns, files, logs, parquet, thoughts, turns
 from tasks.seeds.account import Account, LeftOutError
 from tasks.seeds.columns import SourceRow
 from tasks.seeds.settings import Reading
@@ -71,7 +71,7 @@ def read(
             raise ConfigurationError(f"{where}: expected an object with fields, found {type(fields).__name__}")
         unused = Counter[str]()
         try:
-            rows = _rows(where, _meant(fields, renamed, unseen, unused), others, unused)
+            rows = _rows(where, _meant(fields, renamed, unseen, unused), others, unused, how.thoughts == "use")
         except LeftOutError as why:
             if how.strict:
                 raise ConfigurationError(
@@ -85,7 +85,7 @@ def read(
                 missing = _NO_REFERENCE if heldout else _NO_RESPONSE
                 raise ConfigurationError(f"{where}, field 'output': {missing}")
             account.read += 1
-            yield row
+            yield thoughts.without_thoughts(row) if how.thoughts == "drop" else row
     if account.read == before:
         raise ConfigurationError(f"{source} holds no rows")
     if unseen:
@@ -104,9 +104,13 @@ def _meant(
     return {name: value for name, value in fields.items() if name not in renamed and name not in meant} | meant
 
 
-def _rows(where: str, fields: dict[str, Any], others: Iterable[str], unused: Counter[str]) -> list[Row]:
+def _rows(
+    where: str, fields: dict[str, Any], others: Iterable[str], unused: Counter[str], with_thoughts: bool
+) -> list[Row]:
     if logged := logs.conversation(fields):
-        return _rows(where, logged, (), Counter())
+        return _rows(where, logged, (), Counter(), with_thoughts)
+    if with_thoughts:
+        fields = thoughts.put_before_answers(fields)
     columns.check_names(where, frozenset([*fields, *others]))
     entry = SourceRow(where, fields)
     if not entry:

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tasks.seeds.columns import RENAMED
+from tasks.seeds.thoughts import Thoughts
 from tasks.text.private import Handling
 
 
@@ -25,10 +26,15 @@ class Reading(BaseModel):
         description="train on a sample of this many seeds; what is in the files more often is likelier in it",
     )
 
+    thoughts: Thoughts = Field(
+        "as they are",
+        description="what reasoning models thought before an answer (<think> in it, reasoning_content beside it): left "
+        "as it is in the answer, dropped from it, or used: put before it where it stands beside",
+    )
     private: Handling = Field(
         "count",
-        description="rows with e-mail addresses, telephone numbers, cards, keys, IBANs, national ids: keep (do not look),"
-        " count, mask ([email]), or drop them",
+        description="rows with e-mail addresses, telephone numbers, cards, keys, IBANs, national ids: keep (do not "
+        "look), count, mask ([email]), or drop them",
     )
     near_heldout: float | None = Field(
         0.8,

@@ -1,8 +1,12 @@
-"""Figures for people."""
+"""Figures for people, and how long a text is for them."""
 
 from __future__ import annotations
 
+import re
+
 import humanize
+
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0e7f]|\S+")
 
 
 def size(count: float) -> str:
@@ -16,3 +20,8 @@ def amount(count: int) -> str:
         if count >= 0.9995 * unit:
             return f"{count / unit:.3g}{name}"
     return str(count)
+
+
+def word_count(text: str) -> int:
+    """Words; signs, where a language writes no spaces."""
+    return sum(1 for _ in _WORD.finditer(text))

@@ -101,6 +101,7 @@ _ANSWERS = {
     "expansion": _expansion,
     "category": _category,
     "rewriting": _rewriting,
+    "shortening": lambda payload, dice: {"response": f"It is {_text(dice, 20)}."},
     "preservation": _preservation,
     "selection": _selection,
     "verification": _verification,

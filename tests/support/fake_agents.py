@@ -24,6 +24,7 @@ def honest(agent: str, shown: dict[str, Any]) -> dict[str, Any]:
         },
         "category": {"verdicts": [{"same_category": True, "category": "x"} for _ in shown.get("candidates", [])]},
         "rewriting": {"instruction": shown.get("instruction", "")[:20_000], "response": "A better response."},
+        "shortening": {"response": "In short."},
         "preservation": {"instruction": "same", "answer": "same", "reason": "kept"},
         "selection": {"informativeness": 8, "helpfulness": 8, "generality": 8, "reason": "fine"},
         "verification": {"correct": True, "evidence": "checked", "tests": []},

@@ -29,6 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "expansion": {"n": 2},
     "category": {"candidates": []},
     "rewriting": {"chain_of_thought": False},
+    "shortening": {"words": 9},
     "preservation": {"rewritten": {"instruction": "i", "response": "r"}},
 }
 ALL = (NAMING, *AGENTS)
@@ -39,6 +40,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "expansion": {"instructions": [{"instruction": "i", "input": "", "response": "r"}]},
     "category": {"verdicts": [{"same_category": True, "category": "c"}]},
     "rewriting": {"instruction": "i", "response": "r"},
+    "shortening": {"response": "r"},
     "preservation": {"instruction": "same", "answer": "same", "reason": "r"},
     "selection": {"informativeness": 1, "helpfulness": 10, "generality": 5, "reason": "r"},
     "verification": {"correct": True, "evidence": "e", "tests": ["assert True"]},

@@ -173,6 +173,45 @@ def test_an_expansion_on_its_seeds_own_schema_runs_on_its_seeds_own_database() -
     assert sorted(row.database for row in written) == ["a", "b"]
 
 
+LONG = " ".join(["so"] * 50)
+SAME, LOST = ({"instruction": "same", "answer": answer, "reason": "r"} for answer in ("same", "changed"))
+
+
+def _reasoned(shorter: str, *, checked: dict[str, str] = SAME, category: str = "mathematics", words: int = 20) -> Row:
+    """What Shortening makes of a long rewriting, whose own check is content."""
+
+    def say(agent: str, shown: dict[str, Any]) -> Any:
+        if agent == "preservation":
+            return checked if shown["rewritten"]["response"] == shorter else SAME
+        said = {"rewriting": {"instruction": SEED.instruction, "response": LONG}, "shortening": {"response": shorter}}
+        return said.get(agent) or honest(agent, shown)
+
+    seed = SEED.model_copy(update={"task_category": category})
+    batch = _write(FakeAgents(say), seed, longest_reasoning=words)
+    [row] = batch.rows
+    assert batch.counts.get("shortened", 0) == (row.response == shorter)
+    return row
+
+
+def test_long_reasoning_is_shortened_where_the_answer_stays() -> None:
+    row = _reasoned("So it is.")
+    assert (row.response, row.lineage[-1]) == ("So it is.", "shortening")
+    assert row.verdicts["shortening"] == "r"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"checked": LOST}, {"category": "poetry"}, {"words": 0}, {"words": 50}],
+    ids=["the answer changed", "no reasoning", "switched off", "short enough"],
+)
+def test_reasoning_stays_as_it_is_otherwise(how: dict[str, Any]) -> None:
+    assert _reasoned("So it is.", **how).response == LONG
+
+
+def test_what_became_no_shorter_is_not_taken() -> None:
+    assert _reasoned(f"{LONG} so").response == LONG
+
+
 @pytest.mark.parametrize(("instruction", "answer"), [("changed", "same"), ("same", "changed"), ("changed", "changed")])
 def test_a_rewriting_that_changes_the_meaning_is_undone(instruction: str, answer: str) -> None:
     lost = {"instruction": instruction, "answer": answer, "reason": "other sum"}

@@ -235,3 +235,30 @@ def test_strict_refuses_the_first_row_that_cannot_be_used(tmp_path: Path) -> Non
     assert list(account.left_out.values()) == [1]
     with pytest.raises(ConfigurationError, match="row 4: has a turn of a role that is none of"):
         _rows(tmp_path / "a.jsonl", Reading(strict=True))
+
+
+THOUGHT = {"role": "assistant", "content": "4", "reasoning_content": "2 and 2."}
+INLINE = {"role": "assistant", "content": "<think>\n2 and 2.\n</think>\n\n4"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "how", "response"),
+    [
+        (THOUGHT, "as they are", "4"),
+        (THOUGHT, "drop", "4"),
+        (THOUGHT, "use", INLINE["content"]),
+        (INLINE, "as they are", INLINE["content"]),
+        (INLINE, "drop", "4"),
+        (INLINE, "use", INLINE["content"]),
+    ],
+)
+def test_thoughts_are_left_dropped_or_used(tmp_path: Path, answer: dict[str, str], how: Any, response: str) -> None:
+    asked = {"role": "user", "content": "What is 2 + 2?"}
+    told = {"messages": [asked, answer, {"role": "user", "content": "And?"}, {"role": "assistant", "content": "Yes"}]}
+    logged = {"request": {"messages": [asked]}, "response": {"choices": [{"message": answer}]}}
+    (tmp_path / "a.jsonl").write_text(json.dumps(told) + "\n" + json.dumps(logged))
+    account = Account()
+    several, one = _rows(tmp_path / "a.jsonl", Reading(thoughts=how), account)
+    assert [turn.content for turn in several.history] == ["What is 2 + 2?", response]
+    assert one.response == response
+    assert account.unused == ({"messages.reasoning_content": 1} if answer is THOUGHT and how != "use" else {})

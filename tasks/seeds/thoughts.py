@@ -1,0 +1,46 @@
+"""What reasoning models thought before an answer, in it or beside it: left, dropped or used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from tasks.rows import Row
+from tasks.seeds.columns import TURNS
+from tasks.text.answers import answer_of
+
+Thoughts = Literal["as they are", "drop", "use"]
+_BESIDE = ("reasoning_content", "reasoning", "thinking")  # fields of a turn, by maker
+
+
+def put_before_answers(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's fields, whose turns have what they thought in their content, before the answer."""
+    return {name: _told(value) if name in TURNS or name == "completion" else value for name, value in fields.items()}
+
+
+def _told(turns: Any) -> Any:
+    if not isinstance(turns, list):
+        return turns
+    return [_with_thought(turn) if isinstance(turn, dict) else turn for turn in turns]
+
+
+def _with_thought(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the fields that were used."""
+    rest = {name: value for name, value in turn.items() if name not in _BESIDE}
+    thought = next((turn[name] for name in _BESIDE if isinstance(turn.get(name), str) and turn[name].strip()), "")
+    content = turn.get("content")
+    if not thought or not isinstance(content, str) or "</think>" in content:
+        return rest
+    return {**rest, "content": f"<think>\n{thought.strip()}\n</think>\n\n{content}"}
+
+
+def without_thoughts(row: Row) -> Row:
+    """The row without what its answers thought."""
+    response = answer_of(row.response)
+    history = tuple(
+        turn.model_copy(update={"content": answer_of(turn.content)}) if turn.role == "assistant" else turn
+        for turn in row.history
+    )
+    if (response, history) == (row.response, row.history):
+        return row
+    return row.model_copy(update={"response": response, "history": history})
