@@ -25,6 +25,7 @@ from tasks.logits.settings import Scoring
 from tasks.plan.hardware import Hardware
 from tasks.plan.model import Plan
 from tasks.report.stage import Report
+from tasks.rows import Turns
 from tasks.seeds.settings import Reading
 from tasks.train.settings import Distillation, Training, TrainingRun
 
@@ -45,6 +46,7 @@ def distill(
     heldout_share: Annotated[float, Field(gt=0, lt=1)] = 0.1,
     databases: str | None = None,
     seed: Annotated[int, Field(ge=0)] = 0,
+    turns: Turns = "all",
     augmentation: Annotated[Augmentation | None, OfPreset("augmentation")] = None,
     sft: Annotated[Training | None, OfPreset("sft")] = None,
     scoring: Annotated[Scoring | None, OfPreset("scoring")] = None,
@@ -76,6 +78,7 @@ def distill(
         heldout_share: share of the questions held out where there is no heldout file
         databases: folder or s3:// prefix of *.sql dumps that SQL answers are run on
         seed: decides the order of rows in training
+        turns: which answers of a conversation are trained on and scored: all of the assistant's, or the last
         augmentation: how the agents work
         sft: supervised fine-tuning
         scoring: how the teacher scores
@@ -100,6 +103,7 @@ def distill(
         heldout_share=heldout_share,
         databases=databases,
         seed=seed,
+        turns=turns,
         judge_model=judge_model,
         settings=settings_for(student, k, augmentation, sft, scoring, kd, evaluation, run, benchmarks, judging, data),
     )

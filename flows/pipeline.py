@@ -17,6 +17,7 @@ from tasks.evaluate.benchmarks.stage import AnswerBenchmarks, JudgeBenchmarks
 from tasks.evaluate.stage import Evaluate
 from tasks.logits.stage import ScoreTeacher
 from tasks.models import ModelSource
+from tasks.rows import holds_conversations
 from tasks.seeds.stage import LoadSeeds
 from tasks.train.stage import Train
 
@@ -67,11 +68,14 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
             protected=protected,
         )
     )
-    sft = run(Train(name="sft", model=base, data=rows, training=how.sft, run=how.run, seed=seed))
-    scores = run(ScoreTeacher(rows=rows, teacher=teacher, k=recipe.k, scoring=how.scoring))
+    turns = recipe.turns if holds_conversations(rows) else "last"  # the same, and found as it ever was
+    sft = run(Train(name="sft", model=base, data=rows, training=how.sft, run=how.run, seed=seed, turns=turns))
+    scores = run(ScoreTeacher(rows=rows, teacher=teacher, k=recipe.k, scoring=how.scoring, turns=turns))
     tuned = ModelSource(name="sft", artifact=sft)
     more_sft = how.kd.training()
-    control = run(Train(name="sft_control", model=tuned, data=rows, training=more_sft, run=how.run, seed=seed))
+    control = run(
+        Train(name="sft_control", model=tuned, data=rows, training=more_sft, run=how.run, seed=seed, turns=turns)
+    )
     kd = run(Train(name="kd", model=tuned, data=scores, training=how.kd, run=how.run, seed=seed))
 
     variants = {

@@ -41,7 +41,7 @@ from tasks.plan.plan import make_plan
 from tasks.plan.problems import find
 from tasks.plan.sizes import size_of
 from tasks.plan.view import plan_markdown, stage_rows
-from tasks.rows import HELDOUT, KEPT, TRAIN, Row, read_rows
+from tasks.rows import HELDOUT, KEPT, TRAIN, Row, Turns, read_rows
 
 R = TypeVar("R")
 _SAMPLE = 1000
@@ -124,8 +124,8 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
         heldout=seeds.counts["heldout"],
         rows=_rows(seeds, options, done.get("augment"), agents),
         rows_at_most=options.enabled and "augment" not in done,
-        lengths=_lengths(examples, base),
-        heldout_lengths=_lengths(sampled(read_rows(seeds, HELDOUT), _SAMPLE), base),
+        lengths=_lengths(examples, base, recipe.turns),
+        heldout_lengths=_lengths(sampled(read_rows(seeds, HELDOUT), _SAMPLE), base, "last"),
         agents=agents,
         agents_are_free=recipe.agent_model == "demo",
         done=done,
@@ -203,5 +203,5 @@ def _examples(data: ArtifactRef, rows: ArtifactRef | None, agents: Estimate | No
     return list(agents.examples) if agents else sampled(read_rows(data, TRAIN), _SAMPLE)
 
 
-def _lengths(rows: list[Row], student: ModelSource | None) -> Lengths:
-    return guessed(rows) if student is None else measured(rows, load_tokenizer(student))
+def _lengths(rows: list[Row], student: ModelSource | None, turns: Turns) -> Lengths:
+    return guessed(rows, turns) if student is None else measured(rows, load_tokenizer(student), turns)

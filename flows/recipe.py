@@ -17,6 +17,7 @@ from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
 from tasks.report.data import RunInfo
+from tasks.rows import Turns
 from tasks.seeds.settings import Reading
 from tasks.seeds.stage import Sources
 from tasks.train.settings import Distillation, Training, TrainingRun
@@ -79,6 +80,7 @@ class Recipe(BaseModel):
     heldout_share: float = 0.1
     databases: str | None = None
     seed: int = 0
+    turns: Turns = "all"
     judge_model: str = "demo"
     settings: Settings
 
@@ -109,6 +111,8 @@ class Recipe(BaseModel):
         }
         if reading := chosen.data.identity():
             shown["data"] = reading
+        if self.turns != "all":
+            shown["turns"] = self.turns
         if chosen.benchmarks.asked:
             shown["benchmarks"] = chosen.benchmarks.model_dump(mode="json", exclude_defaults=True)
             if artifacts.needs_judge(chosen.benchmarks):

@@ -24,6 +24,8 @@ KEPT, REJECTED, FAILED = "kept/", "rejected/", "failed/"  # and an augment artif
 PASSAGES = "passages.u64"  # of an artifact that says what no training row may hold
 BEFORE_REWRITING = "before rewriting"  # among the verdicts: the response that was corrected
 Role = Literal["system", "user", "assistant"]
+Turns = Literal["all", "last"]  # which of a conversation's answers are trained on
+CONVERSATIONS = "conversations"  # a count of an augment artifact: rows with answers before their response
 
 
 class Message(BaseModel):
@@ -33,6 +35,11 @@ class Message(BaseModel):
 
     role: Role
     content: str
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it can be trained on: an assistant's, with something in it."""
+        return self.role == "assistant" and bool(self.content.strip())
 
 
 class Row(BaseModel):
@@ -71,6 +78,11 @@ class Row(BaseModel):
     @property
     def messages(self) -> list[Message]:
         return [*self.prompt, Message(role="assistant", content=self.response)]
+
+    @property
+    def earlier_answers(self) -> list[int]:
+        """Places in the conversation of the answers before the response."""
+        return [place for place, message in enumerate(self.history) if message.is_answer]
 
 
 _MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
@@ -114,6 +126,18 @@ def read_rows(ref: ArtifactRef, prefix: str) -> Iterator[Row]:
     """Rows of an artifact, one file's bytes in memory at a time, digests checked."""
     for _name, data in ArtifactReader(ref).stream(prefix):
         yield from from_parquet(data)
+
+
+def holds_conversations(rows: ArtifactRef) -> bool:
+    """Whether a row of an augment artifact has answers before its response; False where there is no artifact yet.
+
+    An artifact that does not count them, as those of before, has its rows looked at.
+    """
+    if not rows.exists:
+        return False
+    if CONVERSATIONS in rows.counts:
+        return rows.counts[CONVERSATIONS] > 0
+    return any(row.earlier_answers for row in read_rows(rows, KEPT))
 
 
 def databases_by_input(rows: Iterable[Row]) -> dict[str, str]:

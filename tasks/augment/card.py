@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.store.parquet import unpacked
-from tasks.rows import KEPT, TRAIN
+from tasks.rows import CONVERSATIONS, KEPT, TRAIN, Message
 
 NAME = "card.md"
 _SAMPLES = 3
@@ -38,11 +38,14 @@ def describe(work: Workspace, batches: int) -> dict[str, Any]:
     categories, languages, writers = Counter[str](), Counter[str](), Counter[str]()
     lengths: dict[str, Counter[int]] = {"instruction": Counter(), "input": Counter(), "response": Counter()}
     samples: list[dict[str, Any]] = []
+    conversations = 0
     for index in range(batches):
         table = unpacked(work.read(f"{KEPT}{index:05}.parquet"))
         categories.update(table["task_category"].to_pylist())
         languages.update(table["language"].to_pylist())
         writers.update("expansion" if "expansion" in steps else "seed" for steps in table["lineage"].to_pylist())
+        histories = table["history"].to_pylist()
+        conversations += sum(any(Message(**turn).is_answer for turn in history) for history in histories)
         for name, counter in lengths.items():
             counter.update(pc.utf8_length(table[name]).to_pylist())
         if len(samples) < _SAMPLES:
@@ -56,6 +59,7 @@ def describe(work: Workspace, batches: int) -> dict[str, Any]:
         "by_origin": dict(writers.most_common()),
         "characters": {name: _summary(counter) for name, counter in lengths.items()},
         "samples": samples,
+        CONVERSATIONS: conversations,
     }
 
 

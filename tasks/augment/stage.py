@@ -32,6 +32,7 @@ from tasks.llm.endpoint import llm_endpoint, provider_slots
 from tasks.llm.protocol import LLMEndpoint
 from tasks.llm.session import connected, run_async
 from tasks.rows import (
+    CONVERSATIONS,
     FAILED,
     HELDOUT,
     KEPT,
@@ -135,7 +136,7 @@ class Augment(OneArtifact):
 
 def copy_seeds(work: Workspace, seeds: ArtifactRef, protected: ArtifactRef | None = None) -> ArtifactRef:
     """Augmentation is off: the seeds as they are, but for those that hold what is protected."""
-    kept = rejected = 0
+    kept = rejected = conversations = 0
     leaks = Leaks(HeldOut(), None, _passages(protected))
     for index, (_name, data) in enumerate(ArtifactReader(seeds).stream(TRAIN)):
         rows = [(row, leaks.quotes_benchmark(row)) for row in from_parquet(data)]
@@ -145,7 +146,9 @@ def copy_seeds(work: Workspace, seeds: ArtifactRef, protected: ArtifactRef | Non
             extra = {"agent": ["selection"] * len(bad), "reason": [BENCHMARK] * len(bad), "detail": [""] * len(bad)}
             work.put(f"{REJECTED}{index:05}.parquet", to_parquet(bad, extra))
         kept, rejected = kept + len(good), rejected + len(bad)
+        conversations += sum(bool(row.earlier_answers) for row in good)
     counts = {"seeds": kept + rejected, "expanded": 0, "rows": kept, "rejected": rejected, "failed": 0}
+    counts[CONVERSATIONS] = conversations
     if not kept:
         raise ConfigurationError(f"every row {BENCHMARK}: leave the benchmark out, or train on other rows")
     return work.publish(
@@ -330,6 +333,7 @@ def _publish(work: Workspace, batches: int) -> ArtifactRef:
     facts["usage"] = usage.plain()
     facts["rows"] = card.describe(work, batches)
     facts["seeds_by_category"] = card.categories(work.inputs["seeds"])
+    counts[CONVERSATIONS] = facts["rows"][CONVERSATIONS]
     work.put(card.NAME, card.render(work, counts, facts).encode())
     return work.publish((KEPT, REJECTED, FAILED, card.NAME), counts, facts)
 

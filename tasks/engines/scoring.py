@@ -1,7 +1,7 @@
-"""Engines that score rows with the teacher: token ids and response span in, top K out.
+"""Engines that score rows with the teacher: token ids and supervised spans in, top K out.
 
 `vllm` is the engine of production, on GPU and CPU; `transformers` is the reference that it is tested against.
-Both give raw log-probabilities (softmax in fp32, no temperature) of response tokens only, best first.
+Both give raw log-probabilities (softmax in fp32, no temperature) of supervised tokens only, best first.
 """
 
 from __future__ import annotations
@@ -67,14 +67,16 @@ class VLLMEngine:
 
 def _scored(row: TokenisedRow, flat: Any, k: int) -> ScoredRow:
     """vLLM's flat log-probs: position i describes token i; its first entry is the actual token, then rank 1 to K."""
-    start = flat.start_indices[row.response_start]
-    response_tokens = row.response_tokens
-    shape = (response_tokens, k + 1)
-    ids = np.asarray(flat.token_ids[start:], dtype=np.int32).reshape(shape)
-    logprobs = np.asarray(flat.logprobs[start:], dtype=np.float32).reshape(shape)
-    if not np.array_equal(ids[:, 0], np.asarray(row.ids[row.response_start :])):
+    places_R = row.places_R
+    first = int(places_R[0])
+    start, shape = flat.start_indices[first], (-1, k + 1)
+    ids = np.asarray(flat.token_ids[start:], dtype=np.int32).reshape(shape)[places_R - first]
+    logprobs = np.asarray(flat.logprobs[start:], dtype=np.float32).reshape(shape)[places_R - first]
+    if not np.array_equal(ids[:, 0], np.asarray(row.ids)[places_R]):
         raise AssertionError(f"the engine scored other tokens than those of row {row.row_id}")
-    return ScoredRow(row.row_id, row.ids, row.response_start, logprobs[:, 0], ids[:, 1:], logprobs[:, 1:])
+    return ScoredRow(
+        row.row_id, row.ids, row.response_start, logprobs[:, 0], ids[:, 1:], logprobs[:, 1:], earlier=row.earlier
+    )
 
 
 def processes_below() -> set[psutil.Process]:
@@ -122,9 +124,9 @@ class TransformersEngine:
             scored = []
             for b, row in enumerate(rows):
                 # the hidden state before a token predicts it
-                predicting = slice(row.response_start - 1, len(row.ids) - 1)
-                logprobs_RV = logits_BTV[b, predicting].float().log_softmax(dim=-1)
-                actual_R = logprobs_RV.gather(1, ids_BT[b, row.response_start : len(row.ids), None])[:, 0]
+                places_R = torch.from_numpy(row.places_R).to(self._device)
+                logprobs_RV = logits_BTV[b, places_R - 1].float().log_softmax(dim=-1)
+                actual_R = logprobs_RV.gather(1, ids_BT[b, places_R, None])[:, 0]
                 top = logprobs_RV.topk(k, dim=-1)
                 scored.append(
                     ScoredRow(
@@ -134,6 +136,7 @@ class TransformersEngine:
                         actual_R.cpu().numpy(),
                         top.indices.int().cpu().numpy(),
                         top.values.cpu().numpy(),
+                        earlier=row.earlier,
                     )
                 )
         return scored

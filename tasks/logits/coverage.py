@@ -36,7 +36,7 @@ class _Mean:
 
 @dataclass
 class CoverageCounter:
-    """Adds up the mass of a row's R tokens at a time; constant memory (percentiles are exact to 1/1000)."""
+    """Adds up the mass of an answer's R tokens at a time; constant memory (percentiles are exact to 1/1000)."""
 
     k: int
     counts: np.ndarray = field(default_factory=lambda: np.zeros(_RESOLUTION, dtype=np.int64))
@@ -47,7 +47,7 @@ class CoverageCounter:
         self.total_K = np.zeros(self.k)
 
     def add(self, logprobs_RK: np.ndarray, category: str) -> None:
-        """The log-probs of one row's response, best first, from its first token on."""
+        """The log-probs of one answer, best first, from its first token on."""
         if not len(logprobs_RK):
             return
         mass_RK = np.minimum(np.cumsum(np.exp(logprobs_RK.astype(np.float64)), axis=1), 1.0)

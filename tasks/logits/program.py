@@ -32,9 +32,10 @@ from tasks.logits.settings import Scoring
 from tasks.logits.shards import Shard, plan
 from tasks.logits.store.reader import ShardError, read_shard, write_shard, write_tokenizer
 from tasks.models import ModelSource, load_tokenizer
-from tasks.rows import KEPT, read_rows
+from tasks.rows import KEPT, Turns, read_rows
 from tasks.tokens.rows import Skipped, TokenisedRow, cut, tokenise
 from tasks.tokens.scored import ScoredRow
+from tasks.tokens.spans import REWRITTEN, unsupervised_fact
 
 CLAIMS, REFUSED = "claims/", "refused/"
 _NAMED_ROWS = 20
@@ -48,14 +49,14 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     teacher = ModelSource.model_validate(spec["teacher"])
     k: int = spec["k"]
     longest = min(scoring.max_length, teacher.context() - 1)  # the engine generates a token that nobody reads
-    rows, categories, skipped = _tokenised(ArtifactRef.model_validate(spec["rows"]), teacher, longest)
+    rows, categories, skipped = _tokenised(ArtifactRef.model_validate(spec["rows"]), teacher, longest, spec["turns"])
     if not rows:
         raise ConfigurationError(f"no row is usable for the teacher: {dict(skipped)}")
     shards = plan(rows, scoring.tokens_per_shard)
     damaged: list[str] = []
     missing = [shard for shard in shards if not _is_whole(work, shard, damaged)]
-    total = sum(shard.response_tokens for shard in shards)
-    found = total - sum(shard.response_tokens for shard in missing)
+    total = sum(shard.supervised_tokens for shard in shards)
+    found = total - sum(shard.supervised_tokens for shard in missing)
     scored_tokens, seconds = 0, 0.0
     with Claims(work.uri + CLAIMS) as claims:
         queue = Queue(work, missing, claims)
@@ -65,9 +66,9 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
                 engine = _engine(scoring, teacher, k, max(len(row.ids) for row in rows))
             started = time.monotonic()
 
-            def on_progress(tokens: int, responses: int) -> None:
+            def on_progress(tokens: int, supervised: int) -> None:
                 speed = tokens / (time.monotonic() - started)
-                reporter.progress(found + queue.by_others + responses, total, tokens_s=speed)
+                reporter.progress(found + queue.by_others + supervised, total, tokens_s=speed)
 
             with child.abort_if_a_child_dies(reporter.folder, "the teacher's engine"):
                 shards_to_score = itertools.chain([first], ours)
@@ -79,14 +80,15 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     refused = {row_id: None for shard in shards for row_id in _refused(work, shard)}  # in order
     if len(refused) == len(rows):
         raise ConfigurationError("the teacher gives numbers for no row: its weights, or their dtype, are broken")
-    total -= sum(row.response_tokens for row in rows if row.row_id in refused)
+    total -= sum(row.supervised_tokens for row in rows if row.row_id in refused)
     if refused:
         skipped["the teacher gives no number for it"] += len(refused)
     for shard in shards:
         size, scored = read_shard(work, shard.name)
         stored_bytes += size
         for row in scored:
-            coverage.add(row.logprobs_RK, categories[row.row_id])
+            for _span, part in row.parts():
+                coverage.add(row.logprobs_RK[part], categories[row.row_id])
     counts = {
         "rows": len(rows) - len(refused),
         "tokens": total,
@@ -100,6 +102,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         "shards_found": len(shards) - len(missing),
         "shards_repaired": damaged,
         "skipped": dict(skipped),
+        **unsupervised_fact({REWRITTEN: sum(row.unsupervised for row in rows)}),
         "refused_rows": list(refused)[:_NAMED_ROWS],
         "engine": scoring.engine,
     }
@@ -110,7 +113,7 @@ class Queue:
     """The shards that are not stored yet, each claimed for us while we have it; over when all are stored."""
 
     def __init__(self, work: Workspace, shards: Sequence[Shard], claims: Claims):
-        self.by_others = 0  # response tokens
+        self.by_others = 0  # supervised tokens
         self._work = work
         self._left = list(shards)
         self._claims = claims
@@ -121,13 +124,13 @@ class Queue:
             waiting = []
             for shard in self._left:
                 if self._is_stored(shard):
-                    self.by_others += shard.response_tokens
+                    self.by_others += shard.supervised_tokens
                 elif not self._claims.take(shard.name):
                     waiting.append(shard)
                 else:
                     pauses = Pauses()
                     if self._is_stored(shard):  # since we looked
-                        self.by_others += shard.response_tokens
+                        self.by_others += shard.supervised_tokens
                     else:
                         yield shard
                     self._claims.release(shard.name)
@@ -151,16 +154,16 @@ def score_shards(
 
     A row for which the teacher gives no numbers (NaN) is left out, and named beside its shard.
 
-    `on_progress` hears, after each batch, the tokens scored and the response tokens among them so far.
+    `on_progress` hears, after each batch, the tokens scored and the supervised tokens among them so far.
     """
-    tokens = responses = 0
+    tokens = supervised = 0
     for shard in shards:
         scored = []
         for batch in cut(shard.rows, _TOKENS_PER_CALL):
             scored.extend(engine.score(batch, k))
             tokens += sum(len(row.ids) for row in batch)
-            responses += sum(row.response_tokens for row in batch)
-            on_progress(tokens, responses)
+            supervised += sum(row.supervised_tokens for row in batch)
+            on_progress(tokens, supervised)
         if bad := [row.row_id for row in scored if not _in_numbers(row)]:
             work.put_json(REFUSED + shard.name, bad)
         write_shard(work, shard.name, [row for row in scored if _in_numbers(row)], max_error)
@@ -196,13 +199,13 @@ def _is_whole(work: Workspace, shard: Shard, damaged: list[str]) -> bool:
 
 
 def _tokenised(
-    rows: ArtifactRef, teacher: ModelSource, max_length: int
+    rows: ArtifactRef, teacher: ModelSource, max_length: int, turns: Turns
 ) -> tuple[list[TokenisedRow], dict[str, str], Counter[str]]:
     """The usable rows, the task category of each row id, and how many rows were skipped for what."""
     tokenizer = load_tokenizer(teacher)
     tokenised, categories, skipped = [], {}, Counter[str]()
     for row in read_rows(rows, KEPT):
-        one = tokenise(row, tokenizer, max_length)
+        one = tokenise(row, tokenizer, max_length, turns)
         if isinstance(one, Skipped):
             skipped[one.reason] += 1
         else:

@@ -17,8 +17,8 @@ class Shard:
     rows: Sequence[TokenisedRow]
 
     @property
-    def response_tokens(self) -> int:
-        return sum(row.response_tokens for row in self.rows)
+    def supervised_tokens(self) -> int:
+        return sum(row.supervised_tokens for row in self.rows)
 
 
 def plan(rows: Iterable[TokenisedRow], tokens_per_shard: int) -> list[Shard]:

@@ -14,7 +14,9 @@ from infra.store.artifacts import ArtifactRef, Workspace, facts_of
 from tasks.logits.settings import Scoring
 from tasks.logits.store.reader import SHARDS, TOKENIZER
 from tasks.models import ModelSource
+from tasks.rows import Turns
 from tasks.tokens.rows import tokenizer_digests
+from tasks.tokens.spans import turns_identity, unsupervised_note
 
 KIND = "logits"
 STAGE_VERSION = 4
@@ -22,7 +24,7 @@ _STALL_TIMEOUT_S = 1800.0  # a large teacher takes long to load
 
 
 class ScoreTeacher(OneArtifact):
-    """The teacher's top-K log-probabilities of every response token (paper, section 3.2).
+    """The teacher's top-K log-probabilities of every supervised token (paper, section 3.2).
 
     The store is independent of the student and of any training. Any number of processes make it together, a shard at
     a time.
@@ -37,6 +39,7 @@ class ScoreTeacher(OneArtifact):
     teacher: ModelSource
     k: int
     scoring: Scoring
+    turns: Turns = "last"
 
     @property
     def is_shared(self) -> bool:
@@ -50,6 +53,7 @@ class ScoreTeacher(OneArtifact):
             "max_error": self.scoring.max_error,
             "tokens_per_shard": self.scoring.tokens_per_shard,
             "tokenizer": tokenizer_digests(self.teacher),
+            **turns_identity(self.turns),
         }
         return Workspace(KIND, STAGE_VERSION, spec, {"rows": self.rows})
 
@@ -57,7 +61,7 @@ class ScoreTeacher(OneArtifact):
         return {devices.GPU: devices.gpu_slots(self.scoring.tensor_parallel)}
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
-        return score(work, self.rows, self.teacher, self.k, self.scoring, view.follow(describe))
+        return score(work, self.rows, self.teacher, self.k, self.scoring, view.follow(describe), self.turns)
 
     def show(self, made: Made, view: View) -> str:
         facts = facts_of(made.shown)
@@ -66,11 +70,12 @@ class ScoreTeacher(OneArtifact):
         coverage = facts["coverage"]
         if coverage["warning"]:
             view.warn(coverage["warning"])
-        tables = {"task category": coverage["by_category"], "position in the response": coverage["by_position"]}
+        tables = {"task category": coverage["by_category"], "position in the answer": coverage["by_position"]}
         rows = [{"by": by, "of": name, **mass} for by, table in tables.items() for name, mass in table.items()]
         view.table("top-k-mass", rows, f"Mean probability that the teacher's top {self.k} hold")
+        left_out = skipped_note(facts["skipped"]) + unsupervised_note(facts)
         tokens = f"{made.shown.counts['tokens']:,} tokens, top {self.k} hold {coverage['mean']:.1%} of the probability"
-        return f"{tokens}, {facts['bytes_per_token']:g} bytes a token{skipped_note(facts['skipped'])}"
+        return f"{tokens}, {facts['bytes_per_token']:g} bytes a token{left_out}"
 
 
 def score(
@@ -80,6 +85,7 @@ def score(
     k: int,
     scoring: Scoring,
     on_event: Callable[[Event], None],
+    turns: Turns = "last",
 ) -> ArtifactRef:
     """Score in a supervised process; finished shards are kept over kills and retries."""
     spec = {
@@ -87,6 +93,7 @@ def score(
         "teacher": teacher.model_dump(),
         "k": k,
         "scoring": scoring.model_dump(),
+        "turns": turns,
         "workspace": work.description(),
     }
     result = run_supervised(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.rows import Row
+from tasks.rows import Row, Turns
 from tasks.tokens.rows import Skipped, tokenise
 
 _ANY_LENGTH = 10**9
@@ -22,48 +22,51 @@ class Fitting:
 
     share: float
     tokens: float
-    response_tokens: float
+    supervised_tokens: float
     long_row: float
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Prompt and response tokens of each sampled row. `guessed` where no tokenizer could be reached."""
+    """Supervised and other tokens of each sampled row. `guessed` where no tokenizer could be reached."""
 
-    prompts: Sequence[int]
-    responses: Sequence[int]
+    others: Sequence[int]
+    supervised: Sequence[int]
     unusable: int = 0  # rows with control tokens in them
     guessed: bool = False
 
     def fitting(self, max_length: int) -> Fitting:
         """What is left where longer rows are skipped."""
-        responses = np.asarray(self.responses, dtype=np.int64)
-        totals = np.asarray(self.prompts, dtype=np.int64) + responses
+        supervised = np.asarray(self.supervised, dtype=np.int64)
+        totals = np.asarray(self.others, dtype=np.int64) + supervised
         fits = totals <= max_length
         if not fits.any():
             return Fitting(0.0, 0.0, 0.0, 0.0)
         return Fitting(
             share=float(fits.sum() / (len(totals) + self.unusable)),
             tokens=float(totals[fits].mean()),
-            response_tokens=float(responses[fits].mean()),
+            supervised_tokens=float(supervised[fits].mean()),
             long_row=float(np.percentile(totals[fits], 95)),
         )
 
 
-def measured(rows: Iterable[Row], tokenizer: Any) -> Lengths:
+def measured(rows: Iterable[Row], tokenizer: Any, turns: Turns) -> Lengths:
     """With the student's tokenizer and its chat template, as training does it."""
-    tokenised = [tokenise(row, tokenizer, _ANY_LENGTH) for row in rows]
+    tokenised = [tokenise(row, tokenizer, _ANY_LENGTH, turns) for row in rows]
     usable = [row for row in tokenised if not isinstance(row, Skipped)]
-    responses = [row.response_tokens for row in usable]
-    prompts = [row.response_start for row in usable]
-    return Lengths(prompts, responses, len(tokenised) - len(usable))
+    supervised = [row.supervised_tokens for row in usable]
+    others = [len(row.ids) - row.supervised_tokens for row in usable]
+    return Lengths(others, supervised, len(tokenised) - len(usable))
 
 
-def guessed(rows: Iterable[Row]) -> Lengths:
+def guessed(rows: Iterable[Row], turns: Turns) -> Lengths:
     """From the length of the text."""
-    prompts, responses = [], []
+    others, supervised = [], []
     for row in rows:
-        prompt = sum(len(message.content.encode()) for message in row.prompt)
-        prompts.append(_TEMPLATE_TOKENS + round(prompt / _BYTES_PER_TOKEN))
-        responses.append(1 + round(len(row.response.encode()) / _BYTES_PER_TOKEN))
-    return Lengths(prompts, responses, guessed=True)
+        earlier = row.earlier_answers if turns == "all" else []
+        answers = [*(row.history[place].content for place in earlier), row.response]
+        answered = sum(len(answer.encode()) for answer in answers)
+        said = sum(len(message.content.encode()) for message in row.messages)
+        others.append(_TEMPLATE_TOKENS + round((said - answered) / _BYTES_PER_TOKEN))
+        supervised.append(len(answers) + round(answered / _BYTES_PER_TOKEN))
+    return Lengths(others, supervised, guessed=True)

@@ -54,7 +54,7 @@ class Plan(BaseModel):
     rows: int = Field(description="for training")
     rows_at_most: bool = Field(description="augmentation has not run: its agents will reject some")
     tokens_per_row: float
-    response_tokens_per_row: float
+    supervised_tokens_per_row: float
     tokens_per_epoch: int
     supervised_tokens_per_epoch: int
     store_bytes: int

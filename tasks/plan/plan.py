@@ -20,8 +20,8 @@ def make_plan(known: PlanInputs, problems: Callable[[PlanInputs, Plan], Sequence
     stages = stages_of(known)
     sft, scored = known.fitting(known.sft.max_length), known.fitting(known.scoring.max_length)
     rows = known.rows * scored.share
-    prompts = rows * (scored.tokens - scored.response_tokens)
-    store = costs.store_bytes(known.teacher, known.k, known.scoring.max_error, rows * scored.response_tokens, prompts)
+    prompts = rows * (scored.tokens - scored.supervised_tokens)
+    store = costs.store_bytes(known.teacher, known.k, known.scoring.max_error, rows * scored.supervised_tokens, prompts)
     usable = known.rows * sft.share
     plan = Plan(
         title=known.title,
@@ -33,9 +33,9 @@ def make_plan(known: PlanInputs, problems: Callable[[PlanInputs, Plan], Sequence
         rows=known.rows,
         rows_at_most=known.rows_at_most,
         tokens_per_row=sft.tokens,
-        response_tokens_per_row=sft.response_tokens,
+        supervised_tokens_per_row=sft.supervised_tokens,
         tokens_per_epoch=round(usable * sft.tokens),
-        supervised_tokens_per_epoch=round(usable * sft.response_tokens),
+        supervised_tokens_per_epoch=round(usable * sft.supervised_tokens),
         store_bytes=store,
         disk_bytes=_disk(known, store),
         disk_free_bytes=known.disk_free,

@@ -93,7 +93,7 @@ def _facts(plan: Plan) -> dict[str, str]:
     most = "at most " if plan.rows_at_most else ""
     facts = {
         "data": f"{plan.seeds:,} seeds and {plan.heldout:,} held-out rows; {most}{plan.rows:,} training rows of "
-        f"{plan.tokens_per_row:,.0f} tokens, {plan.response_tokens_per_row:,.0f} of them supervised",
+        f"{plan.tokens_per_row:,.0f} tokens, {plan.supervised_tokens_per_row:,.0f} of them supervised",
         "an epoch": f"{amount(plan.tokens_per_epoch)} tokens, {amount(plan.supervised_tokens_per_epoch)} supervised",
         "scores": f"{size(plan.store_bytes)} of the teacher's top K",
         "disk": f"{size(plan.disk_bytes)} to write under DISTILFLOW_HOME, {size(plan.disk_free_bytes)} free",

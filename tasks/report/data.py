@@ -89,7 +89,7 @@ class Coverage(_Frozen):
     tokens: int
     k_for: dict[str, int | None] = Field({}, description="mean mass → smallest K that holds it (None: more than K)")
     by_category: dict[str, Mass] = Field({}, description="by task category")
-    by_position: dict[str, Mass] = Field({}, description="by position in the response, such as '4–15'")
+    by_position: dict[str, Mass] = Field({}, description="by position in the answer, such as '4–15'")
     warning: str | None = None
 
 

@@ -8,13 +8,13 @@ student's position where both have a token with the same bytes at the same place
 text. Within it, a token moves to the student's token of the same bytes. All else carries no weight, how much
 moved is measured, and too little is refused.
 
-R response tokens (of teacher or student), K kept.
+R supervised tokens (of teacher or student), K kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,12 @@ def known_tokens(vocabulary: Vocabulary, size: int) -> np.ndarray:
     return np.where(exists & (ids < size), ids, -1)
 
 
+def scored_answers(student: TokenisedRow, scored: ScoredRow) -> TokenisedRow:
+    """The student's row with those of its answers supervised that the teacher scored: templates differ in which."""
+    turns = {span.turn for span in scored.earlier}
+    return replace(student, earlier=tuple(span for span in student.earlier if span.turn in turns))
+
+
 @dataclass
 class Alignment:
     """Moves scored rows from the teacher's tokens to the student's, and measures what did not move."""
@@ -76,15 +82,16 @@ class Alignment:
         self._map = token_map(self.teacher, self.student)
 
     def move(self, scored: ScoredRow, student: TokenisedRow) -> tuple[np.ndarray, np.ndarray]:
-        """Top-K ids and log-probs for each response token of `student`; −inf where nothing was moved."""
-        teacher_at_R, student_at_R = self.same_spans(
-            np.asarray(scored.ids)[scored.response_start :], np.asarray(student.ids)[student.response_start :]
-        )
-        shape = (student.response_tokens, scored.topk_ids_RK.shape[1])
+        """Top-K ids and log-probs for each supervised token of `student`; −inf where nothing was moved.
+
+        Each answer of `student` is one that was scored: see `scored_answers`.
+        """
+        teacher_at_R, student_at_R = self._same_places(scored, student)
+        shape = (student.supervised_tokens, scored.topk_ids_RK.shape[1])
         ids_RK, logprobs_RK = np.zeros(shape, np.int32), np.full(shape, -np.inf, np.float32)
         moved = remap(scored.topk_ids_RK[teacher_at_R], scored.logprobs_RK[teacher_at_R], self._map)
         ids_RK[student_at_R], logprobs_RK[student_at_R] = moved
-        self.positions += student.response_tokens
+        self.positions += student.supervised_tokens
         self.aligned += len(student_at_R)
         self.teacher_mass += float(np.exp(scored.logprobs_RK.astype(np.float64)).sum())
         self.moved_mass += float(np.exp(moved[1].astype(np.float64)).sum())
@@ -109,6 +116,20 @@ class Alignment:
                 f"student's positions get a distribution of the teacher, and {mass:.0%} of its mass moves{other}; "
                 f"`kd.min_alignment` asks for {wanted:.0%}: choose models with closer tokenizers, or lower it"
             )
+
+    def _same_places(self, scored: ScoredRow, student: TokenisedRow) -> tuple[np.ndarray, np.ndarray]:
+        """`same_spans` of all answers, as places among the R of teacher and student."""
+        teacher_R, student_R = (np.asarray(row.ids)[row.places_R] for row in (scored, student))
+        theirs = {span.turn: part for span, part in scored.parts()}
+        other_text = self.rows_with_other_text
+        found = []
+        for span, part in student.parts():
+            teacher_part = theirs[span.turn]
+            teacher_at, student_at = self.same_spans(teacher_R[teacher_part], student_R[part])
+            found.append((teacher_at + teacher_part.start, student_at + part.start))
+        self.rows_with_other_text = min(self.rows_with_other_text, other_text + 1)
+        teacher_at_R, student_at_R = (np.concatenate(places) for places in zip(*found, strict=True))
+        return teacher_at_R, student_at_R
 
     def same_spans(self, teacher_R: np.ndarray, student_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions in the response's ids of teacher and student with a token at the same bytes of the same text."""

@@ -15,22 +15,24 @@ from typing import Any
 from infra.errors import ConfigurationError
 from infra.store.artifacts import digest_of
 from tasks.models import ModelSource
-from tasks.rows import Message, Row
+from tasks.rows import Message, Row, Turns
 from tasks.text.answers import THOUGHT_MARKS
 from tasks.tokens.chat import Turn, canonical_tokenizer, marks, template_of, turn, turn_of
+from tasks.tokens.spans import Span, Supervised
 
 
 @dataclass(frozen=True)
-class TokenisedRow:
-    """`ids` is prompt then response; the response (with its end-of-turn token) starts at `response_start`."""
+class TokenisedRow(Supervised):
+    """`ids` is prompt then response; the response (with its end-of-turn token) starts at `response_start`.
+
+    `earlier` are the answers in the prompt that are supervised too, `unsupervised` how many of them could not be.
+    """
 
     row_id: str
     ids: Sequence[int]
     response_start: int
-
-    @property
-    def response_tokens(self) -> int:
-        return len(self.ids) - self.response_start
+    earlier: tuple[Span, ...] = ()
+    unsupervised: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,29 +71,28 @@ class ChatFormat:
         )
 
 
-def tokenise(row: Row, tokenizer: Any, max_length: int) -> TokenisedRow | Skipped:
-    """Render one row with the tokenizer's chat template; loss and scores concern the response only.
+def tokenise(row: Row, tokenizer: Any, max_length: int, turns: Turns = "last") -> TokenisedRow | Skipped:
+    """Render one row with the tokenizer's chat template; loss and scores concern its answers only.
 
     The response continues the prompt's ids, as in generation, and ends with what the template closes a turn with.
     Nothing is truncated: a row that is too long is skipped and counted. So is one that the template refuses, and
     text that contains control tokens (rows are hostile until checked).
+
+    With `turns` "all", an answer before the response is supervised where the row begins with the very ids that the
+    conversation up to that answer has as a row of its own. Templates that render earlier answers differently (Qwen3
+    drops their thoughts) or close them with other tokens leave it unsupervised.
     """
-    chat = ChatFormat.of(tokenizer)
     if holds_control_tokens(row.messages, tokenizer):
         return Skipped(row.id, "contains a control token of the chat template")
     try:
-        prompt_text, text = prompt_and_text(row, tokenizer)
+        ids, response_start = _rendered(row.messages, tokenizer)
     except ConfigurationError as error:
         return Skipped(row.id, str(error))
-    prompt_ids = tokenizer.encode(prompt_text, add_special_tokens=False)
-    response_ids = _continued(prompt_ids, prompt_text, text, tokenizer, chat)
-    if chat.end_id in response_ids:
-        response_ids = response_ids[: response_ids.index(chat.end_id) + 1]
-    else:
-        response_ids.append(chat.end_id)
-    if len(prompt_ids) + len(response_ids) > max_length:
+    if len(ids) > max_length:
         return Skipped(row.id, f"longer than {max_length} tokens")
-    return TokenisedRow(row.id, prompt_ids + response_ids, len(prompt_ids))
+    answers = row.earlier_answers if turns == "all" else []
+    earlier = _earlier(row.messages, answers, ids, response_start, tokenizer)
+    return TokenisedRow(row.id, ids, response_start, earlier, len(answers) - len(earlier))
 
 
 def holds_control_tokens(messages: Sequence[Message], tokenizer: Any) -> bool:
@@ -100,15 +101,44 @@ def holds_control_tokens(messages: Sequence[Message], tokenizer: Any) -> bool:
     return any(control.search(message.content) for message in messages)
 
 
-def prompt_and_text(row: Row, tokenizer: Any) -> tuple[str, str]:
-    """The rendered prompt, and the rendered prompt with its response; ConfigurationError where there are no such."""
-    prompt = [message.model_dump() for message in row.prompt]
+def _rendered(messages: Sequence[Message], tokenizer: Any) -> tuple[list[int], int]:
+    """The ids of a conversation up to the end of its last answer, and where that begins; raises ConfigurationError."""
+    chat = ChatFormat.of(tokenizer)
+    prompt_text, text = prompt_and_text(messages, tokenizer)
+    prompt_ids = tokenizer.encode(prompt_text, add_special_tokens=False)
+    answer_ids = _continued(prompt_ids, prompt_text, text, tokenizer, chat)
+    if chat.end_id in answer_ids:
+        answer_ids = answer_ids[: answer_ids.index(chat.end_id) + 1]
+    else:
+        answer_ids.append(chat.end_id)
+    return prompt_ids + answer_ids, len(prompt_ids)
+
+
+def _earlier(
+    messages: Sequence[Message], answers: Iterable[int], ids: Sequence[int], response_start: int, tokenizer: Any
+) -> tuple[Span, ...]:
+    """Those of the `answers` (places in the conversation) that stand in its `ids` as they would in the end."""
+    spans: list[Span] = []
+    free = 1  # of any answer; the first token is predicted by nothing
+    for place in answers:
+        try:
+            own, start = _rendered(messages[: place + 1], tokenizer)
+        except ConfigurationError:
+            continue
+        if free <= start and len(own) <= response_start and ids[: len(own)] == own:
+            spans.append(Span(place, start, free := len(own)))
+    return tuple(spans)
+
+
+def prompt_and_text(messages: Sequence[Message], tokenizer: Any) -> tuple[str, str]:
+    """The rendered conversation without its last answer, and with it; ConfigurationError where there are no such."""
+    plain = [message.model_dump() for message in messages]
     try:
-        prompt_text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        text = tokenizer.apply_chat_template([m.model_dump() for m in row.messages], tokenize=False)
+        prompt_text = tokenizer.apply_chat_template(plain[:-1], tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(plain, tokenize=False)
     except Exception as error:  # whatever a template raises, on purpose or not
         raise ConfigurationError(f"the chat template refuses it: {' '.join(str(error).split())[:100]}") from error
-    if any(m.role == "system" and m.content.strip() not in prompt_text for m in row.prompt):
+    if any(m.role == "system" and m.content.strip() not in prompt_text for m in messages[:-1]):
         raise ConfigurationError("the chat template leaves out its system message")
     if not text.startswith(prompt_text):
         raise ConfigurationError("the chat template renders its prompt differently once the answer follows")

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tasks.tokens.spans import Span, Supervised
+
 
 @dataclass(frozen=True)
-class ScoredRow:
-    """A row as the teacher saw it. R response tokens, K kept: entry r describes token `response_start` + r.
+class ScoredRow(Supervised):
+    """A row as the teacher saw it. R supervised tokens, K kept: entry r describes token `places_R[r]`.
 
     Log-probs are natural logarithms, best first; −inf where fewer than K tokens are known (always last).
     """
@@ -21,3 +23,4 @@ class ScoredRow:
     actual_logprobs_R: np.ndarray
     topk_ids_RK: np.ndarray
     logprobs_RK: np.ndarray
+    earlier: tuple[Span, ...] = ()

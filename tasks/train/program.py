@@ -133,7 +133,8 @@ def _prepared(run: TrainingContext, folder: Path) -> tuple[ExampleStore, dict[st
     """The examples, in files of this machine; facts about them (on the first rank of each node)."""
 
     def write() -> dict[str, Any]:
-        examples = Examples(run.data, run.source, min(run.training.max_length, run.source.context()), run.kd)
+        longest = min(run.training.max_length, run.source.context())
+        examples = Examples(run.data, run.source, longest, run.kd, run.turns)
         write_spool(folder, examples)
         facts = examples.facts()
         if not (folder / "ids").stat().st_size:

@@ -10,6 +10,7 @@ import torch
 
 from infra.store.artifacts import ArtifactRef, Workspace
 from tasks.models import ModelSource
+from tasks.rows import Turns
 from tasks.train.launch.ranks import Rank
 from tasks.train.model.losses import DistillationLoss
 from tasks.train.settings import Distillation, Training, TrainingRun
@@ -31,6 +32,7 @@ class TrainingContext:
     work: Workspace
     source: ModelSource
     data: ArtifactRef
+    turns: Turns
     deepspeed: dict[str, Any]
     launch: str
     seed: int
@@ -47,6 +49,7 @@ class TrainingContext:
             work=Workspace.from_description(spec["workspace"]),
             source=ModelSource.model_validate(spec["model"]),
             data=ArtifactRef.model_validate(spec["data"]),
+            turns=spec["turns"],
             deepspeed=spec["deepspeed"],
             launch=spec["launch"],
             seed=spec["seed"],

@@ -16,6 +16,8 @@ from infra.stage import Made, OneArtifact, View, skipped_note
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef, Workspace, facts_of
 from tasks.models import ModelSource
+from tasks.rows import Turns
+from tasks.tokens.spans import turns_identity, unsupervised_note
 from tasks.train.launch import local, nodes
 from tasks.train.launch.nodes import PROGRAM, Launch
 from tasks.train.settings import Distillation, Training, TrainingRun
@@ -29,7 +31,7 @@ Name = Literal["sft", "kd", "sft_control"]
 class Train(OneArtifact):
     """A model trained from `model` with DeepSpeed: on rows (sft, sft_control), or on the teacher's top K (kd).
 
-    `run` never changes the result.
+    `run` never changes the result. `turns` says which answers of a row are trained on; a store says it for itself.
     """
 
     kind: ClassVar = "train"
@@ -43,6 +45,7 @@ class Train(OneArtifact):
     training: Training | Distillation
     run: TrainingRun
     seed: int
+    turns: Turns = "last"
 
     @property
     def title(self) -> str:
@@ -56,6 +59,7 @@ class Train(OneArtifact):
 
     def workspace(self) -> Workspace:
         spec = {"model": self.model.identity(), "training": self.training.model_dump(), "seed": self.seed}
+        spec |= turns_identity(self.turns)
         return Workspace(self.name, STAGE_VERSION, spec, {"data": self.data})
 
     def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
@@ -63,11 +67,12 @@ class Train(OneArtifact):
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
         follow = view.follow(describe)
-        return train(work, self.name, self.model, self.data, self.training, self.run, self.seed, follow)
+        return train(work, self.name, self.model, self.data, self.training, self.run, self.seed, follow, self.turns)
 
     def show(self, made: Made, view: View) -> str:
-        counts, skipped = made.shown.counts, skipped_note(facts_of(made.shown)["skipped"])
-        return f"{counts['steps']:,} steps on {counts['rows']:,} rows{skipped}"
+        counts, facts = made.shown.counts, facts_of(made.shown)
+        left_out = skipped_note(facts["skipped"]) + unsupervised_note(facts)
+        return f"{counts['steps']:,} steps on {counts['rows']:,} rows{left_out}"
 
 
 def train(
@@ -79,6 +84,7 @@ def train(
     run: TrainingRun,
     seed: int,
     on_event: Any,
+    turns: Turns = "last",
 ) -> ArtifactRef:
     """Train under the DeepSpeed launcher in supervised processes; resumes from the last checkpoint."""
     hosts = nodes.read_hosts(run.hostfile) if run.hostfile else None
@@ -89,6 +95,7 @@ def train(
         "model": model.model_dump(),
         "data": data.model_dump(),
         "training": training.model_dump(),
+        "turns": turns,
         "run": run.model_dump(),
         "workspace": work.description(),
         "deepspeed": json.loads(zero),

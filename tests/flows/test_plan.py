@@ -55,7 +55,7 @@ def test_the_demos_plan_is_near_what_the_demo_takes(bucket: str) -> None:
     assert plan.rows / 1.5 < rows.counts["rows"] <= plan.rows
     tokens, supervised = _tokens(rows)
     assert plan.tokens_per_row == pytest.approx(tokens, rel=0.15)
-    assert plan.response_tokens_per_row == pytest.approx(supervised, rel=0.15)
+    assert plan.supervised_tokens_per_row == pytest.approx(supervised, rel=0.15)
     planned = {agent.agent: agent for agent in plan.agents}
     usage = facts_of(rows)["usage"]
     for name, used in usage.items():
@@ -82,7 +82,7 @@ def _tokens(rows: ArtifactRef) -> tuple[float, float]:
     tokenizer = load_tokenizer(resolve("demo", "student"))
     tokenised = [tokenise(row, tokenizer, 384) for row in read_rows(rows, KEPT)]
     usable = [row for row in tokenised if isinstance(row, TokenisedRow)]
-    tokens, supervised = sum(len(row.ids) for row in usable), sum(row.response_tokens for row in usable)
+    tokens, supervised = sum(len(row.ids) for row in usable), sum(row.supervised_tokens for row in usable)
     return tokens / len(usable), supervised / len(usable)
 
 

@@ -18,6 +18,7 @@ from tasks.logits import stage
 from tasks.logits.settings import Scoring
 from tasks.logits.store.reader import TopKReader
 from tasks.models import resolve
+from tasks.rows import KEPT, read_rows, to_parquet
 from tasks.tokens.scored import ScoredRow
 from tests.support.processes import named, of_home
 from tests.support.stages import scoring_workspace
@@ -25,11 +26,24 @@ from tests.support.stages import scoring_workspace
 K = 10
 
 
+@pytest.fixture(scope="module")
+def rows(rows: ArtifactRef) -> ArtifactRef:
+    """The demo's, every fourth with the three before it as earlier turns."""
+    demo = list(read_rows(rows, KEPT))
+    talks = [
+        last.model_copy(update={"history": tuple(turn for row in before for turn in row.messages)})
+        for *before, last in (demo[index : index + 4] for index in range(0, len(demo) - 3, 4))
+    ]
+    work = Workspace("augment", 1, {"for": "turns"}, {"rows": rows})
+    work.put(f"{KEPT}00000.parquet", to_parquet([*talks, *demo[:100]]))
+    return work.find() or work.publish((KEPT,), {"rows": len(talks) + 100, "conversations": len(talks)}, {})
+
+
 def _score(rows: ArtifactRef, scoring: Scoring, tag: int, on_event: Any = lambda event: None) -> ArtifactRef:
     teacher = resolve("demo", "teacher")
-    work = scoring_workspace(rows, teacher, K, scoring)
+    work = scoring_workspace(rows, teacher, K, scoring, "all")
     tagged = Workspace(work.kind, 1000 + tag, work.spec, work.inputs)
-    return stage.score(tagged, rows, teacher, K, scoring, on_event)
+    return stage.score(tagged, rows, teacher, K, scoring, on_event, "all")
 
 
 def _engine_cores() -> list[psutil.Process]:
@@ -53,7 +67,7 @@ def _rows(ref: ArtifactRef) -> dict[str, ScoredRow]:
 def test_vllm_killed_in_mid_run_resumes_without_rescoring_and_agrees_with_transformers(
     rows: ArtifactRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scoring = Scoring(engine="vllm", max_length=256, tokens_per_shard=6000, max_error=2**-14)
+    scoring = Scoring(engine="vllm", max_length=512, tokens_per_shard=6000, max_error=2**-14)
     victims: list[str] = []
 
     def kill_the_engine(event: Event) -> None:
@@ -94,9 +108,11 @@ def test_vllm_killed_in_mid_run_resumes_without_rescoring_and_agrees_with_transf
     reference = _rows(_score(rows, scoring.model_copy(update={"engine": "transformers"}), 1))
     scored = _rows(again)
     assert scored.keys() == reference.keys()
+    assert sum(len(row.spans) == 4 for row in scored.values()) == rows.counts["conversations"]
     for row_id, row in scored.items():
         other = reference[row_id]
         assert list(row.ids) == list(other.ids)
+        assert row.spans == other.spans
         np.testing.assert_allclose(row.actual_logprobs_R, other.actual_logprobs_R, atol=1e-3)
         np.testing.assert_allclose(row.logprobs_RK, other.logprobs_RK, atol=1e-3)
         # where neighbours in rank are apart by more than the engines differ, the ids agree
@@ -106,7 +122,7 @@ def test_vllm_killed_in_mid_run_resumes_without_rescoring_and_agrees_with_transf
 
 
 def _description(rows: ArtifactRef, scoring: Scoring) -> dict[str, Any]:
-    description = scoring_workspace(rows, resolve("demo", "teacher"), K, scoring).description()
+    description = scoring_workspace(rows, resolve("demo", "teacher"), K, scoring, "all").description()
     return {**description, "version": 1000}
 
 

@@ -67,6 +67,7 @@ def _scored(
         "teacher": teacher.model_dump(),
         "k": K,
         "scoring": scoring.model_dump(),
+        "turns": "last",
         "workspace": work.description(),
     }
     folder.mkdir(exist_ok=True)

@@ -35,7 +35,7 @@ def store(rows: ArtifactRef) -> ArtifactRef:
     heard: list[tuple[int, int]] = []
     engine = TransformersEngine(teacher.fetch())
     tokens = score_shards(engine, shards, work, K, scoring.max_error, lambda *counts: heard.append(counts))
-    assert heard[-1] == (tokens, sum(shard.response_tokens for shard in shards))
+    assert heard[-1] == (tokens, sum(shard.supervised_tokens for shard in shards))
     write_tokenizer(work, teacher)
     return work.publish((SHARDS, TOKENIZER), {}, {})
 

@@ -14,6 +14,7 @@ from tasks.logits.settings import Scoring
 from tasks.logits.stage import ScoreTeacher
 from tasks.models import ModelSource
 from tasks.seeds.settings import Reading
+from tasks.rows import Turns
 from tasks.seeds.stage import LoadSeeds, Sources
 from tasks.train.settings import Distillation, Training, TrainingRun
 from tasks.train.stage import Name, Train
@@ -38,8 +39,10 @@ def augment_workspace(seeds: ArtifactRef, options: Augmentation, model: str) -> 
     return Augment(seeds=seeds, options=options, agent_model=model).workspace()
 
 
-def scoring_workspace(rows: ArtifactRef, teacher: ModelSource, k: int, scoring: Scoring) -> Workspace:
-    return ScoreTeacher(rows=rows, teacher=teacher, k=k, scoring=scoring).workspace()
+def scoring_workspace(
+    rows: ArtifactRef, teacher: ModelSource, k: int, scoring: Scoring, turns: Turns = "last"
+) -> Workspace:
+    return ScoreTeacher(rows=rows, teacher=teacher, k=k, scoring=scoring, turns=turns).workspace()
 
 
 def training_workspace(

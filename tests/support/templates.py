@@ -1,4 +1,4 @@
-"""Chat templates of ten families, with small tokenizers of their kinds: what closes a turn differs in each."""
+"""Chat templates of a dozen families, with small tokenizers of their kinds: what closes a turn differs in each."""
 
 from __future__ import annotations
 
@@ -46,6 +46,35 @@ FAMILIES = {
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
         *("<|im_end|>", "<|im_end|>", _IM),
         plain=("<think>", "</think>"),
+    ),
+    "qwen3 with thoughts": Family(  # after the last question an answer has thoughts, before it none
+        "{% set ns = namespace(asked=0) %}{% for m in messages if m.role == 'user' %}{% set ns.asked = loop.index %}"
+        "{% endfor %}{% set seen = namespace(users=0) %}{% for m in messages %}{% if m.role == 'user' %}"
+        "{% set seen.users = seen.users + 1 %}{% endif %}<|im_start|>{{ m.role }}\n{% if m.role != 'assistant' %}"
+        "{{ m.content }}{% else %}{% set said = m.content.split('</think>')[-1].lstrip('\n') %}"
+        "{% set thought = m.content.split('</think>')[0].split('<think>')[-1].strip('\n') if '</think>' in m.content "
+        "else '' %}{% if seen.users == ns.asked %}<think>\n{{ thought }}\n</think>\n\n{% endif %}{{ said }}"
+        "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        *("<|im_end|>", "<|im_end|>", _IM),
+        plain=("<think>", "</think>"),
+    ),
+    "deepseek": Family(  # no answer has thoughts, not even the last
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<｜User｜>{{ m.content }}"
+        "{% elif m.role == 'assistant' %}<｜Assistant｜>{{ m.content.split('</think>')[-1] }}<｜end▁of▁sentence｜>"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<｜Assistant｜>{% endif %}",
+        *("<｜end▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+        ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"),
+        bos="<｜begin▁of▁sentence｜>",
+        plain=("<think>", "</think>"),
+    ),
+    "mistral": Family(  # the system message moves along to the last question
+        "{{ bos_token }}{% set asked = messages | selectattr('role', 'equalto', 'user') | list | length %}"
+        "{% set seen = namespace(users=0) %}{% for m in messages %}{% if m.role == 'user' %}"
+        "{% set seen.users = seen.users + 1 %}[INST]{% if messages[0].role == 'system' and seen.users == asked %}"
+        "{{ messages[0].content + '\n\n' }}{% endif %}{{ m.content }}[/INST]{% elif m.role == 'assistant' %}"
+        "{{ m.content + eos_token }}{% endif %}{% endfor %}",
+        *("</s>", "</s>", ("<s>", "</s>", "[INST]", "[/INST]")),
+        bos="<s>",
     ),
     "gemma": Family(
         "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}"

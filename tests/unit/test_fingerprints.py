@@ -8,9 +8,13 @@ say why in the note.
 from __future__ import annotations
 
 from pathlib import Path
+from collections import defaultdict
 from typing import Any
 
-from flows.recipe import settings_for
+import pytest
+
+from flows.pipeline import pipeline
+from flows.recipe import Recipe, settings_for
 from infra.stage import Stage
 from infra.store.artifacts import ArtifactRef
 from tasks.augment.settings import Augmentation
@@ -24,6 +28,7 @@ from tasks.logits.stage import ScoreTeacher
 from tasks.models import ModelSource, resolve
 from tasks.report.data import RunInfo
 from tasks.report.stage import Report
+from tasks.rows import Turns
 from tasks.train.settings import TrainingRun
 from tasks.train.stage import Train
 
@@ -31,6 +36,32 @@ from tasks.train.stage import Train
 def _ref(kind: str) -> ArtifactRef:
     uri, counts = f"s3://b/{kind}/f/", {"rows": 1, "seeds": 1}
     return ArtifactRef(kind=kind, uri=uri, sha256=kind * 4, fingerprint="f", counts=counts)
+
+
+@pytest.mark.parametrize(
+    ("turns", "conversations", "given"),
+    [("all", 0, "last"), ("last", 0, "last"), ("last", 3, "last"), ("all", 3, "all")],
+)
+def test_turns_change_nothing_where_no_row_has_several(turns: Turns, conversations: int, given: Turns) -> None:
+    """`pipeline` asks the rows, and a stage of "last" is the one that was made before there was a choice."""
+    asked: list[Stage[Any]] = []
+    rows = _ref("augment").model_copy(update={"counts": {"rows": 9, "conversations": conversations}})
+
+    def run(stage: Stage[Any]) -> Any:
+        asked.append(stage)
+        return stage.result(defaultdict(lambda: rows if isinstance(stage, Augment) else _ref(stage.title)))
+
+    pipeline(run, Recipe.of({"turns": turns}), resolve("demo", "student"), resolve("demo", "teacher"))
+    stages = {stage.title: stage for stage in asked if isinstance(stage, Train | ScoreTeacher)}
+    assert {name: stage.turns for name, stage in stages.items()} == {
+        **dict.fromkeys(("sft", "logits", "sft_control"), given),
+        "kd": "last",  # the store says which answers it holds
+    }
+    for name in ("sft", "logits", "sft_control"):
+        stage = stages[name]
+        assert stage.workspace().spec.get("turns") == (None if given == "last" else "all")
+        before = stage.model_copy(update={"turns": "last"})
+        assert (stage.workspace().fingerprint == before.workspace().fingerprint) == (given == "last")
 
 
 def test_what_was_made_before_is_found() -> None:

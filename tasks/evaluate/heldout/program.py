@@ -206,7 +206,7 @@ def _row(task: Task, scored: RowScore, answers: dict[str, Any], databases: dict[
         "wrong_result": marked.wrong_result,
         "samples": answers["samples"],
         "samples_correct": [mark(row, text, databases).correct for text in answers["samples"]],
-        "response_tokens": task.tokens.response_tokens,
+        "response_tokens": task.tokens.supervised_tokens,
         "nll": scored.nll,
         "kl_tokens": scored.kl_tokens,
         "kl_to_teacher": scored.kl_to_teacher,

@@ -111,7 +111,7 @@ def _pairs(
     """Log-probs of model and teacher at the same places over the same tokens, a few positions at a time."""
     start, teacher_start = task.tokens.response_start, task.teacher_tokens.response_start
     if alignment is None:
-        ours = theirs = np.arange(task.tokens.response_tokens)
+        ours = theirs = np.arange(task.tokens.supervised_tokens)
     else:
         theirs, ours = alignment.same_spans(
             np.asarray(task.teacher_tokens.ids)[teacher_start:], np.asarray(task.tokens.ids)[start:]

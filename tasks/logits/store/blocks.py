@@ -3,7 +3,7 @@
 Log-probs are rounded to a grid and stored as steps from rank to rank, so that errors do not add up; a token
 id is its place in the shard's dictionary; the actual token is its rank among the top K, where it is there.
 
-R response tokens of a row, P prompt tokens, T response tokens of a block, N of them outside the top K, K kept.
+R supervised tokens of a row; of a block T supervised tokens, P others, N of the T outside the top K; K kept.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from tasks.logits.store import planes
 from tasks.logits.store.planes import Planes
 from tasks.tokens.scored import ScoredRow
+from tasks.tokens.spans import Span
 
 _DEEPEST = 2.0**15  # a log-prob below −this is a probability of 0 in any float: stored as −inf
 
@@ -34,10 +35,19 @@ class Coding:
 class Block:
     """A block's rows, decompressed but not yet expanded: 25 bytes a token. The digest of `data` was checked."""
 
-    def __init__(self, data: bytes, coding: Coding, row_ids: Sequence[str], prompts: np.ndarray, responses: np.ndarray):
-        """`prompts` and `responses` are the rows' numbers of tokens."""
+    def __init__(
+        self,
+        data: bytes,
+        coding: Coding,
+        row_ids: Sequence[str],
+        prompts: np.ndarray,
+        responses: np.ndarray,
+        earlier: Sequence[tuple[Span, ...]],
+    ):
+        """`responses` are the rows' numbers of supervised tokens, `prompts` those of all others."""
         self._coding = coding
         self._row_ids = row_ids
+        self._earlier = earlier
         self._prompt_ends = np.cumsum([0, *prompts])
         self._response_ends = np.cumsum([0, *responses])
         prompt, tokens, k = int(self._prompt_ends[-1]), int(self._response_ends[-1]), coding.k
@@ -55,12 +65,16 @@ class Block:
         """All rows of the block, in order; their arrays share memory."""
         prompt_P = self._ids(self._prompt)[0]
         ids_T, actual_T, topk_ids_TK, logprobs_TK = self._responses()
-        for number, row_id in enumerate(self._row_ids):
+        for number, (row_id, earlier) in enumerate(zip(self._row_ids, self._earlier, strict=True)):
             prompt = slice(*self._prompt_ends[number : number + 2])
-            response = slice(*self._response_ends[number : number + 2])
-            ids: Any = np.concatenate([prompt_P[prompt], ids_T[response]])
-            start = int(prompt.stop - prompt.start)
-            yield ScoredRow(row_id, ids, start, actual_T[response], topk_ids_TK[response], logprobs_TK[response])
+            own = slice(*self._response_ends[number : number + 2])
+            ids: Any = np.concatenate([prompt_P[prompt], ids_T[own]])
+            start = int(prompt.stop - prompt.start) + sum(span.stop - span.start for span in earlier)
+            row = ScoredRow(row_id, ids, start, actual_T[own], topk_ids_TK[own], logprobs_TK[own], earlier)
+            if earlier:
+                others, places_R = _others(row), row.places_R
+                ids[others], ids[places_R] = prompt_P[prompt], ids_T[own]
+            yield row
 
     def _responses(self) -> tuple[np.ndarray, ...]:
         """Response ids, actual log-probs, top-K ids, log-probs of all the block's rows."""
@@ -112,8 +126,8 @@ class Content:
     @staticmethod
     def of(rows: Sequence[ScoredRow], k: int, step: float) -> Content:
         ids = [np.asarray(row.ids, dtype=np.int64) for row in rows]
-        prompt_P = np.concatenate([i[: row.response_start] for i, row in zip(ids, rows, strict=True)])
-        ids_T = np.concatenate([i[row.response_start :] for i, row in zip(ids, rows, strict=True)])
+        prompt_P = np.concatenate([i[_others(row)] for i, row in zip(ids, rows, strict=True)])
+        ids_T = np.concatenate([i[row.places_R] for i, row in zip(ids, rows, strict=True)])
         topk_ids_TK = np.concatenate([row.topk_ids_RK for row in rows]).astype(np.int64)
         grid_TK = to_grid(np.concatenate([row.logprobs_RK for row in rows]), step)
         actual_T = to_grid(np.concatenate([row.actual_logprobs_R for row in rows]), step)
@@ -170,6 +184,13 @@ def to_grid(logprobs: np.ndarray, step: float) -> np.ndarray:
         raise ValueError("log-probs are numbers up to 0")
     known = logprobs > -_DEEPEST
     return np.where(known, np.rint(np.where(known, -logprobs, 0) / np.float32(step)), -1).astype(np.int64)
+
+
+def _others(row: ScoredRow) -> np.ndarray:
+    """Which of the row's tokens are not supervised."""
+    others = np.ones(len(row.ids), dtype=bool)
+    others[row.places_R] = False
+    return others
 
 
 def _encode_ids(ids: np.ndarray, dictionary: np.ndarray) -> list[bytes]:

@@ -1,7 +1,7 @@
 """The shard: scored rows as bytes and back (FORMAT.md describes the bytes for other programs). No I/O here.
 
 A shard is a head (what it holds, an index of rows and blocks, a dictionary of token ids) and blocks of some
-thousand response tokens. A block is the unit of compression, of digests and of range reads; within a block a
+thousand supervised tokens. A block is the unit of compression, of digests and of range reads; within a block a
 row's tokens are expanded without the others'.
 """
 
@@ -22,15 +22,16 @@ from infra.errors import ConfigurationError
 from tasks.logits.store import planes
 from tasks.logits.store.blocks import Block, Coding, Content, dictionary_of
 from tasks.tokens.scored import ScoredRow
+from tasks.tokens.spans import Span
 
-VERSION = 1
+VERSION = 2  # of shards in which a row has several spans; all others are still of version 1
 MAX_ERROR = 1 / 128  # nat
 PREAMBLE_BYTES = 48
 BLOCK_TOKENS = 8192
-_PROMPT_WEIGHT = 1 / 8  # a prompt token costs about as much as this part of a response token with its top K
+_PROMPT_WEIGHT = 1 / 8  # a prompt token costs about as much as this part of a supervised token with its top K
 _MAGIC = b"\x89DFTOPK\n"
 _PREAMBLE = struct.Struct("<8sHHIIIQ16s")  # magic, version, 0, lengths of meta, index, dictionary, shard; digest
-_INDEX = struct.Struct("<7I")  # lengths of the six parts of the index, and of the row ids unpacked
+_INDEX = {1: struct.Struct("<7I"), 2: struct.Struct("<9I")}  # by version: lengths of its parts, and of the row ids
 _DIGEST_BYTES = 16
 
 
@@ -51,6 +52,7 @@ class Head:
     block_rows: np.ndarray  # first row of each block, and the number of rows
     block_offsets: np.ndarray  # of each block from the start of the shard, and the shard's size
     block_digests: list[bytes]
+    earlier: list[tuple[Span, ...]]  # of each row
 
     @property
     def max_error(self) -> float:
@@ -79,7 +81,8 @@ class Head:
         if _digest(data) != self.block_digests[block]:
             raise ShardError(f"shard {self.name} is corrupt: the digest of its block {block} is wrong")
         rows = slice(*(int(row) for row in self.block_rows[block : block + 2]))
-        return Block(data, self.coding, self.row_ids[rows], self.prompt_tokens[rows], self.response_tokens[rows])
+        tokens = self.prompt_tokens[rows], self.response_tokens[rows]
+        return Block(data, self.coding, self.row_ids[rows], *tokens, self.earlier[rows])
 
 
 def encode_shard(
@@ -107,7 +110,7 @@ def encode_shard(
     }
     head = [json.dumps(meta, sort_keys=True).encode(), _index(rows, spans, blocks), planes.pack(dictionary)]
     size = PREAMBLE_BYTES + sum(map(len, head)) + sum(map(len, blocks))
-    fields = (_MAGIC, VERSION, 0, *map(len, head), size)
+    fields = (_MAGIC, _version(rows), 0, *map(len, head), size)
     digest = _digest(_PREAMBLE.pack(*fields, b"")[:-_DIGEST_BYTES], *head)
     return b"".join([_PREAMBLE.pack(*fields, digest), *head, *blocks])
 
@@ -133,8 +136,9 @@ def decode_head(data: bytes, name: str) -> Head:
         raise ShardError(f"shard {name} is corrupt: the digest of its head is wrong")
     meta = json.loads(parts[0])
     rows, blocks = meta["rows"], meta["blocks"]
-    *lengths, ids_bytes = _INDEX.unpack_from(parts[1])
-    ids, prompts, responses, first_rows, sizes, digests = _split(parts[1], _INDEX.size, lengths)
+    index = _INDEX[fields[1]]
+    *lengths, ids_bytes = index.unpack_from(parts[1])
+    ids, prompts, responses, first_rows, sizes, digests, *spans = _split(parts[1], index.size, lengths)
     dictionary = planes.unpack(parts[2], meta["dictionary"]).astype(np.int32)
     return Head(
         name=name,
@@ -146,6 +150,7 @@ def decode_head(data: bytes, name: str) -> Head:
         block_rows=np.append(planes.unpack(first_rows, blocks), rows),
         block_offsets=np.cumsum([end, *planes.unpack(sizes, blocks)]),
         block_digests=[digests[i : i + _DIGEST_BYTES] for i in range(0, len(digests), _DIGEST_BYTES)],
+        earlier=_earlier(rows, *spans),
     )
 
 
@@ -153,7 +158,9 @@ def _checked_k(rows: Sequence[ScoredRow]) -> int:
     """The K of all rows."""
     k = rows[0].topk_ids_RK.shape[1] if rows else 1
     for row in rows:
-        shape = (len(row.ids) - row.response_start, k)
+        if not row.in_order:
+            raise ValueError(f"row {row.row_id}: its spans do not follow each other")
+        shape = (row.supervised_tokens, k)
         if (row.topk_ids_RK.shape, row.logprobs_RK.shape, row.actual_logprobs_R.shape) != (shape, shape, shape[:1]):
             raise ValueError(f"row {row.row_id}: its ids and log-probs are not {shape[0]} tokens by K = {k}")
         if "\n" in row.row_id:
@@ -165,7 +172,8 @@ def _block_spans(rows: Sequence[ScoredRow], block_tokens: int) -> list[tuple[int
     """(first, last) row of each block."""
     spans, first, tokens = [], 0, 0.0
     for index, row in enumerate(rows, 1):
-        tokens += len(row.ids) - row.response_start + row.response_start * _PROMPT_WEIGHT
+        supervised = row.supervised_tokens
+        tokens += supervised + (len(row.ids) - supervised) * _PROMPT_WEIGHT
         if tokens >= block_tokens or index == len(rows):
             spans.append((first, index))
             first, tokens = index, 0.0
@@ -175,14 +183,35 @@ def _block_spans(rows: Sequence[ScoredRow], block_tokens: int) -> list[tuple[int
 def _index(rows: Sequence[ScoredRow], spans: Sequence[tuple[int, int]], blocks: Sequence[bytes]) -> bytes:
     ids = "".join(f"{row.row_id}\n" for row in rows).encode()
     columns = [
-        [row.response_start for row in rows],
-        [len(row.ids) - row.response_start for row in rows],
+        [len(row.ids) - row.supervised_tokens for row in rows],
+        [row.supervised_tokens for row in rows],
         [first for first, _last in spans],
         [len(block) for block in blocks],
     ]
-    packed = [planes.pack(np.array(column, dtype=np.int64)) for column in columns]
-    parts = [planes.pack_bytes(ids), *packed, b"".join(map(_digest, blocks))]
-    return _INDEX.pack(*map(len, parts), len(ids)) + b"".join(parts)
+    parts = [planes.pack_bytes(ids), *map(_packed, columns), b"".join(map(_digest, blocks))]
+    version = _version(rows)
+    if version > 1:
+        parts.append(_packed([len(row.earlier) for row in rows]))
+        parts.append(_packed([number for row in rows for span in row.earlier for number in span]))
+    return _INDEX[version].pack(*map(len, parts), len(ids)) + b"".join(parts)
+
+
+def _version(rows: Sequence[ScoredRow]) -> int:
+    """The first that can hold them."""
+    return 2 if any(row.earlier for row in rows) else 1
+
+
+def _packed(numbers: Sequence[int]) -> bytes:
+    return planes.pack(np.array(numbers, dtype=np.int64))
+
+
+def _earlier(rows: int, counts: bytes = b"", numbers: bytes = b"") -> list[tuple[Span, ...]]:
+    """The earlier answers of each row out of the two last parts of the index, which version 1 has not."""
+    if not counts:
+        return [()] * rows
+    ends = np.cumsum([0, *planes.unpack(counts, rows)])
+    spans = [Span(*numbers) for numbers in planes.unpack(numbers, 3 * int(ends[-1])).reshape(-1, 3).tolist()]
+    return [tuple(spans[start:end]) for start, end in itertools.pairwise(ends.tolist())]
 
 
 def _preamble(data: bytes, name: str) -> tuple[Any, ...]:

@@ -1,9 +1,10 @@
 """The store as Parquet columns and back, for exchange with other trainers (after DistillKit's datasets).
 
 Columns: `input_ids`, the scored token ids, prompt and response (uint64, as DistillKit has it); `top_k_ids` and
-`top_k_logprobs`, a list of K for each response token, best first, natural logarithms; and, optional when
-reading, `row_id`, `response_start` (without it the lists describe the last tokens of the row) and
-`actual_logprobs`. List r describes token `response_start` + r, never the one after it.
+`top_k_logprobs`, a list of K for each supervised token, best first, natural logarithms; and, optional when
+reading, `row_id`, `response_start` (without it the lists describe the last tokens of the row), `actual_logprobs`
+and `earlier`, the spans of tokens that the lists describe before the response's. A list describes a token of its
+span, never the one after it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from infra.errors import ConfigurationError
 from tasks.tokens.scored import ScoredRow
+from tasks.tokens.spans import Span
 
 _ROWS_PER_GROUP = 256
 _REQUIRED = ("input_ids", "top_k_ids", "top_k_logprobs")
@@ -31,6 +33,7 @@ SCHEMA = pa.schema(
         ("actual_logprobs", pa.list_(pa.float32())),
         ("top_k_ids", pa.list_(pa.list_(pa.int32()))),
         ("top_k_logprobs", pa.list_(pa.list_(pa.float32()))),
+        ("earlier", pa.list_(pa.struct([(name, pa.int32()) for name in Span._fields]))),
     ]
 )
 
@@ -47,6 +50,7 @@ def export_parquet(rows: Iterable[ScoredRow], path: Path) -> int:
                 _lists([row.actual_logprobs_R for row in group], pa.float32()),
                 _matrices([row.topk_ids_RK for row in group], pa.int32()),
                 _matrices([row.logprobs_RK for row in group], pa.float32()),
+                pa.array([[span._asdict() for span in row.earlier] for row in group], SCHEMA.field("earlier").type),
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
             written += len(group)
@@ -75,19 +79,26 @@ def _imported(where: str, cells: dict[str, Any]) -> ScoredRow:
     logprobs_RK, counts = _padded(cells["top_k_logprobs"], -np.inf, np.float32)
     if not np.array_equal(ids_counts, counts):
         raise ConfigurationError(f"{where}: top_k_ids and top_k_logprobs have lists of different lengths")
-    start = cells["response_start"].as_py() if "response_start" in cells else len(ids) - len(counts)
-    if start < 0 or len(ids) - start != len(counts):
-        raise ConfigurationError(f"{where}: {len(counts)} lists do not describe {len(ids) - start} response tokens")
+    earlier = tuple(Span(**span) for span in cells["earlier"].as_py() or ()) if "earlier" in cells else ()
+    before = sum(span.stop - span.start for span in earlier)
+    start = cells["response_start"].as_py() if "response_start" in cells else len(ids) - len(counts) + before
+    supervised = before + len(ids) - start
+    if start < 0 or supervised != len(counts):
+        raise ConfigurationError(f"{where}: {len(counts)} lists do not describe {supervised} supervised tokens")
+    row_id = cells["row_id"].as_py() if "row_id" in cells else hashlib.sha256(ids.tobytes()).hexdigest()[:20]
     order_RK = np.argsort(-logprobs_RK, axis=1, kind="stable")
     topk_ids_RK = np.take_along_axis(topk_ids_RK, order_RK, axis=1)
     logprobs_RK = np.take_along_axis(logprobs_RK, order_RK, axis=1)
+    actual_R = np.full(len(counts), -np.inf, np.float32)
     if "actual_logprobs" in cells:
         actual_R = cells["actual_logprobs"].values.to_numpy(zero_copy_only=False).astype(np.float32)
-    else:  # known only where the token is among the top K
-        is_actual_RK = topk_ids_RK == ids[start:, None]
-        actual_R = np.where(is_actual_RK, logprobs_RK, -np.inf).max(axis=1, initial=-np.inf).astype(np.float32)
-    row_id = cells["row_id"].as_py() if "row_id" in cells else hashlib.sha256(ids.tobytes()).hexdigest()[:20]
-    return ScoredRow(row_id, ids.tolist(), start, actual_R, topk_ids_RK, logprobs_RK)
+    row = ScoredRow(row_id, ids.tolist(), start, actual_R, topk_ids_RK, logprobs_RK, earlier)
+    if not row.in_order:
+        raise ConfigurationError(f"{where}: the spans in `earlier` do not follow each other before the response")
+    if "actual_logprobs" not in cells:  # known only where the token is among the top K
+        is_actual_RK = topk_ids_RK == ids[row.places_R, None]
+        actual_R[:] = np.where(is_actual_RK, logprobs_RK, -np.inf).max(axis=1, initial=-np.inf)
+    return row
 
 
 def _padded(cell: Any, fill: float, dtype: Any) -> tuple[np.ndarray, np.ndarray]:

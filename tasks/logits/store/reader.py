@@ -18,6 +18,7 @@ from tasks.logits.store.format import (
     encode_shard,
 )
 from tasks.models import ModelSource
+from tasks.rows import Turns
 from tasks.tokens.chat import Turn, turn_of
 from tasks.tokens.scored import ScoredRow
 from tasks.tokens.vocabulary import Vocabulary
@@ -61,6 +62,7 @@ class TopKReader:
     def __init__(self, ref: ArtifactRef):
         self._reader = ArtifactReader(ref)
         self.k: int = self._reader.record.spec["k"]
+        self.turns: Turns = self._reader.record.spec.get("turns", "last")
         self.tokenizer_digest: dict[str, str] = self._reader.record.spec["tokenizer"]
 
     def __iter__(self) -> Iterator[ScoredRow]:

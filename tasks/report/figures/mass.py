@@ -60,7 +60,7 @@ def _needed(coverage: Coverage) -> str:
 
 
 def mass_by(data: ReportData) -> Plot | None:
-    """What the top K leave out, by task category and by position in the response."""
+    """What the top K leave out, by task category and by position in the answer."""
     coverage = data.coverage
     if coverage is None or not (coverage.by_category or coverage.by_position):
         return None
@@ -81,7 +81,7 @@ def mass_by(data: ReportData) -> Plot | None:
     left_out = len(coverage.by_category) - len(worst)
     return Plot(
         f"What the top {coverage.k} leave out",
-        "Mean probability that is not stored, by task category and by position in the response (with its number of "
+        "Mean probability that is not stored, by task category and by position in the answer (with its number of "
         "tokens); shorter is better."
         + (f" {left_out} task categories that miss less are not shown." if left_out else ""),
         inline_svg(figure, "mass-by", f"Probability outside the top {coverage.k} by task category and position"),

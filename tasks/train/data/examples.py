@@ -14,9 +14,17 @@ from infra.files import scratch
 from infra.store.artifacts import ArtifactRef
 from tasks.logits.store.reader import TopKReader
 from tasks.models import ModelSource, load_tokenizer
-from tasks.rows import KEPT, Row, read_rows
-from tasks.tokens.alignment import Alignment, check_same_template, known_tokens, remap, vocabulary_of
+from tasks.rows import KEPT, Row, Turns, read_rows
+from tasks.tokens.alignment import (
+    Alignment,
+    check_same_template,
+    known_tokens,
+    remap,
+    scored_answers,
+    vocabulary_of,
+)
 from tasks.tokens.rows import Skipped, TokenisedRow, tokenise, tokenizer_digests
+from tasks.tokens.spans import NOT_SCORED, REWRITTEN, unsupervised_fact
 from tasks.train.data.order import Example
 from tasks.train.settings import Distillation
 
@@ -27,14 +35,24 @@ class Examples:
     With `kd`, `data` is a top-K store. Where teacher and student share a tokenizer, each example carries the ids
     that were scored: rows are never tokenised twice, so a template cannot differ between scoring and training.
     Where they do not, the student's own ids get the teacher's distributions as far as both cut the text alike.
+    Which answers are supervised, `turns` says for rows, and a store for itself.
     """
 
-    def __init__(self, data: ArtifactRef, student: ModelSource, max_length: int, kd: Distillation | None):
+    def __init__(
+        self,
+        data: ArtifactRef,
+        student: ModelSource,
+        max_length: int,
+        kd: Distillation | None,
+        turns: Turns = "last",
+    ):
         self._data = data
         self._student = student
         self._max_length = max_length
         self._kd = kd
+        self._turns = turns
         self._skipped: Counter[str] = Counter()
+        self._unsupervised: Counter[str] = Counter()
         self._alignment: Alignment | None = None
         self._k: int | None = None
 
@@ -42,7 +60,7 @@ class Examples:
         if self._kd is None:
             return self._for_fine_tuning()
         reader = TopKReader(self._data)
-        self._k = reader.k
+        self._k, self._turns = reader.k, reader.turns
         if reader.tokenizer_digest["vocabulary"] == tokenizer_digests(self._student)["vocabulary"]:
             check_same_template(reader.tokenizer_digest, self._student)
             return self._with_scored_ids(reader)
@@ -50,11 +68,11 @@ class Examples:
         return self._with_own_ids(reader, self._alignment)
 
     def facts(self) -> dict[str, Any]:
-        """How many rows were skipped for what; with two tokenizers, how much of the teacher moved.
+        """How many rows were skipped, and answers left out, for what; with two tokenizers, how much moved.
 
         Raises ConfigurationError where that is less than `kd.min_alignment`.
         """
-        facts: dict[str, Any] = {"skipped": self._skipped}
+        facts: dict[str, Any] = {"skipped": self._skipped, **unsupervised_fact(self._unsupervised)}
         if self._k is not None:
             facts["k"] = self._k
         if self._alignment is not None and self._kd is not None:
@@ -67,7 +85,8 @@ class Examples:
         for row in read_rows(self._data, KEPT):
             tokenised = self._tokenised(row, tokenizer)
             if tokenised is not None:
-                yield Example(tokenised.row_id, tokenised.ids, tokenised.response_start)
+                self._unsupervised[REWRITTEN] += tokenised.unsupervised
+                yield Example(tokenised.row_id, tokenised.ids, tokenised.response_start, earlier=tokenised.earlier)
 
     def _with_scored_ids(self, reader: TopKReader) -> Iterator[Example]:
         size = self._student.config()["vocab_size"]
@@ -77,7 +96,7 @@ class Examples:
                 self._skipped[f"longer than {self._max_length} tokens"] += 1
                 continue
             teacher = remap(scored.topk_ids_RK, scored.logprobs_RK, known)
-            yield Example(scored.row_id, scored.ids, scored.response_start, *teacher)
+            yield Example(scored.row_id, scored.ids, scored.response_start, *teacher, scored.earlier)
 
     def _with_own_ids(self, reader: TopKReader, alignment: Alignment) -> Iterator[Example]:
         tokenizer = load_tokenizer(self._student)
@@ -87,13 +106,16 @@ class Examples:
                 not_scored -= 1
                 tokenised = self._tokenised(texts[scored.row_id], tokenizer)
                 if tokenised is not None:
-                    teacher = alignment.move(scored, tokenised)
-                    yield Example(tokenised.row_id, tokenised.ids, tokenised.response_start, *teacher)
+                    own = scored_answers(tokenised, scored)
+                    self._unsupervised[REWRITTEN] += tokenised.unsupervised
+                    self._unsupervised[NOT_SCORED] += len(tokenised.earlier) - len(own.earlier)
+                    teacher = alignment.move(scored, own)
+                    yield Example(own.row_id, own.ids, own.response_start, *teacher, own.earlier)
         if not_scored:
             self._skipped["not scored by the teacher"] += not_scored
 
     def _tokenised(self, row: Row, tokenizer: Any) -> TokenisedRow | None:
-        tokenised = tokenise(row, tokenizer, self._max_length)
+        tokenised = tokenise(row, tokenizer, self._max_length, self._turns)
         if isinstance(tokenised, Skipped):
             self._skipped[tokenised.reason] += 1
             return None

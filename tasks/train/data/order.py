@@ -13,12 +13,14 @@ from functools import lru_cache
 
 import numpy as np
 
+from tasks.tokens.spans import Span, Supervised
+
 
 @dataclass(frozen=True)
-class Example:
-    """A tokenised row, with the teacher's top K for each response token where there is a teacher.
+class Example(Supervised):
+    """A tokenised row, with the teacher's top K for each supervised token where there is a teacher.
 
-    `ids` T tokens; `teacher_ids_RK` int32 and `teacher_logprobs_RK` float32 for the R response tokens.
+    `ids` T tokens; `teacher_ids_RK` int32 and `teacher_logprobs_RK` float32 for the R supervised tokens.
     """
 
     row_id: str
@@ -26,10 +28,7 @@ class Example:
     response_start: int
     teacher_ids_RK: np.ndarray | None = None
     teacher_logprobs_RK: np.ndarray | None = None
-
-    @property
-    def supervised_tokens(self) -> int:
-        return len(self.ids) - self.response_start
+    earlier: tuple[Span, ...] = ()
 
 
 def total_steps(examples: int, epochs: float, global_batch: int, max_steps: int | None) -> int:

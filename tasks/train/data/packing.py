@@ -46,12 +46,10 @@ def pack(examples: Sequence[Example]) -> MicroBatch:
     """One micro-batch of these rows."""
     lengths = np.array([len(example.ids) for example in examples])
     starts = np.cumsum([0, *lengths[:-1]])
-    positions = [
-        np.arange(example.response_start - 1, len(example.ids) - 1) + start
-        for example, start in zip(examples, starts, strict=True)
-    ]
+    places = [example.places_R for example in examples]
+    positions = [places_R - 1 + start for places_R, start in zip(places, starts, strict=True)]
     ids = [np.asarray(example.ids, dtype=np.int64) for example in examples]
-    labels = [row[example.response_start :] for row, example in zip(ids, examples, strict=True)]
+    labels = [row[places_R] for row, places_R in zip(ids, places, strict=True)]
     teacher_ids = teacher_logprobs = None
     if examples[0].teacher_ids_RK is not None:
         teacher_ids = torch.from_numpy(np.concatenate([_known(e.teacher_ids_RK) for e in examples])).long()

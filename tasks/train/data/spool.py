@@ -7,11 +7,13 @@ there at once in any order, and memory does not grow with the data. All ranks of
 from __future__ import annotations
 
 import contextlib
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tasks.tokens.spans import Span
 from tasks.train.data.order import Example
 
 _INDEX = "index.npz"
@@ -23,7 +25,7 @@ def write_spool(folder: Path, examples: Iterable[Example]) -> None:
     """Write all examples; they have all a teacher, of one K, or none has."""
     folder.mkdir(parents=True, exist_ok=True)
     row_ids: list[bytes] = []
-    ends, response_starts, k = [0], [], 0
+    ends, response_starts, earlier, earlier_ends, k = [0], [], array("i"), [0], 0
     with contextlib.ExitStack() as stack:
         ids, teacher_ids, teacher_logprobs = (stack.enter_context((folder / name).open("wb")) for name in _DTYPES)
         for example in examples:
@@ -35,11 +37,16 @@ def write_spool(folder: Path, examples: Iterable[Example]) -> None:
             row_ids.append(example.row_id.encode()[:_ID_BYTES])
             ends.append(ends[-1] + len(example.ids))
             response_starts.append(example.response_start)
+            for span in example.earlier:
+                earlier.extend(span)
+            earlier_ends.append(earlier_ends[-1] + len(example.earlier))
     np.savez(
         folder / _INDEX,
         row_ids=np.array(row_ids, f"S{_ID_BYTES}"),
         ends=np.array(ends, np.int64),
         response_starts=np.array(response_starts, np.int32),
+        earlier=np.array(earlier, np.int32).reshape(-1, len(Span._fields)),
+        earlier_ends=np.array(earlier_ends, np.int64),
         k=np.array(k),
     )
 
@@ -50,9 +57,11 @@ class ExampleStore(Sequence[Example]):
     def __init__(self, folder: Path):
         with np.load(folder / _INDEX) as index:
             self._ends, self._response_starts = index["ends"], index["response_starts"]
+            self._earlier, self._earlier_ends = index["earlier"], index["earlier_ends"]
             self._row_ids, self._k = index["row_ids"], int(index["k"])
         self.lengths: np.ndarray = np.diff(self._ends)
-        self._response_ends = np.cumsum([0, *(self.lengths - self._response_starts)])
+        before = np.cumsum([0, *(self._earlier[:, 2] - self._earlier[:, 1])])[self._earlier_ends]
+        self._supervised_ends = np.cumsum([0, *(self.lengths - self._response_starts)]) + before
         self._ids = _mapped(folder / "ids", (-1,))
         self._teacher_ids = _mapped(folder / "teacher_ids", (-1, self._k)) if self._k else None
         self._teacher_logprobs = _mapped(folder / "teacher_logprobs", (-1, self._k)) if self._k else None
@@ -60,10 +69,10 @@ class ExampleStore(Sequence[Example]):
     @property
     def supervised_tokens(self) -> int:
         """Of all rows."""
-        return int(self._response_ends[-1])
+        return int(self._supervised_ends[-1])
 
     def supervised_of(self, place: int) -> int:
-        return int(self.lengths[place] - self._response_starts[place])
+        return int(self._supervised_ends[place + 1] - self._supervised_ends[place])
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -72,13 +81,15 @@ class ExampleStore(Sequence[Example]):
         return (self[place] for place in range(len(self)))
 
     def __getitem__(self, place: int) -> Example:  # type: ignore[override]
-        response = slice(self._response_ends[place], self._response_ends[place + 1])
+        supervised = slice(self._supervised_ends[place], self._supervised_ends[place + 1])
+        earlier = self._earlier[self._earlier_ends[place] : self._earlier_ends[place + 1]]
         return Example(
             self._row_ids[place].decode(),
             self._ids[self._ends[place] : self._ends[place + 1]],
             int(self._response_starts[place]),
-            None if self._teacher_ids is None else self._teacher_ids[response],
-            None if self._teacher_logprobs is None else self._teacher_logprobs[response],
+            None if self._teacher_ids is None else self._teacher_ids[supervised],
+            None if self._teacher_logprobs is None else self._teacher_logprobs[supervised],
+            tuple(Span(*numbers) for numbers in earlier.tolist()),
         )
 
 

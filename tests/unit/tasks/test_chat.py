@@ -1,4 +1,4 @@
-"""Templates of ten families rendered, masked, ended and aligned as their own files say."""
+"""Templates of a dozen families rendered, masked, ended and aligned as their own files say."""
 
 from __future__ import annotations
 

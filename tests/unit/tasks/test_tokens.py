@@ -26,7 +26,7 @@ def test_the_response_span_is_the_answer_and_its_end_of_turn(tokenizer: object) 
 
 
 def test_the_prompt_is_the_one_that_generation_sees(tokenizer: object) -> None:
-    prompt, text = prompt_and_text(ROW, tokenizer)
+    prompt, text = prompt_and_text(ROW.messages, tokenizer)
     assert text.startswith(prompt)
     row = tokenise(ROW, tokenizer, 128)
     assert isinstance(row, TokenisedRow)

@@ -39,6 +39,15 @@ def _card(*batches: list[Row], counts: dict[str, int] | None = None, **facts: An
     return card.render(work, counts or COUNTS, {**told, "rows": card.describe(work, len(batches))})
 
 
+def test_rows_with_answers_before_their_response_are_counted() -> None:
+    def row(*roles: str) -> Row:
+        return Row(instruction="q", history=tuple(Message(role=role, content="x") for role in roles))
+
+    empty = Row(instruction="q", history=(Message(role="assistant", content=" "),))
+    work = InMemory([row("user", "assistant", "user", "assistant"), row("system"), row()], [empty, row("assistant")])
+    assert card.describe(work, 2)["conversations"] == 2
+
+
 def _tables(markdown: str) -> list[list[str]]:
     """Runs of table lines."""
     tables: list[list[str]] = [[]]

@@ -13,10 +13,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from infra.errors import ConfigurationError
 from tasks.models import resolve
-from tasks.tokens.alignment import Alignment, check_same_template, known_tokens, remap
+from tasks.tokens.alignment import Alignment, check_same_template, known_tokens, remap, scored_answers
 from tasks.tokens.chat import Turn
 from tasks.tokens.rows import TokenisedRow, tokenizer_digests
 from tasks.tokens.scored import ScoredRow
+from tasks.tokens.spans import Span
 from tasks.tokens.vocabulary import Vocabulary, token_map
 
 TEXT = "SELECT name, COUNT(*) FROM büyük_kitaplar WHERE price >= 10 GROUP BY name — 書店;\n  the end 🙂"
@@ -162,6 +163,43 @@ def test_rows_whose_text_differs_move_nothing_and_are_counted() -> None:
     assert alignment.summary() == {"positions": 0.0, "mass": 0.0, "rows_with_other_text": 1}
     with pytest.raises(ConfigurationError, match="1 rows have another text"):
         alignment.check(0.5)
+
+
+def test_answers_meet_by_their_turn_and_never_by_their_text() -> None:
+    """The teacher scored answers 1 and 3, the student can train on 1 and 5, which says the same as 3."""
+    teacher, student = _byte_level(80), _byte_level(12)
+    ids, own = ([*t.encode(TEXT, add_special_tokens=False).ids, t.get_vocab()[END]] for t in (teacher, student))
+    n, m = len(ids), len(own)
+    scored = _scored([5, *ids, 6, *ids, 7, *ids], 1, teacher.get_vocab_size())
+    rows = [slice(0, n), slice(n + 1, 2 * n + 1), slice(2 * n + 2, None)]  # of the tokens without those between
+    arrays = ("actual_logprobs_R", "topk_ids_RK", "logprobs_RK")
+    scored = dataclasses.replace(
+        scored,
+        response_start=2 * n + 3,
+        earlier=(Span(1, 1, n + 1), Span(3, n + 2, 2 * n + 2)),
+        **{name: np.concatenate([getattr(scored, name)[part] for part in rows]) for name in arrays},
+    )
+    whole = TokenisedRow("r", [9, *own, 9, *own, 9, *own], 2 * m + 3, (Span(1, 1, m + 1), Span(5, m + 2, 2 * m + 2)))
+    mine = scored_answers(whole, scored)
+    assert [span.turn for span in mine.spans] == [1, -1]
+
+    alone = Alignment(_vocabulary(teacher), _vocabulary(student))
+    expected = alone.move(*_rows(teacher, student, TEXT, (END, END)))
+    together = Alignment(_vocabulary(teacher), _vocabulary(student))
+    ids_RK, logprobs_RK = together.move(scored, mine)
+    assert ids_RK.shape[0] == mine.supervised_tokens == 2 * m
+    assert together.aligned == 2 * alone.aligned
+    for part in (slice(0, m), slice(m, None)):
+        labels, moved = np.array(own), np.isfinite(logprobs_RK[part, 0])
+        np.testing.assert_array_equal(moved, np.isfinite(expected[1][:, 0]))
+        assert (ids_RK[part][moved, 0] == labels[moved]).all()
+
+    other = dataclasses.replace(mine, ids=[9, *own[:-2], own[-1], 9, *own], response_start=m + 1)
+    other = dataclasses.replace(other, earlier=(Span(1, 1, m),))
+    _ids, logprobs_RK = together.move(scored, other)
+    assert together.rows_with_other_text == 1
+    assert np.isneginf(logprobs_RK[: m - 1]).all()
+    assert np.isfinite(logprobs_RK[m - 1 :]).any()
 
 
 def test_tokens_are_the_bytes_of_the_text() -> None:

@@ -1,5 +1,6 @@
 """Parquet for other trainers: there and back, and files that others wrote."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from infra.errors import ConfigurationError
 from tasks.logits.store.format import decode_shard, encode_shard
 from tasks.logits.store.parquet import export_parquet, import_parquet
 from tasks.tokens.scored import ScoredRow
+from tasks.tokens.spans import Span
 
 
 def _rows(count: int) -> list[ScoredRow]:
@@ -41,6 +43,31 @@ def test_a_store_goes_out_and_comes_back_bit_for_bit(tmp_path: Path) -> None:
     _assert_same(stored, back)
 
 
+def test_earlier_answers_go_along(tmp_path: Path) -> None:
+    (row,) = _rows(5)[4:]
+    spans = (Span(1, 1, 2), Span(3, 2, 4))
+    several = replace(row, response_start=6, earlier=spans)
+    assert several.supervised_tokens == 4
+    export_parquet([several, row], tmp_path / "rows.parquet")
+    back = list(import_parquet(tmp_path / "rows.parquet"))
+    _assert_same([several, row], back)
+    assert [one.earlier for one in back] == [spans, ()]
+    table = pq.read_table(tmp_path / "rows.parquet")
+    pq.write_table(table.drop(["actual_logprobs", "response_start"]), tmp_path / "bare.parquet")
+    several_again, _row = import_parquet(tmp_path / "bare.parquet")
+    assert several_again.response_start == 6
+    assert np.isneginf(several_again.actual_logprobs_R).all()  # none of the actual tokens is among the top K
+    column = table.schema.get_field_index("response_start")
+    wrong = table.set_column(column, "response_start", pa.array([3, 3], pa.int32()))
+    pq.write_table(wrong, tmp_path / "wrong.parquet")
+    with pytest.raises(ConfigurationError, match="row 0: 4 lists do not describe 7 supervised tokens"):
+        list(import_parquet(tmp_path / "wrong.parquet"))
+    overlapping = replace(row, response_start=6, earlier=(Span(1, 1, 3), Span(3, 2, 3)))
+    export_parquet([overlapping], tmp_path / "wrong.parquet")
+    with pytest.raises(ConfigurationError, match="row 0: the spans in `earlier` do not follow each other"):
+        list(import_parquet(tmp_path / "wrong.parquet"))
+
+
 def test_files_of_others_have_fewer_columns_any_order_of_rank_and_lists_of_k_or_one_more(tmp_path: Path) -> None:
     table = pa.table(
         {
@@ -65,7 +92,7 @@ def test_files_that_do_not_fit_are_refused_by_row(tmp_path: Path) -> None:
     good = {"input_ids": [[1, 2]], "top_k_ids": [[[3]]], "top_k_logprobs": [[[-1.0]]]}
     for change, message in (
         ({"top_k_ids": [[[3, 4]]]}, "row 0: top_k_ids and top_k_logprobs have lists of different lengths"),
-        ({"response_start": [0]}, "row 0: 1 lists do not describe 2 response tokens"),
+        ({"response_start": [0]}, "row 0: 1 lists do not describe 2 supervised tokens"),
     ):
         pq.write_table(pa.table({**good, **change}), path)
         with pytest.raises(ConfigurationError, match=message):

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.logits.store import planes
-from tasks.logits.store.format import MAX_ERROR, ShardError, decode_head, decode_shard, encode_shard
+from tasks.logits.store.format import MAX_ERROR, VERSION, ShardError, decode_head, decode_shard, encode_shard
 from tasks.tokens.scored import ScoredRow
+from tasks.tokens.spans import Span
 
 
 @st.composite
@@ -34,7 +35,20 @@ def scored_rows(draw: st.DrawFn) -> list[ScoredRow]:
         scored = [*rng.integers(0, vocabulary, prompt).tolist(), *actual.tolist()]
         arrays = (actual_logprobs.astype(np.float32), ids.astype(np.int32), logprobs.astype(np.float32))
         rows.append(ScoredRow(f"row {index} é", scored, prompt, *arrays))
-    return rows
+    if draw(st.booleans()):
+        return rows
+    return [_in_turns(row, draw(st.lists(st.integers(0, 6), max_size=5)), rng) for row in rows]
+
+
+def _in_turns(row: ScoredRow, lengths: list[int], rng: np.random.Generator) -> ScoredRow:
+    """The row with some of its supervised tokens in earlier answers, which stand apart by as many tokens."""
+    ids, earlier = list(row.ids[: row.response_start]), []
+    left = list(row.ids[row.response_start :])
+    for turn, length in enumerate(lengths, 1):
+        answer, left = left[:length], left[length:]
+        earlier.append(Span(turn * int(rng.integers(1, 3)), len(ids), len(ids) + len(answer)))
+        ids += [*answer, *rng.integers(0, 9, length).tolist()]
+    return dataclasses.replace(row, ids=[*ids, *left], response_start=len(ids), earlier=tuple(earlier))
 
 
 def _assert_within(bound: float, ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -47,7 +61,7 @@ def _assert_within(bound: float, ours: np.ndarray, theirs: np.ndarray) -> None:
 
 def _assert_same(ours: list[ScoredRow], theirs: list[ScoredRow], bound: float) -> None:
     for a, b in zip(ours, theirs, strict=True):
-        assert (a.row_id, a.response_start) == (b.row_id, b.response_start)
+        assert (a.row_id, a.response_start, a.earlier) == (b.row_id, b.response_start, b.earlier)
         np.testing.assert_array_equal(np.asarray(a.ids, dtype=np.int64), b.ids)
         np.testing.assert_array_equal(a.topk_ids_RK, b.topk_ids_RK)
         _assert_within(bound, a.logprobs_RK, b.logprobs_RK)
@@ -65,6 +79,25 @@ def test_every_row_comes_back_within_the_bound(rows: list[ScoredRow], max_error:
         start, length = head.block_range(block)
         first, last = (int(row) for row in head.block_rows[block : block + 2])
         _assert_same(rows[first:last], list(head.block(block, data[start : start + length]).rows()), max_error)
+
+
+def test_only_a_shard_with_several_spans_needs_the_newer_version() -> None:
+    row = ScoredRow("r", list(range(9)), 7, *_scores(4), earlier=(Span(1, 2, 4),))
+    shard = encode_shard([row, dataclasses.replace(row, response_start=5, earlier=())])
+    for data, version, parts in ((_shard(), 1, 6), (shard, 2, 8)):
+        found, _zero, meta, index, _dictionary = struct.unpack_from("<HHIII", data, 8)
+        assert found == version
+        lengths = struct.unpack_from(f"<{parts + 1}I", data, 48 + meta)
+        assert 4 * (parts + 1) + sum(lengths[:parts]) == index  # there is nothing else in it
+    several, single = decode_shard(shard, "s")
+    assert (list(several.ids), several.earlier, several.response_start) == (list(range(9)), ((1, 2, 4),), 7)
+    assert (list(single.ids), single.earlier, single.response_start) == (list(range(9)), (), 5)
+
+
+def _scores(tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Actual log-probs, ids and log-probs of some tokens, K = 2."""
+    logprobs = np.tile(np.array([-0.5, -1.0], np.float32), (tokens, 1))
+    return logprobs[:, 1].copy(), np.tile(np.array([3, 4], np.int32), (tokens, 1)), logprobs
 
 
 @settings(max_examples=50, deadline=None)
@@ -114,8 +147,10 @@ def test_any_truncation_is_found_and_the_shard_named(length: int) -> None:
 
 
 def test_a_newer_version_and_a_foreign_file_are_told_from_damage() -> None:
-    newer = _shard()[:8] + struct.pack("<H", 2) + _shard()[10:]
-    with pytest.raises(ShardError, match="s.topk has format version 2.*update distilflow"):
+    newer = _shard()[:8] + struct.pack("<H", VERSION + 1) + _shard()[10:]
+    with pytest.raises(
+        ShardError, match="s.topk has format version 3, and this program reads up to 2: update distilflow"
+    ):
         list(decode_shard(newer, "s.topk"))
     with pytest.raises(ShardError, match="s.topk is no top-K shard"):
         list(decode_shard(b"PAR1" + bytes(100), "s.topk"))
@@ -141,6 +176,7 @@ def test_the_head_alone_says_where_each_row_lies() -> None:
         ({"topk_ids_RK": np.array([[3, -1]], np.int32)}, "not negative"),
         ({"topk_ids_RK": np.array([[3, 1, 2]], np.int32)}, "row r"),
         ({"ids": [1, 2, 3]}, "row r"),
+        ({"earlier": (Span(1, 0, 2),)}, "row r: its spans do not follow each other"),
     ],
 )
 def test_rows_that_no_teacher_can_have_scored_are_refused(change: dict[str, object], message: str) -> None:

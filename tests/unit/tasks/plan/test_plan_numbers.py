@@ -11,15 +11,16 @@ from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactRef
 from tasks.logits.settings import Scoring
 from tasks.logits.store.format import MAX_ERROR
+from tasks.models import load_tokenizer, resolve
 from tasks.plan import costs
 from tasks.plan.hardware import Hardware, gpu_named, machine
-from tasks.plan.lengths import Lengths, guessed
+from tasks.plan.lengths import Lengths, guessed, measured
 from tasks.plan.model import Plan, StagePlan
 from tasks.plan.plan import make_plan
 from tasks.plan.sizes import Size, size_of
 from tasks.plan.stages import STAGES
 from tasks.plan.view import plan_markdown
-from tasks.rows import Row
+from tasks.rows import Message, Role, Row
 from tasks.train.settings import Lora, Training, TrainingRun
 from tests.support.plan_known import GIB, GPU, known
 
@@ -180,10 +181,23 @@ def test_rows_that_are_too_long_are_left_out_of_what_they_do_not_fit() -> None:
 def test_guessed_tokens_are_four_bytes_each_in_any_language() -> None:
     english = Row(instruction="a" * 400, response="b" * 80)
     chinese = Row(instruction="学" * 133, response="习" * 27)
-    lengths = guessed([english, chinese])
-    assert lengths.prompts == [130, 130]
-    assert lengths.responses == [21, 21]
+    lengths = guessed([english, chinese], "all")
+    assert lengths.others == [130, 130]
+    assert lengths.supervised == [21, 21]
     assert lengths.guessed
+
+
+def test_all_answers_of_a_conversation_are_supervised_tokens_unless_the_last_alone_is() -> None:
+    said: list[tuple[Role, str]] = [("user", "a" * 40), ("assistant", "b" * 80), ("user", "c" * 40), ("assistant", " ")]
+    talk = Row(instruction="d" * 40, response="e" * 40, history=tuple(Message(role=r, content=c) for r, c in said))
+    tokenizer = load_tokenizer(resolve("demo", "student"))
+    every, last = (measured([talk], tokenizer, turns) for turns in ("all", "last"))
+    earlier = len(tokenizer.encode("b" * 80)) + 1  # and the end of its turn
+    assert every.supervised == [last.supervised[0] + earlier]
+    assert every.others == [last.others[0] - earlier]
+    assert guessed([talk], "all").supervised == [32]
+    assert guessed([talk], "last").supervised == [11]
+    assert (guessed([talk], "all").others, guessed([talk], "last").others) == ([60], [80])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.tokens.spans import Span
 from tasks.train.data.feed import feeding
 from tasks.train.data.order import Example, assign_micro_batches, global_batch_indices, total_steps
 from tasks.train.data.packing import pack
@@ -27,7 +28,12 @@ def _examples(count: int, k: int | None = None) -> list[Example]:
         if k:
             shape = (length - start, k)
             teacher = (rng.integers(0, 50, shape).astype(np.int32), -rng.random(shape).astype(np.float32))
-        made.append(Example(f"row{index}", ids, start, *(teacher or (None, None))))
+        earlier: tuple[Span, ...] = () if index % 3 or start < 4 else (Span(1, 1, 2), Span(3, 2, 4))
+        if k and earlier:
+            shape = (length - start + 3, k)
+            teacher = (rng.integers(0, 50, shape).astype(np.int32), -rng.random(shape).astype(np.float32))
+        teacher_ids, teacher_logprobs = teacher or (None, None)
+        made.append(Example(f"row{index}", ids, start, teacher_ids, teacher_logprobs, earlier))
     return made
 
 
@@ -66,6 +72,12 @@ def test_labels_are_the_response_tokens_and_positions_stand_one_before() -> None
     assert batch.position_ids_1T.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
 
 
+def test_earlier_answers_have_labels_too() -> None:
+    batch = pack([Example("a", [11, 12, 13, 14], 2), Example("b", list(range(21, 30)), 7, earlier=(Span(1, 2, 4),))])
+    assert batch.labels_N.tolist() == [13, 14, 23, 24, 28, 29]
+    assert batch.input_ids_1T[0, batch.positions_N + 1].tolist() == batch.labels_N.tolist()
+
+
 def test_teacher_entries_stay_with_their_tokens() -> None:
     examples = _examples(5, k=3)
     batch = pack(examples)
@@ -76,7 +88,7 @@ def test_teacher_entries_stay_with_their_tokens() -> None:
         assert example.teacher_ids_RK is not None
         end = row + example.supervised_tokens
         assert torch.equal(batch.teacher_ids_NK[row:end], torch.from_numpy(example.teacher_ids_RK).long())
-        assert batch.labels_N[row:end].tolist() == list(example.ids[example.response_start :])
+        assert batch.labels_N[row:end].tolist() == [example.ids[place] for place in example.places_R]
         row = end
 
 
@@ -88,9 +100,10 @@ def test_spooled_examples_come_back_in_any_order(tmp_path: Path, k: int | None) 
     assert len(spool) == 20
     assert spool.lengths.tolist() == [len(example.ids) for example in examples]
     assert spool.supervised_tokens == sum(example.supervised_tokens for example in examples)
-    for place in (19, 0, 7):
+    assert any(example.earlier for example in examples)
+    for place in (19, *range(20)):
         one, other = spool[place], examples[place]
-        assert (one.row_id, list(one.ids), one.response_start) == (other.row_id, other.ids, other.response_start)
+        assert (one.row_id, list(one.ids), one.spans) == (other.row_id, other.ids, other.spans)
         assert spool.supervised_of(place) == other.supervised_tokens
         if k:
             assert np.array_equal(np.asarray(one.teacher_ids_RK), np.asarray(other.teacher_ids_RK))

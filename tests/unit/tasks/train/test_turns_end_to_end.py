@@ -1,0 +1,167 @@
+"""A conversation through all that supervises it: SFT, the teacher's store and KD mean the same tokens.
+
+And training on it is training on each of its answers as a row of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from infra.store.artifacts import ArtifactRef, Workspace
+from tasks.engines.scoring import TransformersEngine
+from tasks.logits.program import score_shards
+from tasks.logits.settings import Scoring
+from tasks.logits.shards import plan
+from tasks.logits.store.reader import SHARDS, TopKReader
+from tasks.models import load_tokenizer, resolve
+from tasks.rows import KEPT, Message, Role, Row, Turns, to_parquet
+from tasks.tokens.rows import TokenisedRow, tokenise
+from tasks.tokens.scored import ScoredRow
+from tasks.train.data.examples import Examples
+from tasks.train.data.order import Example
+from tasks.train.data.packing import MicroBatch, pack, use_packed_attention
+from tasks.train.data.spool import ExampleStore, write_spool
+from tasks.train.model.losses import DistillationLoss
+from tasks.train.model.student import SupervisedLoss
+from tasks.train.settings import Distillation
+from tests.support.memory_store import MemoryStore
+from tests.support.stages import scoring_workspace
+
+K = 10
+SCORING = Scoring(engine="transformers", max_length=256)
+PAIRS = (
+    ("Count all books\n\nbooks(id, title)", "SELECT COUNT(*) FROM books"),
+    ("And their titles", "SELECT title FROM books ORDER BY title"),
+    ("Only the first", "SELECT title FROM books ORDER BY title LIMIT 1"),
+)
+
+
+def _row(pairs: Any) -> Row:
+    roles: tuple[Role, Role] = ("user", "assistant")
+    said = [Message(role=role, content=text) for pair in pairs[:-1] for role, text in zip(roles, pair, strict=True)]
+    return Row(instruction=pairs[-1][0], response=pairs[-1][1], history=tuple(said))
+
+
+WHOLE = _row(PAIRS)
+APART = [_row(PAIRS[: turn + 1]) for turn in range(3)]
+OTHER = Row(instruction="Say it", response="5")
+
+
+class _Made(NamedTuple):
+    sft: dict[str, Example]
+    kd: dict[str, Example]
+    scored: dict[str, ScoredRow]
+
+
+@pytest.fixture(scope="module")
+def engine() -> TransformersEngine:
+    return TransformersEngine(resolve("demo", "teacher").fetch())
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
+    return MemoryStore().replace(monkeypatch)
+
+
+def _made(rows: list[Row], turns: Turns, engine: TransformersEngine) -> _Made:
+    """The examples of both trainings and the store, as the stages' programs make them."""
+    work = Workspace("augment", 1, {"rows": [row.id for row in rows]}, {})
+    work.put(f"{KEPT}00000.parquet", to_parquet(rows))
+    kept = work.publish((KEPT,), {"rows": len(rows)}, {})
+    student = resolve("demo", "student")
+    sft = {example.row_id: example for example in Examples(kept, student, 256, None, turns)}
+    store = _store(kept, rows, turns, engine)
+    kd = {example.row_id: example for example in Examples(store, student, 256, Distillation())}
+    return _Made(sft, kd, {scored.row_id: scored for scored in TopKReader(store)})
+
+
+def _store(kept: ArtifactRef, rows: list[Row], turns: Turns, engine: TransformersEngine) -> ArtifactRef:
+    teacher = resolve("demo", "teacher")
+    tokenizer = load_tokenizer(teacher)
+    tokenised = [one for row in rows if isinstance(one := tokenise(row, tokenizer, 256, turns), TokenisedRow)]
+    work = scoring_workspace(kept, teacher, K, SCORING, turns)
+    score_shards(engine, plan(tokenised, SCORING.tokens_per_shard), work, K, SCORING.max_error, lambda *_: None)
+    return work.publish((SHARDS,), {}, {})
+
+
+def test_sft_the_store_and_kd_supervise_the_same_tokens_all_answers_of_three_turns(
+    bucket: MemoryStore, engine: TransformersEngine, tmp_path: Any
+) -> None:
+    made = _made([WHOLE, OTHER], "all", engine)
+    tokenizer = load_tokenizer(resolve("demo", "student"))
+    sft, kd, scored = made.sft[WHOLE.id], made.kd[WHOLE.id], made.scored[WHOLE.id]
+    assert list(sft.ids) == list(kd.ids) == list(scored.ids)
+    assert sft.spans == kd.spans == scored.spans
+    answers = [tokenizer.decode(sft.ids[span.start : span.stop]) for span in sft.spans]
+    assert answers == [f"{answer}<|im_end|>" for _question, answer in PAIRS]
+    assert kd.teacher_ids_RK is not None
+    assert kd.teacher_ids_RK.shape == scored.topk_ids_RK.shape == (sft.supervised_tokens, K)
+    np.testing.assert_array_equal(kd.teacher_ids_RK, scored.topk_ids_RK)
+
+    batches = []
+    for name in ("sft", "kd"):
+        in_one_order = sorted(getattr(made, name).values(), key=lambda example: str(example.row_id))
+        write_spool(tmp_path / name, in_one_order)
+        spool = ExampleStore(tmp_path / name)
+        assert spool.supervised_tokens == sum(example.supervised_tokens for example in spool)
+        batches.append(pack(list(spool)))
+    for one, other in itertools.pairwise(batches):
+        assert torch.equal(one.positions_N, other.positions_N)
+        assert torch.equal(one.labels_N, other.labels_N)
+        assert torch.equal(one.input_ids_1T[0, one.positions_N + 1], one.labels_N)
+
+
+def test_it_is_training_on_each_answer_as_a_row_of_its_own(bucket: MemoryStore, engine: TransformersEngine) -> None:
+    whole, apart = _made([WHOLE], "all", engine), _made(APART, "last", engine)
+    one, three = pack([whole.kd[WHOLE.id]]), pack([apart.kd[row.id] for row in APART])
+    assert torch.equal(one.labels_N, three.labels_N)
+    assert len(one.input_ids_1T[0]) < len(three.input_ids_1T[0]) / 1.5
+    assert one.teacher_ids_NK is not None
+    assert one.teacher_logprobs_NK is not None
+    assert three.teacher_ids_NK is not None
+    assert three.teacher_logprobs_NK is not None
+    assert torch.equal(one.teacher_ids_NK, three.teacher_ids_NK)
+    torch.testing.assert_close(one.teacher_logprobs_NK, three.teacher_logprobs_NK, atol=1 / 64, rtol=0)  # on its grid
+
+    model = AutoModelForCausalLM.from_pretrained(resolve("demo", "student").fetch(), dtype=torch.float32)
+    use_packed_attention(model)
+    with torch.no_grad():
+        ours_NV, theirs_NV = (_logits(model, batch) for batch in (one, three))
+    torch.testing.assert_close(ours_NV, theirs_NV, atol=1e-5, rtol=1e-5)
+    one = replace(one, teacher_logprobs_NK=three.teacher_logprobs_NK)
+    for loss in (None, DistillationLoss()):
+        module = SupervisedLoss(model, loss)
+        ours, theirs = (_gradients(module, batch) for batch in (one, three))
+        for name, gradient in ours.items():
+            assert float((gradient - theirs[name]).norm() / theirs[name].norm().clamp_min(1e-6)) < 1e-4, name
+
+
+def test_the_last_answer_alone_is_the_row_of_before(bucket: MemoryStore, engine: TransformersEngine) -> None:
+    last = _made([WHOLE, OTHER], "last", engine)
+    assert all(example.earlier == () for table in (last.sft, last.kd) for example in table.values())
+    everything = _made([WHOLE, OTHER], "all", engine)
+    assert last.sft[OTHER.id].spans == everything.sft[OTHER.id].spans
+    tail = slice(-last.scored[WHOLE.id].supervised_tokens, None)
+    np.testing.assert_array_equal(last.scored[WHOLE.id].topk_ids_RK, everything.scored[WHOLE.id].topk_ids_RK[tail])
+
+
+def _logits(model: Any, batch: MicroBatch) -> torch.Tensor:
+    found = model(input_ids=batch.input_ids_1T, position_ids=batch.position_ids_1T, rows=batch.rows, use_cache=False)
+    logits_NV: torch.Tensor = found.logits[0, batch.positions_N]
+    return logits_NV
+
+
+def _gradients(module: SupervisedLoss, batch: MicroBatch) -> dict[str, torch.Tensor]:
+    module.zero_grad()
+    teacher = (batch.teacher_ids_NK, batch.teacher_logprobs_NK)
+    module(
+        batch.input_ids_1T, batch.position_ids_1T, batch.positions_N, batch.labels_N, *teacher, *batch.rows
+    ).backward()
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
