@@ -41,6 +41,8 @@ def messages_of(where: str, field: str, turns: Any, unused: Counter[str]) -> lis
         names.update(name for name, value in turn.items() if not is_empty(value))
     known = {"role", "content", "from", "value", "weight"}
     unused.update(f"{field}.{name}" for name in names - known)
+    if any(said.is_answer and is_zero(turn.get("weight")) for said, turn in zip(found, turns, strict=True)):
+        unused[f"{field}.weight"] += 1  # of an earlier answer: a row has no place for it
     return found
 
 

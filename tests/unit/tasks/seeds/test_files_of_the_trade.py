@@ -90,7 +90,7 @@ USED: dict[str, tuple[bytes, int, dict[str, int], dict[str, int]]] = {
         ),
         4,
         {WEIGHT: 2},
-        {"weight": 1},
+        {"weight": 1, "messages.weight": 1},
     ),
     "OpenAI's tools": (
         _lines(

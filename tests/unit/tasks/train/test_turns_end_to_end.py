@@ -21,7 +21,7 @@ from tasks.logits.settings import Scoring
 from tasks.logits.shards import plan
 from tasks.logits.store.reader import SHARDS, TopKReader
 from tasks.models import load_tokenizer, resolve
-from tasks.rows import KEPT, Message, Role, Row, Turns, to_parquet
+from tasks.rows import KEPT, Message, Role, Row, Turns, holds_conversations, to_parquet
 from tasks.tokens.rows import TokenisedRow, tokenise
 from tasks.tokens.scored import ScoredRow
 from tasks.train.data.examples import Examples
@@ -150,6 +150,16 @@ def test_the_last_answer_alone_is_the_row_of_before(bucket: MemoryStore, engine:
     assert last.sft[OTHER.id].spans == everything.sft[OTHER.id].spans
     tail = slice(-last.scored[WHOLE.id].supervised_tokens, None)
     np.testing.assert_array_equal(last.scored[WHOLE.id].topk_ids_RK, everything.scored[WHOLE.id].topk_ids_RK[tail])
+
+
+@pytest.mark.parametrize("counts", [{}, {"conversations": 1}])
+def test_rows_of_before_are_looked_at_for_conversations(bucket: MemoryStore, counts: dict[str, int]) -> None:
+    for rows, held in (([OTHER, WHOLE], True), ([OTHER], False)):
+        work = Workspace("augment", 1, {"rows": len(rows)}, {})
+        assert not holds_conversations(ArtifactRef.missing(work))
+        work.put(f"{KEPT}00000.parquet", to_parquet(rows))
+        told = {name: number * held for name, number in counts.items()}
+        assert holds_conversations(work.publish((KEPT,), {"rows": len(rows), **told}, {})) == held
 
 
 def _logits(model: Any, batch: MicroBatch) -> torch.Tensor:
