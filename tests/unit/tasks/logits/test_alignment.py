@@ -179,6 +179,7 @@ def test_answers_meet_by_their_turn_and_never_by_their_text() -> None:
         earlier=(Span(1, 1, n + 1), Span(3, n + 2, 2 * n + 2)),
         **{name: np.concatenate([getattr(scored, name)[part] for part in rows]) for name in arrays},
     )
+    scored.logprobs_RK[n : 2 * n] -= 1.0  # what belongs to answer 3 is known by its numbers
     whole = TokenisedRow("r", [9, *own, 9, *own, 9, *own], 2 * m + 3, (Span(1, 1, m + 1), Span(5, m + 2, 2 * m + 2)))
     mine = scored_answers(whole, scored)
     assert [span.turn for span in mine.spans] == [1, -1]
@@ -193,6 +194,7 @@ def test_answers_meet_by_their_turn_and_never_by_their_text() -> None:
         labels, moved = np.array(own), np.isfinite(logprobs_RK[part, 0])
         np.testing.assert_array_equal(moved, np.isfinite(expected[1][:, 0]))
         assert (ids_RK[part][moved, 0] == labels[moved]).all()
+        np.testing.assert_allclose(np.exp(logprobs_RK[part][moved, 0]), 0.6, rtol=1e-6)
 
     other = dataclasses.replace(mine, ids=[9, *own[:-2], own[-1], 9, *own], response_start=m + 1)
     other = dataclasses.replace(other, earlier=(Span(1, 1, m),))
