@@ -21,6 +21,7 @@ from infra.orchestration.run import Stages
 from tasks.augment.settings import Augmentation
 from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
+from tasks.fit.settings import Fit
 from tasks.logits.settings import Scoring
 from tasks.plan.hardware import Hardware
 from tasks.plan.model import Plan
@@ -57,6 +58,7 @@ def distill(
     judging: Annotated[Judging | None, OfPreset("judging")] = None,
     judge_model: str = "demo",
     data: Annotated[Reading | None, OfPreset("data")] = None,
+    fit: Annotated[Fit | None, OfPreset("fit")] = None,
     stages_on: str | None = None,
     plan_only: bool = False,
     hardware: Hardware | None = None,
@@ -89,6 +91,7 @@ def distill(
         judging: how the benchmarks' judge is asked
         judge_model: LLM that judges: any LiteLLM model name, or demo (by rule, for benchmarks.alpaca_eval=demo only)
         data: what of your files is read
+        fit: which of the rows this student is trained on
         stages_on: deployment that training, scoring and evaluation run in, such as stage/gpu; without it they run here
         plan_only: say what the run will take (rows, tokens, memory, hours, money) and what will go wrong; spend nothing
         hardware: what to plan for
@@ -105,7 +108,9 @@ def distill(
         seed=seed,
         turns=turns,
         judge_model=judge_model,
-        settings=settings_for(student, k, augmentation, sft, scoring, kd, evaluation, run, benchmarks, judging, data),
+        settings=settings_for(
+            student, k, augmentation, sft, scoring, kd, evaluation, run, benchmarks, judging, data, fit
+        ),
     )
     if plan_only:
         return plan(recipe, hardware or Hardware())

@@ -17,6 +17,7 @@ from infra.errors import ConfigurationError
 from tasks.augment.settings import Augmentation
 from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
+from tasks.fit.settings import Fit
 from tasks.logits.settings import Scoring
 from tasks.models import STUDENTS, TEACHERS
 from tasks.seeds.settings import Reading
@@ -83,6 +84,7 @@ class Settings:
     benchmarks: Benchmarks = field(default_factory=Benchmarks)
     judging: Judging = field(default_factory=Judging)
     data: Reading = field(default_factory=Reading)
+    fit: Fit = field(default_factory=Fit)
 
 
 def _paper(run: TrainingRun) -> Settings:

@@ -15,6 +15,7 @@ from tasks.evaluate.benchmarks.harness import LmEval
 from tasks.evaluate.benchmarks.protect import ProtectBenchmarks
 from tasks.evaluate.benchmarks.stage import AnswerBenchmarks, JudgeBenchmarks
 from tasks.evaluate.stage import Evaluate
+from tasks.fit.stage import ChooseRows, ScoreStudent
 from tasks.logits.stage import ScoreTeacher
 from tasks.models import ModelSource
 from tasks.rows import holds_conversations
@@ -69,14 +70,21 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
         )
     )
     turns = recipe.turns if holds_conversations(rows) else "last"  # the same, and found as it ever was
-    sft = run(Train(name="sft", model=base, data=rows, training=how.sft, run=how.run, seed=seed, turns=turns))
-    scores = run(ScoreTeacher(rows=rows, teacher=teacher, k=recipe.k, scoring=how.scoring, turns=turns))
+    scoring = ScoreTeacher(rows=rows, teacher=teacher, k=recipe.k, scoring=how.scoring, turns=turns)
+    chosen, of_fit = rows, {}
+    if how.fit.chooses:
+        untrained = run(ScoreStudent(rows=rows, teacher=base, k=1, scoring=how.scoring, turns=turns))
+        chosen = run(ChooseRows(rows=rows, student=untrained, teacher=run(scoring), fit=how.fit))
+        of_fit = {"student_scores": untrained, "fit": chosen}
+    sft = run(Train(name="sft", model=base, data=chosen, training=how.sft, run=how.run, seed=seed, turns=turns))
+    scores = run(scoring)
     tuned = ModelSource(name="sft", artifact=sft)
     more_sft = how.kd.training()
     control = run(
-        Train(name="sft_control", model=tuned, data=rows, training=more_sft, run=how.run, seed=seed, turns=turns)
+        Train(name="sft_control", model=tuned, data=chosen, training=more_sft, run=how.run, seed=seed, turns=turns)
     )
-    kd = run(Train(name="kd", model=tuned, data=scores, training=how.kd, run=how.run, seed=seed))
+    only = chosen if how.fit.chooses else None
+    kd = run(Train(name="kd", model=tuned, data=scores, training=how.kd, run=how.run, seed=seed, only=only))
 
     variants = {
         "base": base,
@@ -90,7 +98,7 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
     stages = {"seeds": read, "augment": rows, "sft": sft, "logits": scores, "sft_control": control, "kd": kd}
     if naming.is_needed:
         stages["categories"] = seeds
-    return Results(stages, evaluations, verdicts)
+    return Results(stages | of_fit, evaluations, verdicts)
 
 
 def _benchmarks(

@@ -122,7 +122,7 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
         machine=machine(hardware, how.run.processes),
         seeds=seeds.counts["seeds"],
         heldout=seeds.counts["heldout"],
-        rows=_rows(seeds, options, done.get("augment"), agents),
+        rows=round(how.fit.keep * _rows(seeds, options, done.get("augment"), agents)),
         rows_at_most=options.enabled and "augment" not in done,
         lengths=_lengths(examples, base, recipe.turns),
         heldout_lengths=_lengths(sampled(read_rows(seeds, HELDOUT), _SAMPLE), base, "last"),

@@ -15,6 +15,7 @@ from tasks.augment.settings import Augmentation
 from tasks.evaluate.benchmarks import artifacts
 from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
+from tasks.fit.settings import Fit
 from tasks.logits.settings import Scoring
 from tasks.report.data import RunInfo
 from tasks.rows import Turns
@@ -35,6 +36,7 @@ def settings_for(
     benchmarks: Benchmarks | None = None,
     judging: Judging | None = None,
     data: Reading | None = None,
+    fit: Fit | None = None,
 ) -> Settings:
     """The student's preset with what was said in its place; the top-K KL of the evaluation is over `k` unless said.
 
@@ -60,6 +62,7 @@ def settings_for(
         benchmarks=merged(benchmarks, preset.benchmarks),
         judging=merged(judging, preset.judging),
         data=merged(data, preset.data),
+        fit=merged(fit, preset.fit),
     )
     if problems:
         raise ConfigurationError(in_one_sentence(problems))
@@ -109,6 +112,8 @@ class Recipe(BaseModel):
             "kd": chosen.kd.model_dump(),
             "evaluation": chosen.evaluation.identity(),
         }
+        if chosen.fit.chooses:
+            shown["fit"] = chosen.fit.model_dump()
         if reading := chosen.data.identity():
             shown["data"] = reading
         if self.turns != "all":

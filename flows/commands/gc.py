@@ -18,7 +18,19 @@ from infra.store.artifacts import RECORD
 from tasks.text.units import size
 
 KINDS = (
-    *("seeds", "categories", "augment", "sft", "sft_control", "logits", "kd", "evaluate", "report", "leaderboard"),
+    *(
+        "seeds",
+        "categories",
+        "augment",
+        "fit",
+        "sft",
+        "sft_control",
+        "logits",
+        "kd",
+        "evaluate",
+        "report",
+        "leaderboard",
+    ),
     *("protect", "benchmark-answers", "benchmark", "harness"),
 )
 ROOTS = ("report", "leaderboard")

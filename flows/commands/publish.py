@@ -158,11 +158,11 @@ def _dataset_card(data: ArtifactRef, rows: int) -> str:
 def _rows_behind(student: ArtifactRef) -> ArtifactRef:
     """The rows that the student was trained on, directly or through the teacher's scores."""
     ref = student
-    while ref.kind != "augment":
+    while ref.kind not in ("augment", "fit"):
         record = read_record(ref.uri)
         if record is None:
             raise ConfigurationError(f"{ref.uri}, which {student.uri} was made from, is gone: run again")
-        (ref,) = record.inputs.values()
+        ref = record.inputs.get("only") or record.inputs.get("data") or record.inputs["rows"]
     return ref
 
 

@@ -15,7 +15,7 @@ from tasks.fit.choice import BINS, Choice, choose, choose_by_chance
 from tasks.fit.settings import Fit
 from tasks.logits.stage import ScoreTeacher
 from tasks.logits.store.reader import TopKReader
-from tasks.rows import KEPT, REJECTED, Row, from_parquet, to_parquet
+from tasks.rows import CONVERSATIONS, KEPT, REJECTED, Row, from_parquet, to_parquet
 
 KIND = "fit"
 STAGE_VERSION = 1
@@ -71,6 +71,7 @@ class ChooseRows(OneArtifact):
             counts["rows"] += len(kept)
             counts["rejected"] += len(dropped)
         counts["seeds"] = counts["rows"] + counts["rejected"]
+        counts[CONVERSATIONS] = self.rows.counts.get(CONVERSATIONS, 0)
         return work.publish((KEPT, REJECTED), counts, {"bins": list(_bins(losses, choice, kept_N))})
 
     def show(self, made: Made, view: View) -> str:

@@ -134,7 +134,7 @@ def _prepared(run: TrainingContext, folder: Path) -> tuple[ExampleStore, dict[st
 
     def write() -> dict[str, Any]:
         longest = min(run.training.max_length, run.source.context())
-        examples = Examples(run.data, run.source, longest, run.kd, run.turns)
+        examples = Examples(run.data, run.source, longest, run.kd, run.turns, run.only)
         write_spool(folder, examples)
         facts = examples.facts()
         if not (folder / "ids").stat().st_size:

@@ -33,6 +33,7 @@ class TrainingContext:
     source: ModelSource
     data: ArtifactRef
     turns: Turns
+    only: ArtifactRef | None
     deepspeed: dict[str, Any]
     launch: str
     seed: int
@@ -50,6 +51,7 @@ class TrainingContext:
             source=ModelSource.model_validate(spec["model"]),
             data=ArtifactRef.model_validate(spec["data"]),
             turns=spec["turns"],
+            only=ArtifactRef.model_validate(spec["only"]) if spec["only"] else None,
             deepspeed=spec["deepspeed"],
             launch=spec["launch"],
             seed=spec["seed"],

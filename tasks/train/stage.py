@@ -32,6 +32,7 @@ class Train(OneArtifact):
     """A model trained from `model` with DeepSpeed: on rows (sft, sft_control), or on the teacher's top K (kd).
 
     `run` never changes the result. `turns` says which answers of a row are trained on; a store says it for itself.
+    Of a store, `only` the rows of that artifact are trained on, where it is given.
     """
 
     kind: ClassVar = "train"
@@ -46,6 +47,7 @@ class Train(OneArtifact):
     run: TrainingRun
     seed: int
     turns: Turns = "last"
+    only: ArtifactRef | None = None
 
     @property
     def title(self) -> str:
@@ -60,14 +62,17 @@ class Train(OneArtifact):
     def workspace(self) -> Workspace:
         spec = {"model": self.model.identity(), "training": self.training.model_dump(), "seed": self.seed}
         spec |= turns_identity(self.turns)
-        return Workspace(self.name, STAGE_VERSION, spec, {"data": self.data})
+        only = {"only": self.only} if self.only else {}
+        return Workspace(self.name, STAGE_VERSION, spec, {"data": self.data, **only})
 
     def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
         return {devices.GPU: devices.gpu_slots(self.run.processes or devices.gpus())}
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
         follow = view.follow(describe)
-        return train(work, self.name, self.model, self.data, self.training, self.run, self.seed, follow, self.turns)
+        return train(
+            work, self.name, self.model, self.data, self.training, self.run, self.seed, follow, self.turns, self.only
+        )
 
     def show(self, made: Made, view: View) -> str:
         counts, facts = made.shown.counts, facts_of(made.shown)
@@ -85,6 +90,7 @@ def train(
     seed: int,
     on_event: Any,
     turns: Turns = "last",
+    only: ArtifactRef | None = None,
 ) -> ArtifactRef:
     """Train under the DeepSpeed launcher in supervised processes; resumes from the last checkpoint."""
     hosts = nodes.read_hosts(run.hostfile) if run.hostfile else None
@@ -94,6 +100,7 @@ def train(
         "objective": "kd" if stage == "kd" else "sft",
         "model": model.model_dump(),
         "data": data.model_dump(),
+        "only": only.model_dump() if only else None,
         "training": training.model_dump(),
         "turns": turns,
         "run": run.model_dump(),

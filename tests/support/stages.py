@@ -13,8 +13,8 @@ from tasks.evaluate.stage import Evaluate
 from tasks.logits.settings import Scoring
 from tasks.logits.stage import ScoreTeacher
 from tasks.models import ModelSource
-from tasks.seeds.settings import Reading
 from tasks.rows import Turns
+from tasks.seeds.settings import Reading
 from tasks.seeds.stage import LoadSeeds, Sources
 from tasks.train.settings import Distillation, Training, TrainingRun
 from tasks.train.stage import Name, Train

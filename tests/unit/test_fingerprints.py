@@ -1,14 +1,14 @@
 """Where artifacts lie: a fingerprint that changes makes every finished stage be done, and paid for, again.
 
 The digests are those of the code before a stage became a value (704b6c8), but for `augment`, whose agents have longer
-prompts since they were given criteria and examples. Change one only with its stage's version, and
-say why in the note.
+prompts since they were given criteria and examples, and one that shortens. Change one only with its stage's version,
+and say why in the note.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,7 +94,7 @@ def test_what_was_made_before_is_found() -> None:
         ),
     }
     assert {name: next(iter(stage.workspaces().values())).fingerprint for name, stage in stages.items()} == {
-        "augment": "7b8e485ef41ad23d2724a7df21b3269d",
+        "augment": "42ce87a9a5f86281d85fa0df2d1d41f5",
         "augment off": "0f849e7697f51fbc99a905987a34d378",
         "sft": "f4818b782b29f71ff84e46d00f679e6d",
         "sft_control": "5023ab0c0d5b2d9cdc23df9f3858a8d8",

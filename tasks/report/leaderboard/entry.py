@@ -7,7 +7,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from infra.store.artifacts import ArtifactRef
 from tasks.report.data import ReportData
 
-COST_STAGES = ("augment", "sft", "logits", "kd")  # what making the student takes; control and evaluation measure it
+COST_STAGES = (
+    "categories",
+    "augment",
+    "student_scores",
+    "fit",
+    "sft",
+    "logits",
+    "kd",
+)  # what making the student takes; control and evaluation measure it
 
 
 class Entry(BaseModel):

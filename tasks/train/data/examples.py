@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from infra import settings
 from infra.files import scratch
 from infra.store.artifacts import ArtifactRef
@@ -24,6 +27,7 @@ from tasks.tokens.alignment import (
     vocabulary_of,
 )
 from tasks.tokens.rows import Skipped, TokenisedRow, tokenise, tokenizer_digests
+from tasks.tokens.scored import ScoredRow
 from tasks.tokens.spans import NOT_SCORED, REWRITTEN, unsupervised_fact
 from tasks.train.data.order import Example
 from tasks.train.settings import Distillation
@@ -35,7 +39,8 @@ class Examples:
     With `kd`, `data` is a top-K store. Where teacher and student share a tokenizer, each example carries the ids
     that were scored: rows are never tokenised twice, so a template cannot differ between scoring and training.
     Where they do not, the student's own ids get the teacher's distributions as far as both cut the text alike.
-    Which answers are supervised, `turns` says for rows, and a store for itself.
+    Which answers are supervised, `turns` says for rows, and a store for itself. Of a store, `only` the rows of that
+    artifact are examples, where it is given.
     """
 
     def __init__(
@@ -45,12 +50,14 @@ class Examples:
         max_length: int,
         kd: Distillation | None,
         turns: Turns = "last",
+        only: ArtifactRef | None = None,
     ):
         self._data = data
         self._student = student
         self._max_length = max_length
         self._kd = kd
         self._turns = turns
+        self._only = only
         self._skipped: Counter[str] = Counter()
         self._unsupervised: Counter[str] = Counter()
         self._alignment: Alignment | None = None
@@ -88,10 +95,18 @@ class Examples:
                 self._unsupervised[REWRITTEN] += tokenised.unsupervised
                 yield Example(tokenised.row_id, tokenised.ids, tokenised.response_start, earlier=tokenised.earlier)
 
+    def _wanted(self, reader: TopKReader) -> Iterable[ScoredRow]:
+        """The scored rows to train on; of the ids, 64 bits each are in memory."""
+        if self._only is None:
+            return reader
+        keys = np.array([int(row.id[:16], 16) for row in read_rows(self._only, KEPT)], np.uint64)
+        keys.sort()
+        return (scored for scored in reader if _is_among(keys, scored.row_id))
+
     def _with_scored_ids(self, reader: TopKReader) -> Iterator[Example]:
         size = self._student.config()["vocab_size"]
         known = known_tokens(vocabulary_of(self._student), size)
-        for scored in reader:
+        for scored in self._wanted(reader):
             if len(scored.ids) > self._max_length:
                 self._skipped[f"longer than {self._max_length} tokens"] += 1
                 continue
@@ -100,9 +115,9 @@ class Examples:
 
     def _with_own_ids(self, reader: TopKReader, alignment: Alignment) -> Iterator[Example]:
         tokenizer = load_tokenizer(self._student)
-        with _by_id(read_rows(reader.rows, KEPT)) as texts:
+        with _by_id(read_rows(self._only or reader.rows, KEPT)) as texts:
             not_scored = len(texts)
-            for scored in reader:
+            for scored in self._wanted(reader):
                 not_scored -= 1
                 tokenised = self._tokenised(texts[scored.row_id], tokenizer)
                 if tokenised is not None:
@@ -120,6 +135,11 @@ class Examples:
             self._skipped[tokenised.reason] += 1
             return None
         return tokenised
+
+
+def _is_among(keys: NDArray[np.uint64], row_id: str) -> bool:
+    place = int(np.searchsorted(keys, key := np.uint64(int(row_id[:16], 16))))
+    return place < len(keys) and bool(keys[place] == key)
 
 
 class _Texts:

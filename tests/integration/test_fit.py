@@ -1,0 +1,72 @@
+"""Rows are chosen by what student and teacher make of them, and student and teacher's scores are of those rows."""
+
+from __future__ import annotations
+
+import pytest
+
+from infra.store.artifacts import ArtifactRef, facts_of
+from tasks.fit.settings import Fit
+from tasks.fit.stage import ChooseRows, ScoreStudent
+from tasks.logits.settings import Scoring
+from tasks.logits.stage import ScoreTeacher
+from tasks.logits.store.reader import TopKReader
+from tasks.models import resolve
+from tasks.rows import KEPT, REJECTED, read_rows
+from tasks.train.data.examples import Examples
+from tasks.train.settings import Distillation
+from tests.support.stages import made
+
+SCORING = Scoring(engine="transformers", max_length=384)
+
+
+@pytest.fixture(scope="module")
+def scores(rows: ArtifactRef) -> dict[str, ArtifactRef]:
+    student, teacher = (resolve("demo", role) for role in ("student", "teacher"))
+    return {
+        "student": made(ScoreStudent(rows=rows, teacher=student, k=1, scoring=SCORING)),
+        "teacher": made(ScoreTeacher(rows=rows, teacher=teacher, k=5, scoring=SCORING)),
+    }
+
+
+def _loss(ref: ArtifactRef) -> dict[str, float]:
+    return {row.row_id: -float(row.actual_logprobs_R.mean()) for row in TopKReader(ref)}
+
+
+def test_the_hardest_rows_are_kept_with_both_losses(rows: ArtifactRef, scores: dict[str, ArtifactRef]) -> None:
+    chosen = made(ChooseRows(rows=rows, fit=Fit(keep=0.4), **scores))
+    student, teacher = _loss(scores["student"]), _loss(scores["teacher"])
+    kept, dropped = (list(read_rows(chosen, part)) for part in (KEPT, REJECTED))
+    everything = list(read_rows(rows, KEPT))
+    assert {row.id for row in kept} | {row.id for row in dropped} == {row.id for row in everything}
+    assert len(kept) == chosen.counts["rows"] == round(0.4 * len(everything))
+    for row in (*kept, *dropped):
+        assert row.scores["student_loss"] == pytest.approx(student[row.id], abs=2e-3)
+        assert row.scores["teacher_loss"] == pytest.approx(teacher[row.id], abs=2e-3)
+    gaps = [
+        sum(row.scores["student_loss"] - row.scores["teacher_loss"] for row in part) / len(part)
+        for part in (kept, dropped)
+    ]
+    assert gaps[0] > gaps[1]
+    bins = facts_of(chosen)["bins"]
+    assert [one["rows"] for one in bins] == [len(everything) // 10] * 10
+    assert sum(one["kept"] for one in bins) == len(kept)
+
+
+def test_by_chance_as_many_are_kept_to_compare_with(rows: ArtifactRef, scores: dict[str, ArtifactRef]) -> None:
+    hard, any_of_them = (
+        made(ChooseRows(rows=rows, fit=Fit(keep=0.4, by=by), **scores)) for by in ("difficulty", "chance")
+    )
+    assert hard.counts["rows"] == any_of_them.counts["rows"]
+    ids = [{row.id for row in read_rows(ref, KEPT)} for ref in (hard, any_of_them)]
+    assert ids[0] != ids[1]
+
+
+def test_the_student_learns_from_the_teachers_scores_of_those_rows_alone(
+    rows: ArtifactRef, scores: dict[str, ArtifactRef]
+) -> None:
+    chosen = made(ChooseRows(rows=rows, fit=Fit(keep=0.3), **scores))
+    student = resolve("demo", "student")
+    wanted = {row.id for row in read_rows(chosen, KEPT)}
+    stream = Examples(scores["teacher"], student, 384, Distillation(), only=chosen)
+    assert {example.row_id for example in stream} == wanted
+    assert {example.row_id for example in Examples(scores["teacher"], student, 384, Distillation())} > wanted
