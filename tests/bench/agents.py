@@ -49,7 +49,7 @@ def _configuration(without: str, seeds: list[int]) -> dict[str, Any]:
         options = options.model_copy(update={"expansions_per_seed": 0})
     elif without != "all":
         options = options.model_copy(update={without: False})
-    data, rows = _rows(options)
+    data, rows = augmented(options)
     accuracy = [_sft_accuracy(data, rows, seed) for seed in seeds]
     deviation = statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
     result = {
@@ -63,7 +63,8 @@ def _configuration(without: str, seeds: list[int]) -> dict[str, Any]:
     return result
 
 
-def _rows(options: Augmentation) -> tuple[ArtifactRef, ArtifactRef]:
+def augmented(options: Augmentation) -> tuple[ArtifactRef, ArtifactRef]:
+    """The demo's seeds, and what its agents make of them."""
     from tasks.augment import stage
     from tasks.demo import endpoint as demo
     from tasks.llm.protocol import LLMEndpoint
