@@ -30,21 +30,21 @@ _WORDS = re.compile(r"[^a-z0-9]+")
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceFiles:
     """A source's files in order, and what lies beside them in a folder that is no data."""
 
     files: tuple[str, ...]
     others: tuple[str, ...] = ()
 
 
-def find(source: str, what: str) -> Found:
+def find(source: str, what: str) -> SourceFiles:
     """The files of a source; `what` it holds is for the error.
 
     Raises ConfigurationError where there is none, or one that cannot be read; TransientError where the hub is away.
     """
     found = [_find(part, what) for part in _parts(source)]
     files = dict.fromkeys(file for one in found for file in one.files)
-    return Found(tuple(files), tuple(other for one in found for other in one.others))
+    return SourceFiles(tuple(files), tuple(other for one in found for other in one.others))
 
 
 def digest(source: str, what: str) -> str:
@@ -90,7 +90,7 @@ def _parts(source: str) -> list[str]:
     return [part.strip() for part in source.split(",") if part.strip()]
 
 
-def _find(source: str, what: str) -> Found:
+def _find(source: str, what: str) -> SourceFiles:
     if source.startswith("s3://"):
         return _in_storage(source, what)
     if source.startswith(HUB):
@@ -99,7 +99,7 @@ def _find(source: str, what: str) -> Found:
     try:
         if path.is_file():
             path.open("rb").close()
-            return Found((source,))
+            return SourceFiles((source,))
         if path.is_dir():
             files = [str(file) for file in sorted(path.rglob("*")) if file.is_file() and not _is_hidden(file, path)]
             return _data_of(files, what, f"the folder {source!r}")
@@ -109,7 +109,7 @@ def _find(source: str, what: str) -> Found:
                 raise ConfigurationError(f"{what}: no file is like {source!r}")
             for file in matching:
                 Path(file).open("rb").close()
-            return Found(tuple(matching))
+            return SourceFiles(tuple(matching))
     except OSError as error:
         raise ConfigurationError(f"{what}: {source!r} cannot be read ({error.strerror})") from error
     raise ConfigurationError(f"{what}: there is no file {source!r}")
@@ -119,20 +119,20 @@ def _is_hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
-def _data_of(files: list[str], what: str, where: str) -> Found:
+def _data_of(files: list[str], what: str, where: str) -> SourceFiles:
     """Those that are data, by their names."""
     data = tuple(file for file in files if is_data(file))
     if not data:
         there = ", ".join(Path(file).name for file in files[:3]) + " …" * (len(files) > 3)
         holds = f"it holds {there}" if files else "it is empty"
         raise ConfigurationError(f"{what}: {where} has no {', '.join(_DATA)} file in it ({holds})")
-    return Found(data, tuple(file for file in files if file not in set(data)))
+    return SourceFiles(data, tuple(file for file in files if file not in set(data)))
 
 
-def _in_storage(source: str, what: str) -> Found:
+def _in_storage(source: str, what: str) -> SourceFiles:
     try:
         if not source.endswith("/") and storage.head(source) is not None:
-            return Found((source,))
+            return SourceFiles((source,))
         pattern = _PATTERN.search(source)
         prefix = source[: pattern.start()].rpartition("/")[0] if pattern else source.rstrip("/")
         keys = sorted(f"{prefix}/{name}" for name in storage.keys(f"{prefix}/"))
@@ -142,7 +142,7 @@ def _in_storage(source: str, what: str) -> Found:
         keys = [key for key in keys if fnmatch.fnmatchcase(key, source)]
     if not keys:
         raise ConfigurationError(f"{what}: {source} does not exist")
-    return Found(tuple(keys)) if pattern else _data_of(keys, what, source)
+    return SourceFiles(tuple(keys)) if pattern else _data_of(keys, what, source)
 
 
 def _digest(address: str, what: str) -> str:
@@ -152,7 +152,7 @@ def _digest(address: str, what: str) -> str:
         return storage.file_digest(path)
 
 
-def _on_hub(source: str, what: str) -> Found:
+def _on_hub(source: str, what: str) -> SourceFiles:
     """`hub:OWNER/DATASET`, `/FILE` or `/FOLDER` of it, `:split` (train): its files as the hub tells splits apart."""
     name, _, split = source.removeprefix(HUB).partition(":")
     owner, _, rest = name.partition("/")
@@ -160,17 +160,17 @@ def _on_hub(source: str, what: str) -> Found:
     if not owner or not dataset:
         raise ConfigurationError(f"{what}: {source!r} names no data set: expected hub:OWNER/DATASET or …/FILE")
     if "@" in dataset:
-        return Found((source,))
+        return SourceFiles((source,))
     commit, files = _listed(f"{owner}/{dataset}", source, what)
     at = f"{HUB}{owner}/{dataset}@{commit}/"
     if below in files:
-        return Found((at + below,))
+        return SourceFiles((at + below,))
     data = [file for file in files if is_data(file) and file.startswith(f"{below}/" if below else "")]
     wanted = _of_split(data, (split or "train").lower())
     if not wanted:
         there = ", ".join(data[:5]) + " …" * (len(data) > 5) if data else "no file that can be read"
         raise ConfigurationError(f"{what}: {source} has no file of the split {split or 'train'!r} (it has {there})")
-    return Found(tuple(at + file for file in wanted))
+    return SourceFiles(tuple(at + file for file in wanted))
 
 
 def _of_split(files: list[str], split: str) -> list[str]:

@@ -86,6 +86,8 @@ def whole_text(source: str) -> str:
 def _bytes(source: str) -> bytes:
     if source == DEMO_DATA:
         return (DEMO / "heldout.jsonl").read_bytes()
+    if source.startswith(sources.HUB) and source.count("/") < 2:
+        raise ConfigurationError(f"{source!r} names no file of the hub: expected hub:OWNER/DATASET/FILE")
     files = sources.find(source, "benchmarks").files
     if len(files) != 1:
         raise ConfigurationError(f"{source} is {len(files)} files: name one of them")

@@ -232,7 +232,7 @@ def test_wrong_data_is_said_with_its_place(tmp_path: Path, text: str, said: str)
 
 
 def test_data_that_is_not_there_is_said() -> None:
-    with pytest.raises(ConfigurationError, match=r"does not exist: name a file, s3://… or hub:"):
+    with pytest.raises(ConfigurationError, match=r"there is no file"):
         questions.alpaca_eval("/nowhere/references.json")
     with pytest.raises(ConfigurationError, match="names no file of the hub"):
         questions.alpaca_eval("hub:one/two")

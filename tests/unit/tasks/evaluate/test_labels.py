@@ -91,7 +91,7 @@ def test_labels_of_nothing_that_will_be_judged_are_refused_before_anything_is_sp
             artifacts.preflight(options, "demo", _file(tmp_path, json.dumps([good | change])), VARIANTS)
     with pytest.raises(ConfigurationError, match=r"set benchmarks\.alpaca_eval or benchmarks\.mt_bench"):
         artifacts.preflight(Benchmarks(), "demo", _file(tmp_path, json.dumps([good])), VARIANTS)
-    with pytest.raises(ConfigurationError, match="/nowhere does not exist"):
+    with pytest.raises(ConfigurationError, match="there is no file '/nowhere'"):
         artifacts.preflight(options, "demo", "/nowhere", VARIANTS)
 
 
