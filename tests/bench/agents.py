@@ -90,10 +90,12 @@ def _sft_accuracy(data: ArtifactRef, rows: ArtifactRef, seed: int) -> float:
     work = training_workspace("sft", base, rows, preset.sft, seed)
     tuned = work.find() or training.train(work, "sft", base, rows, preset.sft, preset.run, seed, _quiet)
     model = ModelSource(name="sft", artifact=tuned)
-    judged = evaluation_workspace(model, teacher, data, preset.evaluation)
+    judged = evaluation_workspace(model, teacher, data, preset.evaluation.following(10))
     ref = judged.find()
     if ref is None:
-        ref = evaluation.evaluate({"sft": judged}, {"sft": model}, teacher, data, preset.evaluation, _quiet)["sft"]
+        ref = evaluation.evaluate(
+            {"sft": judged}, {"sft": model}, teacher, data, preset.evaluation.following(10), _quiet
+        )["sft"]
     accuracy: float = facts_of(ref)["exec_accuracy"]
     return round(accuracy, 4)
 

@@ -85,7 +85,9 @@ def _accuracy(data: ArtifactRef, rows: ArtifactRef, seed: int, steps: int) -> fl
     work = training_workspace("sft", base, rows, sft, seed)
     tuned = work.find() or training.train(work, "sft", base, rows, sft, preset.run, seed, lambda event: None)
     model = ModelSource(name="sft", artifact=tuned)
-    judged = evaluation_workspace(model, teacher, data, preset.evaluation)
-    done = evaluation.evaluate({"sft": judged}, {"sft": model}, teacher, data, preset.evaluation, lambda event: None)
+    judged = evaluation_workspace(model, teacher, data, preset.evaluation.following(10))
+    done = evaluation.evaluate(
+        {"sft": judged}, {"sft": model}, teacher, data, preset.evaluation.following(10), lambda event: None
+    )
     accuracy: float = facts_of(done["sft"])["exec_accuracy"]
     return round(accuracy, 4)
