@@ -73,7 +73,8 @@ def turns_identity(turns: Turns) -> dict[str, Any]:
 
 def unsupervised_fact(answers: Mapping[str, int]) -> dict[str, Any]:
     """Its part of an artifact's facts: earlier answers that were left out, by reason; nothing where there are none."""
-    return {"unsupervised_answers": dict(answers)} if any(answers.values()) else {}
+    found = {reason: count for reason, count in answers.items() if count}
+    return {"unsupervised_answers": found} if found else {}
 
 
 def unsupervised_note(facts: Mapping[str, Any]) -> str:

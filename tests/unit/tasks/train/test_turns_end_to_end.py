@@ -6,7 +6,10 @@ And training on it is training on each of its answers as a row of its own.
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +22,12 @@ from tasks.engines.scoring import TransformersEngine
 from tasks.logits.program import score_shards
 from tasks.logits.settings import Scoring
 from tasks.logits.shards import plan
-from tasks.logits.store.reader import SHARDS, TopKReader
-from tasks.models import load_tokenizer, resolve
+from tasks.logits.store.reader import SHARDS, TOKENIZER, TopKReader, write_tokenizer
+from tasks.models import ModelSource, load_tokenizer, resolve
 from tasks.rows import KEPT, Message, Role, Row, Turns, holds_conversations, to_parquet
 from tasks.tokens.rows import TokenisedRow, tokenise
 from tasks.tokens.scored import ScoredRow
+from tasks.tokens.spans import unsupervised_note
 from tasks.train.data.examples import Examples
 from tasks.train.data.order import Example
 from tasks.train.data.packing import MicroBatch, pack, use_packed_attention
@@ -33,6 +37,7 @@ from tasks.train.model.student import SupervisedLoss
 from tasks.train.settings import Distillation
 from tests.support.memory_store import MemoryStore
 from tests.support.stages import scoring_workspace
+from tests.support.templates import FAMILIES, source_of
 
 K = 10
 SCORING = Scoring(engine="transformers", max_length=256)
@@ -70,25 +75,31 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
     return MemoryStore().replace(monkeypatch)
 
 
-def _made(rows: list[Row], turns: Turns, engine: TransformersEngine) -> _Made:
-    """The examples of both trainings and the store, as the stages' programs make them."""
+def _kept(rows: list[Row]) -> ArtifactRef:
     work = Workspace("augment", 1, {"rows": [row.id for row in rows]}, {})
     work.put(f"{KEPT}00000.parquet", to_parquet(rows))
-    kept = work.publish((KEPT,), {"rows": len(rows)}, {})
-    student = resolve("demo", "student")
+    return work.publish((KEPT,), {"rows": len(rows)}, {})
+
+
+def _made(rows: list[Row], turns: Turns, engine: TransformersEngine) -> _Made:
+    """The examples of both trainings and the store, as the stages' programs make them."""
+    kept, student = _kept(rows), resolve("demo", "student")
     sft = {example.row_id: example for example in Examples(kept, student, 256, None, turns)}
     store = _store(kept, rows, turns, engine)
     kd = {example.row_id: example for example in Examples(store, student, 256, Distillation())}
     return _Made(sft, kd, {scored.row_id: scored for scored in TopKReader(store)})
 
 
-def _store(kept: ArtifactRef, rows: list[Row], turns: Turns, engine: TransformersEngine) -> ArtifactRef:
-    teacher = resolve("demo", "teacher")
+def _store(
+    kept: ArtifactRef, rows: list[Row], turns: Turns, engine: TransformersEngine, teacher: ModelSource | None = None
+) -> ArtifactRef:
+    teacher = teacher or resolve("demo", "teacher")
     tokenizer = load_tokenizer(teacher)
     tokenised = [one for row in rows if isinstance(one := tokenise(row, tokenizer, 256, turns), TokenisedRow)]
     work = scoring_workspace(kept, teacher, K, SCORING, turns)
     score_shards(engine, plan(tokenised, SCORING.tokens_per_shard), work, K, SCORING.max_error, lambda *_: None)
-    return work.publish((SHARDS,), {}, {})
+    write_tokenizer(work, teacher)
+    return work.publish((SHARDS, TOKENIZER), {}, {})
 
 
 def test_sft_the_store_and_kd_supervise_the_same_tokens_all_answers_of_three_turns(
@@ -160,6 +171,39 @@ def test_rows_of_before_are_looked_at_for_conversations(bucket: MemoryStore, cou
         work.put(f"{KEPT}00000.parquet", to_parquet(rows))
         told = {name: number * held for name, number in counts.items()}
         assert holds_conversations(work.publish((KEPT,), {"rows": len(rows), **told}, {})) == held
+
+
+def test_answers_that_cannot_be_supervised_are_counted_and_told(
+    bucket: MemoryStore, engine: TransformersEngine, tmp_path: Path
+) -> None:
+    """A teacher whose earlier answers have no thoughts scores the last one; a student of other tokens learns that."""
+    rows = [WHOLE, OTHER]
+    kept, thoughtful = _kept(rows), _with_thoughts(resolve("demo", "teacher"), tmp_path / "teacher")
+    sft = Examples(kept, thoughtful, 256, None, "all")
+    assert [example.earlier for example in sft] == [(), ()]
+    words = "; not supervised are 2 earlier answers that the chat template renders differently before another turn"
+    assert unsupervised_note(sft.facts()) == words
+
+    student = source_of(FAMILIES["llama3"], tmp_path / "student")
+    anyhow = Distillation(min_alignment=0.0)
+    of_all = Examples(_store(kept, rows, "all", engine), student, 512, anyhow)
+    for example in of_all:
+        assert example.teacher_logprobs_RK is not None
+        assert len(example.earlier) == (2 if example.row_id == WHOLE.id else 0)
+        for _span, part in example.parts():
+            assert np.isfinite(example.teacher_logprobs_RK[part][-1]).any()  # each ends its turn as the teacher's does
+    assert unsupervised_note(of_all.facts()) == ""
+    of_last = Examples(_store(kept, rows, "all", engine, thoughtful), student, 512, anyhow)
+    assert [example.earlier for example in of_last] == [(), ()]
+    assert unsupervised_note(of_last.facts()) == "; not supervised are 2 earlier answers that the teacher did not score"
+
+
+def _with_thoughts(source: ModelSource, folder: Path) -> ModelSource:
+    """The model with the template of a family that drops earlier thoughts."""
+    shutil.copytree(str(source.path), folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": FAMILIES["qwen3"].template}))
+    return ModelSource(name="thoughtful", path=str(folder))
 
 
 def _logits(model: Any, batch: MicroBatch) -> torch.Tensor:
