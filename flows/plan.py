@@ -122,7 +122,7 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
         machine=machine(hardware, how.run.processes),
         seeds=seeds.counts["seeds"],
         heldout=seeds.counts["heldout"],
-        rows=round(how.fit.keep * _rows(seeds, options, done.get("augment"), agents)),
+        rows=_rows(seeds, options, done.get("augment"), agents),
         rows_at_most=options.enabled and "augment" not in done,
         lengths=_lengths(examples, base, recipe.turns),
         heldout_lengths=_lengths(sampled(read_rows(seeds, HELDOUT), _SAMPLE), base, "last"),
@@ -136,6 +136,7 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
         benchmark_answers=answers,
         benchmark_tokens=how.benchmarks.max_new_tokens,
         harness=bool(how.benchmarks.harness),
+        keep=how.fit.keep,
     )
     made = make_plan(known, lambda known, plan: [*problems, *find(known, plan)])
     publish_table("plan", [dict(row) for row in stage_rows(made)], made.title)

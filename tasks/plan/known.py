@@ -50,6 +50,7 @@ class PlanInputs:
     benchmark_answers: int = 0  # of one variant, a turn each
     benchmark_tokens: int = 0  # of the longest such answer
     harness: bool = False
+    keep: float = 1.0  # share of the rows that the student is trained on; below 1 it scores them all before
 
     @property
     def ranks(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tasks.plan import costs
 from tasks.plan.known import AGENT_TOKENS_S, VARIANTS, PlanInputs
 from tasks.plan.model import StagePlan
+from tasks.plan.sizes import Size
 from tasks.train.data.order import total_steps
 from tasks.train.memory import estimate as training_memory
 from tasks.train.settings import Training
@@ -16,10 +17,12 @@ def stages_of(known: PlanInputs) -> list[StagePlan]:
     """In the order of the run, with what each costs."""
     control = known.kd.training()
     benchmarks = [_benchmarks(known)] if known.benchmark_answers else []
+    chosen = [_scoring(known, "student_scores", known.student)] if known.keep < 1 else []
     stages = [
         _augment(known),
+        *chosen,
         _training(known, "sft", known.sft),
-        _logits(known),
+        _scoring(known, "logits", known.teacher),
         _training(known, "sft_control", control),
         _training(known, "kd", known.kd),
         _evaluate(known),
@@ -62,7 +65,7 @@ def _augment(known: PlanInputs) -> StagePlan:
 
 def _training(known: PlanInputs, name: str, training: Training) -> StagePlan:
     fits = known.fitting(training.max_length)
-    usable = round(known.rows * fits.share)
+    usable = round(known.rows * known.keep * fits.share)
     steps = total_steps(usable, training.epochs, training.global_batch, training.max_steps)
     tokens = steps * training.global_batch * fits.tokens
     flops = costs.training_flops(known.student, training, known.run, tokens)
@@ -82,19 +85,20 @@ def _training(known: PlanInputs, name: str, training: Training) -> StagePlan:
     )
 
 
-def _logits(known: PlanInputs) -> StagePlan:
+def _scoring(known: PlanInputs, name: str, model: Size) -> StagePlan:
+    """Every row in one pass of the model."""
     fits = known.fitting(known.scoring.max_length)
     usable = round(known.rows * fits.share)
     tokens = usable * fits.tokens
     devices = known.machine.devices if known.machine.is_cpu else known.scoring.tensor_parallel
-    seconds = costs.start_seconds(known.machine, "logits", known.teacher)
-    seconds += costs.seconds(known.machine, costs.forward_flops(known.teacher, tokens), devices)
+    seconds = costs.start_seconds(known.machine, "logits", model)
+    seconds += costs.seconds(known.machine, costs.forward_flops(model, tokens), devices)
     return StagePlan(
-        name="logits",
-        done=not known.to_do("logits"),
+        name=name,
+        done=not known.to_do(name),
         rows=usable,
         tokens=round(tokens),
-        memory_bytes=_shared(known, costs.scoring_memory(known.machine, known.teacher, known.scoring)),
+        memory_bytes=_shared(known, costs.scoring_memory(known.machine, model, known.scoring)),
         devices=devices,
         hours=seconds / 3600,
     )

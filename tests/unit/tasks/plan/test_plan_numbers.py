@@ -240,3 +240,11 @@ def test_a_model_of_another_head_size_has_its_own_cache() -> None:
         "vocab_size": 100,
     }
     assert Size.of("mine", config).kv_width == 64
+
+
+def test_a_student_that_is_given_half_of_the_rows_scores_them_all_before() -> None:
+    whole, half = _plan(), _plan(keep=0.5)
+    assert [stage.name for stage in half.stages if stage.name not in STAGES] == ["student_scores"]
+    assert _stage(half, "student_scores").rows == _stage(half, "logits").rows == _stage(whole, "logits").rows
+    assert _stage(half, "sft").rows == _stage(whole, "sft").rows / 2
+    assert 0 < (_stage(half, "student_scores").hours or 0) < (_stage(half, "logits").hours or 0)
