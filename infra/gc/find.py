@@ -32,6 +32,7 @@ from infra.store.storage import Listed
 CLAIMS = "claims/"
 EXPIRING = {
     "answers": re.compile(r"[0-9a-f]{32}\.parquet"),  # were paid for: only where a person asks for it
+    "batches": re.compile(r"[0-9a-f]{32}\.json"),  # where more such answers are waited for
     "dispatched": re.compile(r"[0-9a-f-]{36}\.(json|claim)"),
 }
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
@@ -144,7 +145,7 @@ def names_in_record(uri: str) -> set[str] | None:
 def expired_files(folder: str, policy: Policy, now: float) -> Callable[[Listed], bool]:
     """Whether an object of an expiring folder goes: ours by its name, and older than the policy's limit."""
     # what a dispatched stage answered, and its claim while it lives, may be waited for whatever the policy
-    days = policy.answers_days if folder == "answers" else max(policy.grace_days, _DISPATCHED_DAYS)
+    days = policy.answers_days if folder in ("answers", "batches") else max(policy.grace_days, _DISPATCHED_DAYS)
     before = -math.inf if days is None else now - days * DAY_S
     return lambda one: bool(EXPIRING[folder].fullmatch(one.name)) and one.modified <= before
 

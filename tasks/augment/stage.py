@@ -52,7 +52,7 @@ from tasks.text.overlap import HeldOut
 KIND = "augment"
 STAGE_VERSION = 3
 _SEEDS_PER_BATCH = 100
-_BATCHES_AT_ONCE = 2  # so that requests are in flight while the last rows of a batch are waited for
+_BATCHES_AT_ONCE = 2  # at least, so that requests are in flight while the last rows of a batch are waited for
 Tick = Callable[[int, int], None]
 AsTask = Callable[[str, Callable[[], Awaitable[None]]], Awaitable[None]]
 
@@ -98,7 +98,7 @@ class Augment(OneArtifact):
             return copy_seeds(work, self.seeds, self.protected)
         with llm_endpoint(self.agent_model, self.options, view.note) as endpoint:
             leaks = _leaks(self.seeds, self.near_heldout, self.protected)
-            return augment(work, self.seeds, self._affordable, endpoint, view.tick, view.batch, leaks)
+            return augment(work, self.seeds, self._affordable, endpoint, view.tick, view.batch, leaks, view.note)
 
     @property
     def _affordable(self) -> Augmentation:
@@ -178,6 +178,7 @@ def augment(
     tick: Tick,
     as_task: AsTask = _directly,
     leaks: Leaks | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> ArtifactRef:
     """Run the agents over all seeds and publish kept, rejected and failed rows.
 
@@ -185,7 +186,7 @@ def augment(
     with the same workspace at a time; with a budget they take turns, so that it is kept.
     """
     leaks = leaks or _leaks(seeds, None, None)
-    return run_async(_augment(work, seeds, options, endpoint, tick, as_task, leaks))
+    return run_async(_augment(work, seeds, options, endpoint, tick, as_task, leaks, note))
 
 
 @dataclass
@@ -195,6 +196,7 @@ class _Batches:
     work: Workspace
     claims: Claims
     as_task: AsTask
+    at_once: int
     whole: bool  # one claim on all batches
 
     async def each(self, part: str, batches: Callable[[], Iterator[tuple[int, Any]]], do: Callable[..., Any]) -> None:
@@ -203,7 +205,7 @@ class _Batches:
         pauses = Pauses()
         while True:
             async with asyncio.TaskGroup() as group:
-                free = asyncio.Semaphore(_BATCHES_AT_ONCE)
+                free = asyncio.Semaphore(self.at_once)
                 waiting = False
                 for index, batch in batches():
                     if index in done:
@@ -237,6 +239,12 @@ class _Batches:
         return "all" if self.whole else f"{part}-{index:05}"
 
 
+def _at_once(options: Augmentation) -> int:
+    """Batches of seeds at a time: with `batch`, as many as have the rows that may wait in a provider's batches."""
+    rows = _SEEDS_PER_BATCH * (1 + options.expansions_per_seed)
+    return max(_BATCHES_AT_ONCE, options.in_flight // rows) if options.batch else _BATCHES_AT_ONCE
+
+
 async def _augment(
     work: Workspace,
     seeds: ArtifactRef,
@@ -245,14 +253,15 @@ async def _augment(
     tick: Tick,
     as_task: AsTask,
     leaks: Leaks,
+    note: Callable[[str], None],
 ) -> ArtifactRef:
     count = (seeds.counts["seeds"] + _SEEDS_PER_BATCH - 1) // _SEEDS_PER_BATCH
     progress = _progress(seeds.counts["seeds"], tick)
     database_of = databases_by_input(read_rows(seeds, TRAIN))
     databases, prompts = open_databases(seeds), prompts_of(options.prompts)
     with PythonSandbox() as sandbox, Claims(work.uri + "claims/") as claims:
-        async with connected(endpoint, options, options.max_rows) as client:
-            batches = _Batches(work, claims, as_task, whole=options.budget_usd is not None)
+        async with connected(endpoint, options, options.max_rows, note) as client:
+            batches = _Batches(work, claims, as_task, _at_once(options), whole=options.budget_usd is not None)
 
             async def write(index: int, rows: list[Row]) -> None:
                 usage = UsageByAgent()

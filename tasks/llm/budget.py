@@ -70,9 +70,12 @@ class Ledger:
         self._verifying = False
         self._settled = asyncio.Event()
 
-    async def reserve(self, most_usd: float) -> None:
-        """Wait until the limit has room for `most_usd`; BudgetReached where it never will."""
-        while self._limit is not None and self._committed() + most_usd > self._limit:
+    async def reserve(self, most_usd: float, *, surely: bool = False) -> None:
+        """Wait until the limit has room for `most_usd`; BudgetReached where it never will.
+
+        `surely`: it is spent already, and had its room in the run that spent it.
+        """
+        while not surely and self._limit is not None and self._committed() + most_usd > self._limit:
             if self._reserved == 0:
                 self.reached = True
                 raise BudgetReached

@@ -21,7 +21,9 @@ import pyarrow.parquet as pq
 from infra import settings
 from infra.store import storage
 from infra.store.parquet import packed
+from tasks.llm.protocol import Reply
 
+_MAX_TEXT = 200_000  # characters of an answer that are kept: more than any agent may say
 _SEGMENT = 2_000  # answers in memory at a time
 _SCHEMA = pa.schema([("key", pa.string()), ("answer", pa.string())])
 _TABLES = """
@@ -35,6 +37,21 @@ CREATE TABLE IF NOT EXISTS segments (uri TEXT PRIMARY KEY);
 def key_of(request: dict[str, Any]) -> str:
     """sha256 of a request's canonical JSON."""
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+def as_kept(reply: Reply, price: tuple[float, float]) -> dict[str, Any]:
+    """An answer as it is kept, with what it cost at a `price` of a token of prompt and of answer."""
+    logprobs = {} if reply.last_logprobs is None else {"last_logprobs": reply.last_logprobs}
+    return {
+        **logprobs,
+        "text": reply.text[:_MAX_TEXT],
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": reply.completion_tokens,
+        "cost_usd": reply.cost_usd or reply.prompt_tokens * price[0] + reply.completion_tokens * price[1],
+        "model": reply.model,
+        "finish_reason": reply.finish_reason,
+        "place": reply.place,
+    }
 
 
 class AnswerCache:

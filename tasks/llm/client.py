@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from infra.errors import ConfigurationError
@@ -18,12 +18,15 @@ from infra.store.claims import check_leases
 from tasks.llm import complaints
 from tasks.llm.addresses import check_address, server_of
 from tasks.llm.agent import Agent, AnswerT
+from tasks.llm.batch_notes import Notes
+from tasks.llm.batches import BatchProviders
 from tasks.llm.budget import BudgetReached, Ledger, UsageByAgent
-from tasks.llm.cache import AnswerCache, key_of
+from tasks.llm.cache import AnswerCache, as_kept, key_of
 from tasks.llm.litellm_pool import Providers
 from tasks.llm.litellm_replies import DECLINED
 from tasks.llm.pacing import Slots
-from tasks.llm.protocol import Configuration, LLMEndpoint, ProviderError, Reply, Request
+from tasks.llm.prices import price_of
+from tasks.llm.protocol import Configuration, LLMEndpoint, ProviderError, Request
 from tasks.llm.reading import BadAnswer
 from tasks.llm.redaction import redacted
 from tasks.llm.settings import LLMCalls
@@ -31,7 +34,6 @@ from tasks.llm.usefulness import BUDGET_REACHED, NoAnswer, Usefulness
 from tasks.rows import Row
 from tasks.text.refusals import is_refusal
 
-_MAX_TEXT = 200_000  # characters of an answer that are kept: more than any agent may say
 _ATTEMPTS = 2
 _RETRIES = 7  # of the Router: with its pauses of 0.5 to 8 s, patience for half a minute
 _FAILURES_IN_A_ROW = 20
@@ -50,13 +52,16 @@ class LLMClient:
         options: LLMCalls,
         max_rows: int | None = None,
         lender: LLMClient | None = None,
+        note: Callable[[str], None] = lambda text: None,
     ):
+        """`note` is told now and then what waits in batches."""
         self.endpoint = endpoint
         self._lender = lender
         self.ledger = Ledger(options.budget_usd, max_rows)
         self._options = options
         self._cache = cache
-        self._slots = Slots(options.concurrency)
+        self._note = note
+        self._slots = Slots(options.in_flight)
         self._pending: dict[str, asyncio.Task[dict[str, Any]]] = {}
         self._usefulness = Usefulness(self._hopeless)
         self._starting = asyncio.Lock()
@@ -68,6 +73,11 @@ class LLMClient:
     def another(self) -> LLMClient:
         """One with a budget of its own, on this one's cache and LiteLLM, for as long as this one is open."""
         return LLMClient(self.endpoint, self._cache, self._options, lender=self)
+
+    def tidy(self) -> None:
+        """All answers are shared by now: whatever served to find them again may go."""
+        if self._providers is not None:
+            self._providers.tidy()
 
     async def close(self) -> None:
         if self._providers is not None and self._lender is None:
@@ -160,8 +170,9 @@ class LLMClient:
         """A new answer that is of use, kept; what it took is booked on `usage`."""
         answers: list[dict[str, Any]] = []
         messages = request.messages
-        async with self._usefulness.turn(agent.name, request.route):
+        async with self._usefulness.turn(agent.name, request.route), self._settling() as asked:
             while len(answers) < _ATTEMPTS:
+                asked.append(request)
                 answer = await self._paid(agent, request)
                 usage.add(agent.name, answer, cached=False)
                 answers.append(answer)
@@ -184,6 +195,21 @@ class LLMClient:
                 why = "the model declines"
             raise NoAnswer(agent.name, "no valid answer", f"{why}: {said!r}" if said else why)
 
+    @contextlib.asynccontextmanager
+    async def _settling(self) -> AsyncIterator[list[Request]]:
+        """Gathers what is asked for a row, which need not be found again once that has its answer, or surely none."""
+        asked: list[Request] = []
+        try:
+            yield asked
+        except NoAnswer:
+            self._settled(asked)
+            raise
+        self._settled(asked)
+
+    def _settled(self, asked: list[Request]) -> None:
+        if self._providers:
+            self._providers.settled(asked)
+
     async def _paid(self, agent: Agent[Any], request: Request) -> dict[str, Any]:
         """Send a request; its slot is free again when the answer is there.
 
@@ -194,13 +220,13 @@ class LLMClient:
             most = self._most(request)
             check_leases()
             try:
-                await self.ledger.reserve(most)
+                await self.ledger.reserve(most, surely=await providers.sent_before(request))
             except BudgetReached:
                 raise NoAnswer(agent.name, BUDGET_REACHED) from None
             cost = 0.0
             try:
                 reply = await providers.complete(request)
-                answer = self._kept(reply, self._prices[request.route])
+                answer = as_kept(reply, self._prices[request.route])
                 cost = answer["cost_usd"]
             except ProviderError as error:
                 raise self._failure(agent, request.route, error) from None
@@ -208,20 +234,6 @@ class LLMClient:
                 self.ledger.settle(most, cost)
             self._failures, self._answers = 0, self._answers + 1
             return answer
-
-    def _kept(self, reply: Reply, price: tuple[float, float]) -> dict[str, Any]:
-        cost = reply.cost_usd or reply.prompt_tokens * price[0] + reply.completion_tokens * price[1]
-        logprobs = {} if reply.last_logprobs is None else {"last_logprobs": reply.last_logprobs}
-        return {
-            **logprobs,
-            "text": reply.text[:_MAX_TEXT],
-            "prompt_tokens": reply.prompt_tokens,
-            "completion_tokens": reply.completion_tokens,
-            "cost_usd": cost,
-            "model": reply.model,
-            "finish_reason": reply.finish_reason,
-            "place": reply.place,
-        }
 
     def _most(self, request: Request) -> float:
         """The most that a request can cost: a token is at least one byte."""
@@ -252,12 +264,14 @@ class LLMClient:
                 self._providers = await (self._lender._started() if self._lender else self._new_providers())
             if not self._prices:
                 routes = self._providers.routes
-                self._prices = {route: self._price(route, models) for route, models in routes.items()}
+                self._prices = {route: price_of(models, self._options) for route, models in routes.items()}
             return self._providers
 
     async def _new_providers(self) -> Providers:
         check_address(self.endpoint.api_base, self._options.setting)
         providers = Providers(self._configuration, processes=self._options.processes)
+        if self._options.batch:
+            providers = BatchProviders(self._configuration, Notes(self._cache), self._options, self._note)
         try:
             return await providers.__aenter__()
         except ProviderError as error:
@@ -271,22 +285,6 @@ class LLMClient:
         routes = {model: [LLMEndpoint(model, **limits), *fallbacks] for model in options.other_models}
         routes[self.endpoint.model] = [dataclasses.replace(self.endpoint, **limits), *fallbacks]
         return Configuration(routes, _RETRIES, options.timeout_s)
-
-    def _price(self, route: str, models: list[dict[str, Any]]) -> tuple[float, float]:
-        """The dearest of a route's models, in $ a token of prompt and of answer."""
-        own = self._options.usd_per_million_tokens
-        if own is not None and not models[0]["priced"]:
-            return own[0] / 1e6, own[1] / 1e6
-        unknown = [model["model"] for model in models if not model["priced"]]
-        if self._options.budget_usd is not None and unknown:
-            raise ConfigurationError(
-                f"{self._options.setting}.budget_usd needs the price of {unknown[0]!r}, which LiteLLM does not know: "
-                f"set {self._options.setting}.usd_per_million_tokens"
-            )
-        return (
-            max(model["usd_per_input_token"] for model in models),
-            max(model["usd_per_output_token"] for model in models),
-        )
 
 
 def _read(agent: Agent[AnswerT], answer: dict[str, Any], messages: list[dict[str, str]]) -> AnswerT:

@@ -46,6 +46,11 @@ def at_once(error: ProviderError, model: str, where: str, options: LLMCalls) -> 
                 f"the quota or credit for {where} is used up ({error}): add some with the provider, or choose another "
                 f"`{options.model_setting}`; answers so far are kept, run again"
             )
+        case "no_batches":
+            return ConfigurationError(
+                f"{where} cannot be asked in batches ({error}): leave `{options.setting}.batch` off, or choose another "
+                f"`{options.model_setting}`"
+            )
     return None
 
 

@@ -21,8 +21,8 @@ def provider_limit(model: str, api_base: str | None = None) -> str:
 
 
 def provider_slots(model: str, options: LLMCalls) -> dict[str, int]:
-    """Requests in flight that are held of each provider's limit; none of the demo's own server."""
-    if model == "demo":
+    """Requests in flight that are held of each provider's limit; none of the demo's own server, nor of batches."""
+    if model == "demo" or options.batch:
         return {}
     limits = {provider_limit(model, options.api_base)}
     limits |= {provider_limit(other) for other in (*options.other_models, *options.fallbacks)}

@@ -27,12 +27,12 @@ class LiteLLMHere:
 
     async def start(self, configuration: Configuration) -> None:
         """Raises ProviderError for a configuration that cannot work."""
-        self._provider = await _on_its_loop(_provider(asdict(configuration)))
+        self._provider = await on_litellms_loop(_provider(asdict(configuration)))
         self.routes = self._provider.described
 
     async def send(self, line: dict[str, Any]) -> Any:
         """The fields of the answer, or for texts to count their numbers: the same that come over a pipe."""
-        answer = await _on_its_loop(self._provider.answer({"id": 0, **line}))
+        answer = await on_litellms_loop(self._provider.answer({"id": 0, **line}))
         return content_of(json.loads(as_bytes(answer)))
 
     async def listen(self) -> None:
@@ -52,7 +52,8 @@ async def _provider(configuration: dict[str, Any]) -> Any:
         raise ProviderError(refusal.kind, redacted(str(refusal), [])) from None
 
 
-async def _on_its_loop(work: Any) -> Any:
+async def on_litellms_loop(work: Any) -> Any:
+    """What a coroutine returns that runs where LiteLLM does."""
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, _loop()))
 
 

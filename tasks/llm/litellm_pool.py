@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -79,6 +80,16 @@ class Providers:
         reply = Reply(**answer)
         pace.used(reply.prompt_tokens + reply.completion_tokens)
         return reply
+
+    async def sent_before(self, request: Request) -> bool:
+        """Whether the request is paid for already, and only its answer is to come."""
+        return False
+
+    def settled(self, requests: Sequence[Request]) -> None:
+        """What was answered is kept, or of no use: it need not be found again."""
+
+    def tidy(self) -> None:
+        """Leave nothing behind of what is settled, now that all answers are shared."""
 
     async def tokens(self, route: str, texts: list[str]) -> list[int]:
         """Tokens of each text, as far as LiteLLM knows the tokenizer of the route's model."""

@@ -30,7 +30,7 @@ from typing import Any
 from infra.processes.program import lean_imports
 from tasks.llm.litellm_errors import is_unreadable, kind_of, retry_after_s, words_of
 from tasks.llm.litellm_forms import Form, Line
-from tasks.llm.litellm_replies import joining_parts, last_logprobs, text_of
+from tasks.llm.litellm_replies import fields_of, joining_parts
 from tasks.llm.protocol import as_bytes
 from tasks.llm.redaction import redacted
 
@@ -134,7 +134,7 @@ def light_router(
     for route, endpoints in routes.items():
         for place, endpoint in enumerate(endpoints):
             parameters = {name: endpoint.get(name) for name in ("model", "api_base", "api_key") if endpoint.get(name)}
-            if endpoint.get("api_base") and not endpoint.get("api_key") and _missing_keys(litellm, endpoint["model"]):
+            if endpoint.get("api_base") and not endpoint.get("api_key") and missing_keys(litellm, endpoint["model"]):
                 parameters["api_key"] = "none"  # self-hosted servers seldom ask for one, and clients want one
             is_last = place == len(endpoints) - 1
             parameters["cooldown_time"] = 0.0 if is_last else COOLDOWN_S
@@ -151,13 +151,15 @@ def describe(litellm: Any, endpoint: Line) -> Line:
         litellm.get_llm_provider(model, api_base=base)
     except litellm.BadRequestError as error:
         raise Refusal("unknown_model", f"{model!r} is no LiteLLM model name: use PROVIDER/MODEL") from error
-    if base is None and endpoint.get("api_key") is None and (missing := _missing_keys(litellm, model)):
+    if base is None and endpoint.get("api_key") is None and (missing := missing_keys(litellm, model)):
         raise Refusal("missing_key", f"{model!r} needs its provider's key: set {' or '.join(missing)}")
     try:
         known = litellm.get_model_info(model)
     except Exception:  # LiteLLM's way to say that its price map does not have it
         known = {}
     prices = [known.get(f"{side}_cost_per_token") or 0.0 for side in ("input", "output")]
+    batched = [known.get(f"{side}_cost_per_token_batches") for side in ("input", "output")]
+    in_batches = [price / 2 if batch is None else batch for price, batch in zip(prices, batched, strict=True)]
     takes_format = "response_format" in (litellm.get_supported_openai_params(model) or [])
     if takes_format and (not known or litellm.supports_response_schema(model)):
         mode = "schema"
@@ -168,6 +170,7 @@ def describe(litellm: Any, endpoint: Line) -> Line:
         "mode": mode,
         "usd_per_input_token": prices[0],
         "usd_per_output_token": prices[1],
+        "usd_per_token_in_batches": in_batches,
         "priced": any(prices),
         "max_output_tokens": known.get("max_output_tokens"),
     }
@@ -202,19 +205,14 @@ class Provider:
         _REQUEST.set(request)  # for the Router's own call, one of each deployment that it tries
         try:
             reply = await self._router.acompletion(**arguments)
-            choice = reply.choices[0] if reply.choices else None
-            text, ended = text_of(choice) if choice else ("", None)
-            if len(text) > _MAX_ANSWER:
-                raise Refusal("server", f"an answer of {len(text)} characters")
+            fields = fields_of(reply, logprobs=bool(request.get("top_logprobs")))
+            if (length := len(fields["text"])) > _MAX_ANSWER:
+                raise Refusal("server", f"an answer of {length} characters")
             return {
                 "id": request["id"],
-                "text": text,
-                "prompt_tokens": reply.usage.prompt_tokens,
-                "completion_tokens": reply.usage.completion_tokens,
+                **fields,
                 "cost_usd": reply._hidden_params.get("response_cost") or 0.0,
                 "model": reply._hidden_params.get("litellm_model_name") or reply.model,
-                "finish_reason": ended,
-                "last_logprobs": last_logprobs(choice) if choice and request.get("top_logprobs") else None,
                 "place": groups.index(reply._hidden_params.get("model_id", groups[0])),
             }
         except Exception as error:
@@ -235,7 +233,8 @@ def _group(route: str, place: int) -> str:
     return f"{route}/{place}"
 
 
-def _missing_keys(litellm: Any, model: str) -> list[str]:
+def missing_keys(litellm: Any, model: str) -> list[str]:
+    """The variables of the environment that the model's provider needs, and that are not set."""
     needed = litellm.validate_environment(model)
     return [] if needed["keys_in_environment"] else list(needed["missing_keys"])
 

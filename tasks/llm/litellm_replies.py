@@ -10,6 +10,19 @@ _LAST_TOKENS = 16  # a verdict stands at the end of a judge's answer
 DECLINED = "refusal"  # as a finish reason: the text is the model's refusal
 
 
+def fields_of(reply: Any, *, logprobs: bool) -> dict[str, Any]:
+    """What a completion says and took, as the protocol's Reply has it."""
+    choice = reply.choices[0] if reply.choices else None
+    text, ended = text_of(choice) if choice else ("", None)
+    return {
+        "text": text,
+        "prompt_tokens": reply.usage.prompt_tokens,
+        "completion_tokens": reply.usage.completion_tokens,
+        "finish_reason": ended,
+        "last_logprobs": last_logprobs(choice) if choice and logprobs else None,
+    }
+
+
 def text_of(choice: Any) -> tuple[str, str | None]:
     """The text and why it ends. In place of text may stand one tool call, an object as the thought, or a refusal.
 

@@ -13,7 +13,7 @@ class ProviderError(Exception):
     """A request (or a configuration) that failed for good; `kind` is one of the protocol's.
 
     refused_key, unknown_model, quota, bad_request, content_policy, context_window, rate_limit, timeout, unreachable,
-    server; of a configuration: missing_key, unknown_model.
+    server, no_batches; of a configuration: missing_key, unknown_model, no_batches.
     """
 
     def __init__(self, kind: str, message: str, retry_after_s: float | None = None):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from infra import settings
@@ -19,24 +19,33 @@ ResultT = TypeVar("ResultT")
 
 
 @contextlib.asynccontextmanager
-async def connected(endpoint: LLMEndpoint, options: LLMCalls, max_rows: int | None = None) -> AsyncIterator[LLMClient]:
+async def connected(
+    endpoint: LLMEndpoint,
+    options: LLMCalls,
+    max_rows: int | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> AsyncIterator[LLMClient]:
     """The client with its cache, whose answers are shared now and then and at the end, however that comes."""
     cache = AnswerCache(settings.cache_dir() / "llm_answers.sqlite")
-    client = LLMClient(endpoint, cache, options, max_rows)
+    client = LLMClient(endpoint, cache, options, max_rows, note=note)
 
-    async def share() -> None:
+    def share() -> None:
+        cache.push()
+        client.tidy()
+
+    async def share_now_and_then() -> None:
         while True:
             await asyncio.sleep(_SHARE_S)
-            cache.push()
+            share()
 
     await asyncio.to_thread(cache.pull)
-    sharing = asyncio.create_task(share())
+    sharing = asyncio.create_task(share_now_and_then())
     try:
         yield client
     finally:
         sharing.cancel()
         await client.close()
-        cache.push()
+        share()
         cache.close()
 
 

@@ -16,7 +16,11 @@ NEVER_CHANGES_ANSWERS = {
     "tokens_per_minute",
     "timeout_s",
     "api_base",
+    "batch",
+    "batch_wait_s",
+    "batch_poll_s",
 }
+_IN_BATCHES = 20_000  # what waits in batches at a time: memory, and claims on the batches of seeds that it is of
 
 
 class LLMCalls(BaseModel):
@@ -47,6 +51,19 @@ class LLMCalls(BaseModel):
     tokens_per_minute: int | None = Field(None, ge=1, description="limit a model, prompt and answer")
     timeout_s: float = Field(120.0, gt=0, description="longest wait for one answer")
     api_base: Address | None = Field(None, description="address of a self-hosted OpenAI-compatible endpoint")
+
+    batch: bool = Field(
+        False, description="ask through the provider's batch API: about half the price, answers within a day"
+    )
+    batch_wait_s: float = Field(
+        5.0, ge=0, description="with batch: a batch is submitted when no request has come for so long"
+    )
+    batch_poll_s: float = Field(60.0, gt=0, description="with batch: longest pause between two looks at one")
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that may wait for their answers at a time."""
+        return _IN_BATCHES if self.batch else self.concurrency
 
     @property
     def other_models(self) -> tuple[str, ...]:

@@ -97,6 +97,8 @@ def _assumptions(known: PlanInputs) -> list[str]:
         said.append("the agents reject nothing")
     if known.agents is not None and known.to_do("augment") and not known.agents_are_free:
         said.append(f"their LLM writes {AGENT_TOKENS_S:.0f} tokens a second to each request")
+        if known.augmentation.batch:
+            said.append("they are asked in batches, and how long a provider lets each wait is not in the hours")
     if known.lengths.guessed:
         said.append("a token has 4 bytes of text (the student's tokenizer was not reached)")
     if tabled := [role for role, size in known.roles.items() if size.from_table]:

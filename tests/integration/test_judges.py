@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from infra.store import storage
 from infra.store.artifacts import Workspace
 from tasks.evaluate.benchmarks import artifacts
 from tasks.report import benchmarks
@@ -168,3 +169,17 @@ def test_probes_give_a_rate_of_what_a_variant_said_on_the_heldout_rows(tmp_path:
     }
     assert sorted(artifacts.scores_of(ref).values()) == [0.0, 0.0, 1.0, 1.0, 1.0]
     assert len(artifacts.judgments_of(ref)) == 10
+
+
+def test_judged_in_batches_the_verdicts_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their log-probs; the artifact is the same too, so only another home and bucket ask again."""
+    pairs = some_pairs(12)
+    directly, _, _ = _alpaca(tmp_path, pairs, confidence=0.75)
+    monkeypatch.setenv("DISTILFLOW_HOME", str(tmp_path / "another"))
+    monkeypatch.setenv("DISTILFLOW_BUCKET", "judged-in-batches")
+    storage.ensure_bucket()
+    in_batches = {"batch": True, "batch_wait_s": 0.1, "batch_poll_s": 0.1}
+    result, _, asked = _alpaca(tmp_path, pairs, in_batches, confidence=0.75, batches="plain")
+    assert result == directly
+    assert [number for _, number in asked["batches"]] == [12, 12]
+    assert asked["requests"] == asked["distinct"] == 24

@@ -49,11 +49,18 @@ def load_seeds(count: int) -> ArtifactRef:
         return load(Sources(str(seeds), str(heldout), None), heldout_share=0.1, response_required=False)
 
 
-def augment(url: str, seeds: int, options: dict[str, Any], key: str = "key", as_task: Any = _alone) -> ArtifactRef:
+def augment(
+    url: str,
+    seeds: int,
+    options: dict[str, Any],
+    key: str = "key",
+    as_task: Any = _alone,
+    note: Callable[[str], None] = lambda text: None,
+) -> ArtifactRef:
     """The stage's artifact, made here; `options` are Augmentation's."""
     loaded, chosen = load_seeds(seeds), Augmentation.model_validate(options)
     work = augment_workspace(loaded, chosen, MODEL)
-    return stage.augment(work, loaded, chosen, LLMEndpoint(MODEL, url, key), lambda done, total: None, as_task)
+    return stage.augment(work, loaded, chosen, LLMEndpoint(MODEL, url, key), lambda done, total: None, as_task, note)
 
 
 def start(

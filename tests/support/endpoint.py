@@ -6,7 +6,7 @@ prints its base URL when it is ready. It answers agent requests by rule (`tests.
 payload always gets the same answer, a model that is named after a form of `tests.support.answer_forms` in that form.
 Which requests meet a fault is decided by a hash of the body and of how often that body came before, so that a
 repeated request passes in the end. A bare asyncio protocol, because it shares the machine with what it measures.
-`GET /stats` and `GET /seen` tell what came in.
+`GET /stats` and `GET /seen` tell what came in. `--batches` adds the batch API (`tests.support.endpoint_batches`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import subprocess
@@ -27,12 +28,21 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.answer_forms import FORMS
-from tests.support.endpoint_answers import BIG_TEXT, REFUSAL, TEXT_FAULTS, answer
-from tests.support.judge_answers import JUDGES, is_judge, judged, logprobs
+from tests.support.endpoint_answers import (
+    DECLINED,
+    TEXT_FAULTS,
+    UnknownRequest,
+    as_completion,
+    as_error,
+    asked_of,
+    fault_of,
+    with_fault,
+)
+from tests.support.endpoint_batches import HOLDS, KINDS, Batches, in_a_batch
+from tests.support.judge_answers import JUDGES, logprobs
 
 HANG_S = 60.0
 FAULTS = ("429", "500", "hang", "cut", *TEXT_FAULTS)
-DECLINED = "declined"  # by a content policy, and the message quotes the key: only where it is asked for
 _HEAD = "HTTP/1.1 {} x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{}\r\n"
 
 
@@ -47,6 +57,7 @@ class Book:
         self.answered: set[str] = set()
         self.tokens: Counter[str] = Counter()
         self.repeated = 0
+        self.connections = 0
         self.max_in_flight = 0
         self.first = self.last = 0.0  # when the first request came and when the last answer left
 
@@ -74,6 +85,7 @@ class Book:
             "requests": self.seen.total(),
             "distinct": len(self.seen),
             "repeated": self.repeated,
+            "connections": self.connections,
             "in_flight": self.in_flight.total(),
             "max_in_flight": self.max_in_flight,
             "seconds": self.last - self.first,
@@ -86,15 +98,17 @@ class Book:
 class Connection(asyncio.Protocol):
     """One keep-alive connection, one request at a time."""
 
-    def __init__(self, options: argparse.Namespace, book: Book):
+    def __init__(self, options: argparse.Namespace, book: Book, batches: Batches):
         self._options = options
         self._book = book
+        self._batches = batches
         self._received = b""
         self._pending: str | None = None  # the body hash of the request that waits for its answer
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        self._book.connections += 1
 
     def connection_lost(self, _error: Exception | None) -> None:
         if self._timer:
@@ -115,31 +129,32 @@ class Connection(asyncio.Protocol):
 
     def _take(self, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
         if (method, path) == ("GET", "/stats"):
-            self._write(200, self._book.stats())
+            self._write(200, self._book.stats() | self._batches.stats())
         elif (method, path) == ("GET", "/seen"):
             self._write(200, dict(self._book.seen))
-        elif (method, path) != ("POST", "/v1/chat/completions"):
-            self._write(404, _error(f"nothing at {method} {path}", "not_found_error", "not_found"))
+        elif (method, path) == ("GET", "/release"):
+            self._batches.release()
+            self._write(200, {})
         elif (given := headers.get("authorization", "").removeprefix("Bearer ")) != self._options.require_key != "":
             self._write(
-                401, _error(f"Incorrect API key provided: {given}.", "invalid_request_error", "invalid_api_key")
+                401, as_error(f"Incorrect API key provided: {given}.", "invalid_request_error", "invalid_api_key")
             )
-        else:
+        elif self._batches.takes(path):
+            self._batches.take(method, path, headers, body, self._write)
+        elif (method, path) == ("POST", "/v1/chat/completions"):
             self._chat(body, given)
+        else:
+            self._write(404, as_error(f"nothing at {method} {path}", "not_found_error", "not_found"))
 
     def _chat(self, body: bytes, key: str) -> None:
         try:
-            request = json.loads(body)
-            prompt = next(m["content"] for m in request["messages"] if m["role"] == "user")
-            prompt = prompt[prompt.index('{"agent"') :]  # after the system message, where there is none of its own
-            payload = json.loads(prompt)
-            agent = payload["agent"]
-            content = judged(payload, self._options.judge) if is_judge(agent) else answer(payload, self._options.seed)
-        except (ValueError, KeyError, TypeError, StopIteration) as problem:
-            self._write(400, _error(f"no agent request: {problem!r}", "invalid_request_error", "bad_request"))
+            request, prompt, payload, content = asked_of(body, self._options)
+        except UnknownRequest as problem:
+            self._write(400, as_error(str(problem), "invalid_request_error", "bad_request"))
             return
+        agent = payload["agent"]
         self._pending = hashlib.sha256(body).hexdigest()
-        fault = self._fault(self._pending, self._book.arrived(self._pending, agent))
+        fault = fault_of(self._options, self._pending, self._book.arrived(self._pending, agent))
         if form := FORMS.get(request["model"]):
             self._later(self._options.latency, self._in_form, form(request, payload, content), request, prompt)
             return
@@ -148,17 +163,17 @@ class Connection(asyncio.Protocol):
         if fault == "hang":
             self._later(HANG_S, self._transport.abort)
         elif fault == "429":
-            refused = _error("Rate limit reached for requests", "requests", "rate_limit_exceeded")
+            refused = as_error("Rate limit reached for requests", "requests", "rate_limit_exceeded")
             self._later(0.0, self._answer, 429, refused, "Retry-After: 1\r\n")
         elif fault == DECLINED:
-            declined = _error(
+            declined = as_error(
                 f"Declined for {key}: our content policy", "invalid_request_error", "content_policy_violation"
             )
             self._later(0.0, self._answer, 400, declined)
         elif fault == "500":
-            self._later(0.0, self._answer, 500, _error("The server had an error", "server_error", None))
+            self._later(0.0, self._answer, 500, as_error("The server had an error", "server_error", None))
         else:
-            completion = _completion(request, prompt, _with_fault(content, fault))
+            completion = as_completion(request, prompt, with_fault(content, fault))
             if request.get("logprobs") and self._options.confidence and not fault:
                 text = completion["choices"][0]["message"]["content"]
                 completion["choices"][0]["logprobs"] = logprobs(text, self._options.confidence)
@@ -166,22 +181,15 @@ class Connection(asyncio.Protocol):
 
     def _in_form(self, said: dict[str, Any], request: dict[str, Any], prompt: str) -> None:
         if status := said.get("status"):
-            self._answer(status, _error(said["message"], "invalid_request_error", said["code"]))
+            self._answer(status, as_error(said["message"], "invalid_request_error", said["code"]))
             return
-        completion = _completion(request, prompt, str(said["content"] or ""))
+        completion = as_completion(request, prompt, str(said["content"] or ""))
         if "choices" in said:
             completion["choices"] = said["choices"]
         else:
             finish = said.pop("finish_reason", "stop")
             completion["choices"][0] |= {"message": {"role": "assistant", **said}, "finish_reason": finish}
         self._answer(200, completion)
-
-    def _fault(self, key: str, times_before: int) -> str | None:
-        digest = hashlib.sha256(f"{self._options.seed}:{key}:{times_before}".encode()).digest()
-        share = int.from_bytes(digest[:8]) / 2**64 / (self._options.faults or 1e-9)
-        if share >= 1.0 or times_before >= self._options.faults_of_a_body:
-            return None
-        return self._options.kinds[int(share * len(self._options.kinds))]
 
     def _later(self, delay_s: float, call: Any, *arguments: Any) -> None:
         self._timer = asyncio.get_running_loop().call_later(delay_s, call, *arguments)
@@ -196,7 +204,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(whole[: len(whole) - 40])
         self._transport.close()
 
-    def _write(self, status: int, document: dict[str, Any], headers: str = "") -> None:
+    def _write(self, status: int, document: dict[str, Any] | bytes, headers: str = "") -> None:
         self._transport.write(_response(status, document, headers))
 
     def _done(self, answered: bool) -> None:
@@ -205,41 +213,13 @@ class Connection(asyncio.Protocol):
             self._pending = None
 
 
-def _response(status: int, document: dict[str, Any], headers: str) -> bytes:
-    body = json.dumps(document).encode()
+def _response(status: int, document: dict[str, Any] | bytes, headers: str) -> bytes:
+    body = document if isinstance(document, bytes) else json.dumps(document).encode()
     return _HEAD.format(status, len(body), headers).encode() + body
 
 
-def _error(message: str, kind: str, code: str | None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
-
-
-def _with_fault(content: dict[str, Any], fault: str | None) -> str:
-    text = json.dumps(content)
-    return {
-        "truncated": text[: len(text) // 2],
-        "wrong_schema": '{"unexpected": [1, 2, 3]}',
-        "refusal": REFUSAL,
-        "empty": "",
-        "big": BIG_TEXT,
-    }.get(fault or "", text)
-
-
-def _completion(request: dict[str, Any], prompt: str, content: str) -> dict[str, Any]:
-    asked, told = len(prompt) // 4 + 1, len(content) // 4 + 1  # four characters a token, the usual estimate
-    message = {"role": "assistant", "content": content}
-    return {
-        "id": "chatcmpl-" + hashlib.sha256(prompt.encode()).hexdigest()[:24],
-        "object": "chat.completion",
-        "created": 1_700_000_000,
-        "model": request.get("model", "test"),
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told},
-    }
-
-
 def tell(base_url: str, what: str) -> dict[str, Any]:
-    """`stats` or `seen` of a running endpoint."""
+    """`stats` or `seen` of a running endpoint; `release` goes on with what it holds."""
     with urllib.request.urlopen(f"{base_url.removesuffix('/v1')}/{what}", timeout=10) as answered:
         return json.load(answered)
 
@@ -267,7 +247,11 @@ def endpoint(**options: Any) -> Iterator[str]:
 async def _serve(options: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     book = Book()
-    server = await loop.create_server(lambda: Connection(options, book), "127.0.0.1", options.port, backlog=1024)
+    answer_line = functools.partial(in_a_batch, options, book)
+    batches = Batches(answer_line, options.batches, options.batch_most, options.hold)
+    server = await loop.create_server(
+        lambda: Connection(options, book, batches), "127.0.0.1", options.port, backlog=1024
+    )
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", flush=True)
     if options.until_stdin_closes:
         gone = asyncio.Event()
@@ -291,6 +275,9 @@ def main() -> None:
     parser.add_argument("--require-key", default="", help="answer 401 to any other bearer")
     parser.add_argument("--judge", choices=JUDGES, default="honest", help="what it favours as a judge")
     parser.add_argument("--confidence", type=float, default=0.0, help="p of its preferences; 0: tells no log-probs")
+    parser.add_argument("--batches", choices=KINDS, default="none", help="the batch API, and how the first one ends")
+    parser.add_argument("--batch-most", type=int, default=0, help="requests of a batch that it takes")
+    parser.add_argument("--hold", choices=HOLDS, default="", help="where batches are held until GET /release")
     parser.add_argument("--until-stdin-closes", action="store_true")
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(parser.parse_args()))

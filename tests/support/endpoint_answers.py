@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import random
 from typing import Any
 
+from tests.support.judge_answers import is_judge, judged
+
+DECLINED = "declined"  # by a content policy, and the message quotes the key: only where it is asked for
 TEXT_FAULTS = ("truncated", "wrong_schema", "refusal", "empty", "big")
 REFUSAL = "I'm sorry, but I can't help with that."
 BIG_TEXT = "word " * 200_000
@@ -106,3 +110,56 @@ _ANSWERS = {
     "selection": _selection,
     "verification": _verification,
 }
+
+
+def as_error(message: str, kind: str, code: str | None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def with_fault(content: dict[str, Any], fault: str | None) -> str:
+    text = json.dumps(content)
+    return {
+        "truncated": text[: len(text) // 2],
+        "wrong_schema": '{"unexpected": [1, 2, 3]}',
+        "refusal": REFUSAL,
+        "empty": "",
+        "big": BIG_TEXT,
+    }.get(fault or "", text)
+
+
+def as_completion(request: dict[str, Any], prompt: str, content: str) -> dict[str, Any]:
+    asked, told = len(prompt) // 4 + 1, len(content) // 4 + 1  # four characters a token, the usual estimate
+    message = {"role": "assistant", "content": content}
+    return {
+        "id": "chatcmpl-" + hashlib.sha256(prompt.encode()).hexdigest()[:24],
+        "object": "chat.completion",
+        "created": 1_700_000_000,
+        "model": request.get("model", "test"),
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told},
+    }
+
+
+class UnknownRequest(Exception):
+    """No request of an agent or a judge."""
+
+
+def asked_of(body: bytes, options: argparse.Namespace) -> tuple[dict[str, Any], str, dict[str, Any], dict[str, Any]]:
+    """The request, its prompt, what the agent is given, and what it answers."""
+    try:
+        request = json.loads(body)
+        prompt = next(m["content"] for m in request["messages"] if m["role"] == "user")
+        prompt = prompt[prompt.index('{"agent"') :]  # after the system message, where there is none of its own
+        payload = json.loads(prompt)
+        is_judges = is_judge(payload["agent"])
+        return request, prompt, payload, judged(payload, options.judge) if is_judges else answer(payload, options.seed)
+    except (ValueError, KeyError, TypeError, StopIteration) as problem:
+        raise UnknownRequest(f"no agent request: {problem!r}") from problem
+
+
+def fault_of(options: argparse.Namespace, key: str, times_before: int) -> str | None:
+    digest = hashlib.sha256(f"{options.seed}:{key}:{times_before}".encode()).digest()
+    share = int.from_bytes(digest[:8]) / 2**64 / (options.faults or 1e-9)
+    if share >= 1.0 or times_before >= options.faults_of_a_body:
+        return None
+    return str(options.kinds[int(share * len(options.kinds))])

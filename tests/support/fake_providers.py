@@ -18,6 +18,7 @@ from tasks.llm import client as module
 from tasks.llm.budget import UsageByAgent
 from tasks.llm.cache import AnswerCache
 from tasks.llm.client import LLMClient
+from tasks.llm.litellm_pool import Providers
 from tasks.llm.protocol import Configuration, LLMEndpoint, Reply, Request
 from tasks.rows import Row
 
@@ -28,7 +29,7 @@ MODEL = "openai/test"
 Script = Callable[[Request], str | Exception | Reply]
 
 
-class FakeProviders:
+class FakeProviders(Providers):
     """Answers by a script, after the event loop had a turn; remembers what it was asked."""
 
     def __init__(self, script: Script, prices: dict[str, tuple[float, float] | None]):

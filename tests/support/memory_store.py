@@ -23,7 +23,19 @@ class MemoryStore:
 
     def replace(self, patch: pytest.MonkeyPatch) -> MemoryStore:
         """Be the storage until the test is over."""
-        names = ("put", "get", "get_with_etag", "head", "digest", "upload", "download", "keys", "folders", "delete")
+        names = (
+            "put",
+            "get",
+            "get_with_etag",
+            "get_with_age",
+            "head",
+            "digest",
+            "upload",
+            "download",
+            "keys",
+            "folders",
+            "delete",
+        )
         for name in (*names, "delete_all"):
             patch.setattr(storage, name, getattr(self, name))
         return self
@@ -45,6 +57,11 @@ class MemoryStore:
 
     def get_with_etag(self, uri: str) -> tuple[bytes, str] | None:
         return self.objects.get(uri)
+
+    def get_with_age(self, uri: str) -> tuple[bytes, str, float] | None:
+        """All of them were written just now."""
+        found = self.objects.get(uri)
+        return None if found is None else (*found, 0.0)
 
     def head(self, uri: str) -> StoredObject | None:
         data = self.get(uri)

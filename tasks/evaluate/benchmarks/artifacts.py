@@ -7,6 +7,7 @@ was killed, or a variant whose answer is the same, pays none twice.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections import Counter
@@ -162,8 +163,9 @@ def score(
     judging: Judging,
     endpoint: LLMEndpoint | None,
     tick: Callable[[str], Tick] = lambda key: lambda done, total: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, ArtifactRef]:
-    """Judge or check the answers and publish judgments, a score an item, and the result, one of `works` after another.
+    """Judge or check the answers and publish judgments, a score an item, and the result, of each of `works`.
 
     `endpoint` is the judge's, and None where IFEval is all there is. Each has a budget of its own: what that does not
     reach is in the result as not judged. Call it under claims (`infra.store.claims.made_once`), so that two
@@ -171,12 +173,17 @@ def score(
     """
 
     async def scored() -> dict[str, ArtifactRef]:
-        judge = connected(endpoint, judging) if endpoint else contextlib.nullcontext()
+        judge = connected(endpoint, judging, note=note) if endpoint else contextlib.nullcontext()
         async with judge as client:
-            return {
-                key: await _score(work, answers[key], options, judging.logprobs, client, tick(key))
-                for key, work in works.items()
-            }
+            at_once = asyncio.Semaphore(len(works) if judging.batch else 1)  # each would wait for batches of its own
+
+            async def one(key: str) -> ArtifactRef:
+                async with at_once:
+                    return await _score(works[key], answers[key], options, judging.logprobs, client, tick(key))
+
+            async with asyncio.TaskGroup() as group:
+                scoring = {key: group.create_task(one(key)) for key in works}
+        return {key: task.result() for key, task in scoring.items()}
 
     return run_async(scored())
 

@@ -94,7 +94,7 @@ class JudgeBenchmarks(SeveralArtifacts):
             def tick(key: str) -> artifacts.Tick:
                 return lambda done, total: view.tick(done, total, key)
 
-            return artifacts.score(missing, self._judged, self.options, self.judging, endpoint, tick)
+            return artifacts.score(missing, self._judged, self.options, self.judging, endpoint, tick, view.note)
 
     def show(self, made: Made, view: View) -> str:
         items, scored = (sum(ref.counts[name] for ref in made.refs.values()) for name in ("items", "scored"))

@@ -256,10 +256,11 @@ def test_an_unfinished_workspace_goes_when_it_is_untouched_and_unclaimed(store: 
 def test_paid_answers_go_only_when_that_is_asked(store: Store) -> None:
     store.write(f"{BUCKET}answers/{1:032x}.parquet", b"old", 400)
     store.write(f"{BUCKET}answers/{2:032x}.parquet", b"new", 40)
+    store.write(f"{BUCKET}batches/{3:032x}.json", b"paid, and not read yet", 400)
     assert _garbage(_policy(grace_days=0, keep_days=0)) == {}
     policy = _policy(answers_days=100)
-    assert [one.objects for one in find.plan(policy).garbage] == [1]
-    assert delete.delete(find.plan(policy), policy).objects == 1
+    assert [one.objects for one in find.plan(policy).garbage] == [1, 1]
+    assert delete.delete(find.plan(policy), policy).objects == 2
     assert list(store.objects) == [f"{BUCKET}answers/{2:032x}.parquet"]
 
 

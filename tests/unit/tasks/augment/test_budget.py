@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from infra.errors import ConfigurationError
 from tasks.augment.agents import SELECTION, VERIFICATION
+from tasks.llm import client as client_module
 from tasks.llm.budget import BudgetReached, Ledger
 from tasks.llm.client import LLMClient
 from tasks.llm.protocol import ProviderError, Reply, Request
 from tasks.llm.usefulness import NoAnswer
 from tasks.rows import Row
-from tests.support.fake_providers import GOOD, SCORES, Setting, reply
+from tests.support.fake_providers import GOOD, MODEL, SCORES, FakeProviders, Setting, reply
 
 PRICE = (0.0, 1 / 128)  # of a token of prompt and of answer, exact in binary
 ASKED = st.lists(st.tuples(st.floats(0, 5), st.floats(0, 1), st.integers(0, 3)), max_size=30)
@@ -81,6 +82,30 @@ def test_a_request_waits_for_room_that_another_may_leave() -> None:
         return order
 
     assert asyncio.run(run()) == ["first settles", "second"]
+
+
+def test_what_is_spent_already_has_its_room_whatever_is_left() -> None:
+    async def run() -> None:
+        ledger = Ledger(1.0)
+        await ledger.reserve(0.8)
+        await ledger.reserve(0.9, surely=True)
+        ledger.settle(0.8, 0.0)
+        ledger.settle(0.9, 0.7)
+        with pytest.raises(BudgetReached):
+            await ledger.reserve(0.4)
+
+    asyncio.run(run())
+
+
+def test_what_a_killed_run_has_sent_is_read_whatever_the_budget(setting: Setting) -> None:
+    class SentBefore(FakeProviders):
+        async def sent_before(self, request: Request) -> bool:
+            return True
+
+    setting.monkeypatch.setattr(
+        client_module, "Providers", SentBefore(lambda request: reply(GOOD, 0.5), {MODEL: PRICE})
+    )
+    assert _spend(setting, 3, budget_usd=0.75, max_output_tokens=128) == (3, [], 1.5, False)
 
 
 def test_with_no_limit_it_only_adds_up() -> None:

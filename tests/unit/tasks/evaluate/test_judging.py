@@ -18,12 +18,13 @@ from tasks.llm import client as client_module
 from tasks.llm.budget import UsageByAgent
 from tasks.llm.cache import AnswerCache
 from tasks.llm.client import LLMClient
+from tasks.llm.litellm_pool import Providers
 from tasks.llm.protocol import LLMEndpoint, ProviderError, Reply, Request
 
 GOOD = '{"reason": "because", "better": "M"}'
 
 
-class _Providers:
+class _Providers(Providers):
     """Provider processes that say what a test wrote."""
 
     def __init__(self, script: Callable[[Request], str | Exception]):
