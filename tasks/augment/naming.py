@@ -63,7 +63,7 @@ class NameCategories(OneArtifact):
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
         with llm_endpoint(self.agent_model, self.options, view.note) as endpoint:
-            return run_async(_name(work, self.seeds, self.options, endpoint, view.tick))
+            return run_async(_name(work, self.seeds, self.options, endpoint, view))
 
     def show(self, made: Made, view: View) -> str:
         named, counts = facts_of(made.shown)["named"], made.shown.counts
@@ -122,7 +122,7 @@ async def _names(ask: Ask, rows: tuple[Row, ...], categories: Mapping[str, str])
 
 
 async def _name(
-    work: Workspace, seeds: ArtifactRef, options: Augmentation, endpoint: LLMEndpoint, tick: Callable[[int, int], None]
+    work: Workspace, seeds: ArtifactRef, options: Augmentation, endpoint: LLMEndpoint, view: View
 ) -> ArtifactRef:
     """A file at a time; what a killed process had been told is in the answer cache."""
     usage, before, after = UsageByAgent(), Counter[str](), Counter[str]()
@@ -132,9 +132,9 @@ async def _name(
     def more(rows: int) -> None:
         nonlocal done
         done += rows
-        tick(done, seeds.counts["unnamed"])
+        view.tick(done, seeds.counts["unnamed"])
 
-    async with connected(endpoint, options) as client:
+    async with connected(endpoint, options, note=view.note) as client:
 
         async def ask(*asked: Any, **settings: Any) -> Any:
             return await prompts.ask(client, usage, *asked, **settings)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -21,9 +20,10 @@ from infra.sandbox.python import PythonSandbox
 from infra.stage import Made, OneArtifact, View
 from infra.store import storage
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
-from infra.store.claims import Claims, Pauses, working_under
+from infra.store.claims import Claims
 from tasks.augment import card, selection
 from tasks.augment.agents import agents_digest
+from tasks.augment.batches import AsTask, Batches, done_name
 from tasks.augment.controller import Batch, Dropped, verify, write_and_score
 from tasks.augment.own_prompts import prompts_of
 from tasks.augment.settings import Augmentation
@@ -54,7 +54,6 @@ STAGE_VERSION = 3
 _SEEDS_PER_BATCH = 100
 _BATCHES_AT_ONCE = 2  # at least, so that requests are in flight while the last rows of a batch are waited for
 Tick = Callable[[int, int], None]
-AsTask = Callable[[str, Callable[[], Awaitable[None]]], Awaitable[None]]
 
 
 class Augment(OneArtifact):
@@ -189,56 +188,6 @@ def augment(
     return run_async(_augment(work, seeds, options, endpoint, tick, as_task, leaks, note))
 
 
-@dataclass
-class _Batches:
-    """Gets every batch of a part done, by us or by another worker."""
-
-    work: Workspace
-    claims: Claims
-    as_task: AsTask
-    at_once: int
-    whole: bool  # one claim on all batches
-
-    async def each(self, part: str, batches: Callable[[], Iterator[tuple[int, Any]]], do: Callable[..., Any]) -> None:
-        """`do(index, batch)` for each batch that is not done yet; returns when all are, whoever did them."""
-        done: set[int] = set()
-        pauses = Pauses()
-        while True:
-            async with asyncio.TaskGroup() as group:
-                free = asyncio.Semaphore(self.at_once)
-                waiting = False
-                for index, batch in batches():
-                    if index in done:
-                        continue
-                    await free.acquire()
-                    if await asyncio.to_thread(self.work.has, _done(part, index)):
-                        done.add(index)
-                        free.release()
-                    elif await asyncio.to_thread(self.claims.take, self._claim(part, index)):
-                        group.create_task(self._one(part, index, functools.partial(do, index, batch), free))
-                        done.add(index)
-                        pauses = Pauses()
-                    else:
-                        waiting = True
-                        free.release()
-            if not waiting:
-                return
-            await asyncio.sleep(pauses.next())
-
-    async def _one(self, part: str, index: int, do: Callable[[], Awaitable[None]], free: asyncio.Semaphore) -> None:
-        try:
-            with working_under(self.claims, self._claim(part, index)):
-                if not await asyncio.to_thread(self.work.has, _done(part, index)):  # done before we could claim it
-                    await self.as_task(f"{part}-{index:05}", do)
-            if not self.whole:
-                await asyncio.to_thread(self.claims.release, self._claim(part, index))
-        finally:
-            free.release()
-
-    def _claim(self, part: str, index: int) -> str:
-        return "all" if self.whole else f"{part}-{index:05}"
-
-
 def _at_once(options: Augmentation) -> int:
     """Batches of seeds at a time: with `batch`, as many as have the rows that may wait in a provider's batches."""
     rows = _SEEDS_PER_BATCH * (1 + options.expansions_per_seed)
@@ -261,7 +210,7 @@ async def _augment(
     databases, prompts = open_databases(seeds), prompts_of(options.prompts)
     with PythonSandbox() as sandbox, Claims(work.uri + "claims/") as claims:
         async with connected(endpoint, options, options.max_rows, note) as client:
-            batches = _Batches(work, claims, as_task, _at_once(options), whole=options.budget_usd is not None)
+            batches = Batches(work, claims, as_task, _at_once(options), whole=options.budget_usd is not None)
 
             async def write(index: int, rows: list[Row]) -> None:
                 usage = UsageByAgent()
@@ -321,7 +270,7 @@ def _publish(work: Workspace, batches: int) -> ArtifactRef:
     usage = UsageByAgent()
     for index in range(batches):
         for part in ("written", "verified"):
-            summary = work.get_json(_done(part, index))
+            summary = work.get_json(done_name(part, index))
             usage.merge(summary["usage"])
             for name, value in summary["counts"].items():
                 counts[name] = counts.get(name, 0) + value
@@ -362,11 +311,7 @@ def _put_batch(work: Workspace, part: str, index: int, batch: Batch, usage: Usag
             storage.delete(f"{work.uri}{prefix}{index:05}-{part}.parquet")
         reasons = sorted({(d.agent, d.reason) for d in dropped})
         summary[outcome] = [[*reason, sum((d.agent, d.reason) == reason for d in dropped)] for reason in reasons]
-    work.put_json(_done(part, index), summary)
-
-
-def _done(part: str, index: int) -> str:
-    return f"{part}/{index:05}.json"
+    work.put_json(done_name(part, index), summary)
 
 
 def _written(work: Workspace, index: int) -> Iterator[Row]:

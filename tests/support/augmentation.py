@@ -60,7 +60,9 @@ def augment(
     """The stage's artifact, made here; `options` are Augmentation's."""
     loaded, chosen = load_seeds(seeds), Augmentation.model_validate(options)
     work = augment_workspace(loaded, chosen, MODEL)
-    return stage.augment(work, loaded, chosen, LLMEndpoint(MODEL, url, key), lambda done, total: None, as_task, note)
+    return stage.augment(
+        work, loaded, chosen, LLMEndpoint(MODEL, url, key), lambda done, total: None, as_task, note=note
+    )
 
 
 def start(
