@@ -17,6 +17,7 @@ from tasks.llm import batch_queue
 from tasks.llm.batch_notes import Note, Notes, key_of_request
 from tasks.llm.batch_queue import ModelBatches
 from tasks.llm.cache import AnswerCache
+from tasks.llm.client import LLMClient
 from tasks.llm.litellm_batches import QUEUE_IS_FULL, BatchAPI, BatchState
 from tasks.llm.litellm_forms import Form
 from tasks.llm.protocol import LLMEndpoint, ProviderError, Request
@@ -45,8 +46,9 @@ class MadeUp(BatchAPI):
     async def submit(self, name: str, requests: IO[bytes]) -> str:
         self.names[name] = batch = f"batch-{len(self.batches)}"
         self.batches[batch] = [json.loads(line) for line in requests]
-        if self.script and isinstance(self.script[0], Exception):
-            raise self.script.pop(0)
+        if self.script and isinstance(lost := self.script[0], Exception):
+            del self.script[0]
+            raise lost
         return batch
 
     async def find(self, name: str) -> str | None:
@@ -194,6 +196,23 @@ def test_a_batch_that_its_provider_has_forgotten_is_sent_once_more(run: Any, sto
     assert len(store.objects) == 1, "the new one's, which nobody has settled"
 
 
+def test_a_note_whose_answers_are_all_kept_goes(run: Any, store: MemoryStore, tmp_path: Path) -> None:
+    """Its maker was killed between sharing the answers and deleting it."""
+    run(MadeUp(), lambda batches, notes: notes.write(Note("openai/test", "here/v1", {_key(1), _key(2)}, "read")))
+
+    async def use(batches: ModelBatches, notes: Notes) -> list[str]:
+        await notes.refresh()
+        notes.tidy()
+        return store.names()
+
+    cache = AnswerCache(tmp_path / "answers.sqlite")
+    cache.put(_key(1), {})
+    assert len(run(MadeUp(), use)) == 1
+    cache.put(_key(2), {})
+    assert run(MadeUp(), use) == []
+    cache.close()
+
+
 def test_an_answer_to_create_that_is_lost_makes_no_second_batch(run: Any) -> None:
     api = MadeUp(ProviderError("unreachable", "the line broke"))
     assert run(api, _asks(0)) == [{"text": _key()}]
@@ -287,17 +306,13 @@ def test_a_large_batch_does_not_wait_for_more(run: Any, monkeypatch: pytest.Monk
     assert [len(lines) for lines in api.batches.values()] == [3, 3, 1]
 
 
-def test_a_key_is_that_of_the_answer(tmp_path: Path) -> None:
-    from tasks.augment.agents import VERIFICATION
-    from tasks.llm.client import LLMClient
-    from tasks.rows import Row
-
+@pytest.mark.parametrize("top_logprobs", [None, 5])
+def test_a_key_is_that_of_the_answer(tmp_path: Path, top_logprobs: int | None) -> None:
+    messages, schema = [{"role": "user", "content": "x"}], {"type": "object"}
+    asked: dict[str, Any] = {"messages": messages, "schema": schema, "temperature": 0.7, "max_tokens": 9}
+    if top_logprobs:
+        asked["top_logprobs"] = top_logprobs
     cache = AnswerCache(tmp_path / "answers.sqlite")
-    client = LLMClient(ENDPOINT, cache, OPTIONS)
-    messages = VERIFICATION.messages(Row(instruction="x"))
-    asked: dict[str, Any] = {"temperature": OPTIONS.temperature, "max_tokens": OPTIONS.max_output_tokens}
-    for more in ({}, {"top_logprobs": 5}):
-        of_answer = client._keys(ENDPOINT.model, {"messages": messages, "schema": VERIFICATION.schema, **asked, **more})
-        request = Request(messages, ENDPOINT.model, schema=VERIFICATION.schema, **asked, **more)
-        assert [key_of_request(ENDPOINT, request)] == of_answer
+    (of_answer,) = LLMClient(ENDPOINT, cache, OPTIONS)._keys(ENDPOINT.model, asked)
+    assert key_of_request(ENDPOINT, Request(route=ENDPOINT.model, **asked)) == of_answer
     cache.close()
