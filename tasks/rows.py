@@ -25,6 +25,7 @@ PASSAGES = "passages.u64"  # of an artifact that says what no training row may h
 BEFORE_REWRITING = "before rewriting"  # among the verdicts: the response that was corrected
 Role = Literal["system", "user", "assistant"]
 Turns = Literal["all", "last"]  # which of a conversation's answers are trained on
+LAST_ALONE = "last answer alone"  # among the verdicts: why the answers before the response are not trained on
 CONVERSATIONS = "conversations"  # a count of an augment artifact: rows with answers before their response
 
 
@@ -81,7 +82,9 @@ class Row(BaseModel):
 
     @property
     def earlier_answers(self) -> list[int]:
-        """Places in the conversation of the answers before the response."""
+        """Places in the conversation of the answers before the response that may be trained on."""
+        if LAST_ALONE in self.verdicts:
+            return []
         return [place for place, message in enumerate(self.history) if message.is_answer]
 
 

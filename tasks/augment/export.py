@@ -19,7 +19,7 @@ from infra.files import whole
 from infra.store.artifacts import ArtifactReader, ArtifactRef
 from infra.store.parquet import unpacked
 from tasks.augment.settings import RowFormat, RowTable
-from tasks.rows import FAILED, KEPT, REJECTED, SCHEMA, Message, Row, read_rows
+from tasks.rows import FAILED, KEPT, LAST_ALONE, REJECTED, SCHEMA, Message, Row, read_rows
 from tasks.seeds.turns import history_of, pairs_of
 
 _PREFIX = {"kept": KEPT, "rejected": REJECTED, "failed": FAILED}
@@ -55,12 +55,20 @@ def alpaca(row: Row) -> dict[str, Any]:
 def sharegpt(row: Row) -> dict[str, Any]:
     """`conversations` of `from` (system, human, gpt) and `value`; `input` is the end of the last question."""
     turns = [{"from": _SPEAKER[message.role], "value": message.content} for message in row.messages]
-    return {"conversations": turns, "input": row.input, **about(row)}
+    return {"conversations": _weighed(row, turns), "input": row.input, **about(row)}
 
 
 def messages(row: Row) -> dict[str, Any]:
     """`messages` of `role` and `content`; `input` is the end of the last question."""
-    return {"messages": plain(row.messages), "input": row.input, **about(row)}
+    return {"messages": _weighed(row, plain(row.messages)), "input": row.input, **about(row)}
+
+
+def _weighed(row: Row, turns: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """The turns; those that are not to be trained on with OpenAI's weight 0."""
+    if LAST_ALONE not in row.verdicts:
+        return [*turns]
+    ours = [message.is_answer for message in row.history]
+    return [{**turn, "weight": 0} if skip else turn for turn, skip in zip(turns, [*ours, False, False], strict=True)]
 
 
 def plain(turns: Iterable[Message]) -> list[dict[str, str]]:

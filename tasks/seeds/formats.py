@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from infra.errors import ConfigurationError
-from tasks.rows import Message, Row
+from tasks.rows import LAST_ALONE, Message, Row
 from tasks.seeds import columns, files, logs, parquet, thoughts, turns
 from tasks.seeds.account import Account, LeftOutError
 from tasks.seeds.columns import SourceRow
@@ -222,7 +222,10 @@ def _from_turns(entry: SourceRow, field: str, given: Any, unused: Counter[str]) 
         entry.use("input")
     else:
         context = None
-    return _row(entry, entry.where, instruction, context, response, messages)
+    row = _row(entry, entry.where, instruction, context, response, messages)
+    if turns.are_for_training(given):
+        return row
+    return row.model_copy(update={"verdicts": {LAST_ALONE: "an earlier answer has weight 0"}})
 
 
 def _row(

@@ -17,6 +17,7 @@ _SPEAKERS: dict[str, Role] = {
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
 }
+_ANSWERERS = frozenset(speaker for speaker, role in _SPEAKERS.items() if role == "assistant")
 _TOOL_SPEAKERS = {"tool", "function", "function_call", "tool_call", "tool_response", "observation", "ipython"}
 _CALLS = ("tool_calls", "function_call")
 TOOLS = "uses tools, which a row cannot hold"
@@ -41,9 +42,14 @@ def messages_of(where: str, field: str, turns: Any, unused: Counter[str]) -> lis
         names.update(name for name, value in turn.items() if not is_empty(value))
     known = {"role", "content", "from", "value", "weight"}
     unused.update(f"{field}.{name}" for name in names - known)
-    if any(said.is_answer and is_zero(turn.get("weight")) for said, turn in zip(found, turns, strict=True)):
-        unused[f"{field}.weight"] += 1  # of an earlier answer: a row has no place for it
     return found
+
+
+def are_for_training(turns: Any) -> bool:
+    """Whether no answer of a conversation has a weight of 0."""
+    told = turns if isinstance(turns, list) else []
+    answers = (turn for turn in told if isinstance(turn, dict) and turn.get("role", turn.get("from")) in _ANSWERERS)
+    return not any(is_zero(turn.get("weight")) for turn in answers)
 
 
 def history_of(where: str, history: Any, unused: Counter[str]) -> list[Message]:

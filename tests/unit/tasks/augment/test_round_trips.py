@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.augment.export import alpaca, messages, sharegpt
-from tasks.rows import Message, Row, to_parquet
+from tasks.rows import LAST_ALONE, Message, Row, to_parquet
 from tasks.seeds.account import Account
 from tasks.seeds.formats import read
 
@@ -81,3 +81,11 @@ def test_the_turns_that_get_lost_elsewhere_come_back(form: str) -> None:
         for history in histories
     ]
     assert all(map(_same, rows, _back(form, rows)))
+
+
+@pytest.mark.parametrize("form", ["sharegpt", "messages"])
+def test_answers_that_are_not_to_be_trained_on_stay_so(form: str) -> None:
+    history = (Message(role="user", content="One"), Message(role="assistant", content="Not this"))
+    for verdicts, answers in (({LAST_ALONE: "weight 0"}, []), ({}, [1])):
+        [back] = _back(form, [Row(instruction="Two", response="This", history=history, verdicts=verdicts)])
+        assert back.earlier_answers == answers

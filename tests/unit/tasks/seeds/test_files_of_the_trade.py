@@ -90,7 +90,7 @@ USED: dict[str, tuple[bytes, int, dict[str, int], dict[str, int]]] = {
         ),
         4,
         {WEIGHT: 2},
-        {"weight": 1, "messages.weight": 1},
+        {"weight": 1},
     ),
     "OpenAI's tools": (
         _lines(
@@ -188,7 +188,10 @@ def test_what_the_columns_mean_is_used() -> None:
         assert (row(name).instruction, row(name).response) == ("q", "r")
     assert row("Parquet with labels as numbers").task_category == "3"
     assert row("labels as pandas writes them").task_category == "3"
-    assert [message.content for message in row("OpenAI's weights").messages] == ["q", "r", "q2", "r2"]
+    weighed = row("OpenAI's weights")
+    assert [message.content for message in weighed.messages] == ["q", "r", "q2", "r2"]
+    assert weighed.earlier_answers == [], "weight 0 is not trained on, nor are its neighbours"
+    assert row("Parquet with nested turns").earlier_answers == []
 
 
 def test_indentation_and_line_ends_stay() -> None:
