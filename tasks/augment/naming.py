@@ -150,4 +150,5 @@ async def _name(
         work.put(name, data)
     new = {name: rows - before[name] for name, rows in after.most_common() if rows > before[name]}
     counts = {**seeds.counts, "named": sum(new.values()), "unnamed": after[UNNAMED]}
-    return work.publish((TRAIN, HELDOUT, DATABASES), counts, {"named": new, "usage": usage.plain()})
+    facts = {**facts_of(seeds), "named": new, "usage": usage.plain()}
+    return work.publish((TRAIN, HELDOUT, DATABASES), counts, facts)

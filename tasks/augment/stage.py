@@ -45,6 +45,7 @@ from tasks.rows import (
     read_rows,
     to_parquet,
 )
+from tasks.seeds.account import private_data
 from tasks.seeds.stage import open_databases
 from tasks.text.leaks import BENCHMARK, Leaks
 from tasks.text.overlap import HeldOut
@@ -291,6 +292,8 @@ def _publish(work: Workspace, batches: int) -> ArtifactRef:
     facts["usage"] = usage.plain()
     facts["rows"] = card.describe(work, batches)
     facts["seeds_by_category"] = card.categories(work.inputs["seeds"])
+    of_seeds = facts_of(work.inputs["seeds"])
+    facts["private"] = {"rows": private_data(of_seeds), "handling": of_seeds.get("handling", "keep")}
     counts[CONVERSATIONS] = facts["rows"][CONVERSATIONS]
     work.put(card.NAME, card.render(work, counts, facts).encode())
     return work.publish((KEPT, REJECTED, FAILED, card.NAME), counts, facts)

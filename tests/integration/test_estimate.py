@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+import io
 
+import pytest
+from rich.console import Console
+
+from flows.commands.show import tables
 from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.augment import stage
+from tasks.augment.controller import Dropped
 from tasks.augment.estimate import estimate
 from tasks.augment.settings import Augmentation
 from tasks.llm.protocol import LLMEndpoint
+from tasks.rows import Row
 from tasks.seeds.stage import Sources
 from tests.support.endpoint import endpoint, tell
 from tests.support.stages import augment_workspace, load
@@ -56,3 +62,22 @@ def test_a_paid_estimate_is_what_the_run_takes_and_the_run_does_not_pay_again(se
         assert used[agent]["cost_usd"] == pytest.approx(expected.cost_usd)
     assert found.total.paid_usd == pytest.approx(found.total.cost_usd)
     assert ref.counts["rows"] == found.rows
+
+
+def test_what_became_of_each_seed_is_shown_beside_it(seeds: ArtifactRef) -> None:
+    with endpoint() as url:
+        found = estimate(seeds, OPTIONS, LLMEndpoint(MODEL, url), sample=5, paid=True)
+    asked, kept = {row.origin_seed for row in found.asked}, [one for one in found.became if isinstance(one, Row)]
+    assert len(found.asked) == len(asked) == 5
+    rows = [one if isinstance(one, Row) else one.row for one in found.became]
+    assert {row.origin_seed for row in rows} == asked
+    assert kept == list(found.examples)
+    console = Console(file=io.StringIO(), width=200)
+    for table in tables(found):
+        console.print(table)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("│ seed ") == 5
+    assert shown.count("│ new ") == sum("expansion" in row.lineage for row in rows) > 0
+    for one in found.became:
+        if isinstance(one, Dropped):
+            assert f"{one.agent}: {one.reason[:10]}" in shown

@@ -13,6 +13,7 @@ from tasks.rows import KEPT, Message, Row, to_parquet
 
 HOSTILE = "a|b\n\n# Heading\n| x | y |\n<script>alert(1)</script> ![x](javascript:1) `code` {{ n }} **bold**"
 USAGE = {"requests": 3, "from_cache": 1, "prompt_tokens": 1200, "completion_tokens": 40, "cost_usd": 0.25}
+NOTHING_PRIVATE: dict[str, Any] = {"rows": {}, "handling": "count"}
 COUNTS = {"seeds": 2, "expanded": 4, "rows": 5, "rejected": 1, "failed": 0}
 
 
@@ -34,6 +35,7 @@ def _card(*batches: list[Row], counts: dict[str, int] | None = None, **facts: An
         "failed": {},
         "usage": {"selection": USAGE},
         "seeds_by_category": {"general": 7, "gone": 1},
+        "private": NOTHING_PRIVATE,
         **facts,
     }
     return card.render(work, counts or COUNTS, {**told, "rows": card.describe(work, len(batches))})
@@ -86,6 +88,13 @@ def test_a_card_tells_what_was_kept_left_out_and_spent() -> None:
     ):
         assert line in text
     assert "Nothing." not in text
+
+
+def test_a_card_tells_what_private_data_there_was() -> None:
+    private = {"rows": {"card": 1, "email": 1_200}, "handling": "mask"}
+    line = "| Seeds with private data (masked) | card 1, email 1,200 |"
+    assert line in _card([Row(instruction="x")], private=private)
+    assert "private" not in _card([Row(instruction="x")])
 
 
 def test_a_card_says_so_where_nothing_was_left_out() -> None:
