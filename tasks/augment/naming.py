@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
@@ -20,7 +21,7 @@ from tasks.llm.protocol import LLMEndpoint
 from tasks.llm.session import connected, run_async
 from tasks.llm.usefulness import BUDGET_REACHED, NoAnswer
 from tasks.rows import HELDOUT, TRAIN, Row, from_parquet, to_parquet
-from tasks.seeds.stage import DATABASES
+from tasks.seeds.stage import DATABASES, ROWS_PER_FILE
 from tasks.text.categories import TASKS, UNNAMED
 
 KIND = "categories"
@@ -121,10 +122,15 @@ async def _names(ask: Ask, rows: tuple[Row, ...], categories: Mapping[str, str])
     return [UNNAMED if name == _OTHER else name for name in answer.categories]
 
 
+def _files_at_once(options: Augmentation) -> int:
+    """With `batch`, as many as fill the provider's batches: else each file would wait for a batch of its own."""
+    return max(1, options.in_flight * _SEEDS_A_REQUEST // ROWS_PER_FILE) if options.batch else 1
+
+
 async def _name(
     work: Workspace, seeds: ArtifactRef, options: Augmentation, endpoint: LLMEndpoint, view: View
 ) -> ArtifactRef:
-    """A file at a time; what a killed process had been told is in the answer cache."""
+    """A file at a time (more with `batch`); what a killed process had been told is in the answer cache."""
     usage, before, after = UsageByAgent(), Counter[str](), Counter[str]()
     reader, prompts, categories = ArtifactReader(seeds), prompts_of(options.prompts), categories_of(options)
     done = 0
@@ -139,13 +145,18 @@ async def _name(
         async def ask(*asked: Any, **settings: Any) -> Any:
             return await prompts.ask(client, usage, *asked, **settings)
 
-        for prefix in (TRAIN, HELDOUT):
-            for name, data in reader.stream(prefix):
-                rows = list(from_parquet(data))
-                with_names = await named(ask, rows, categories, more)
-                before.update(row.task_category for row in rows)
-                after.update(row.task_category for row in with_names)
-                work.put(name, to_parquet(with_names))
+        async def name_file(name: str, data: bytes) -> None:
+            rows = list(from_parquet(data))
+            with_names = await named(ask, rows, categories, more)
+            before.update(row.task_category for row in rows)
+            after.update(row.task_category for row in with_names)
+            work.put(name, to_parquet(with_names))
+
+        files = itertools.chain.from_iterable(map(reader.stream, (TRAIN, HELDOUT)))
+        while some := list(itertools.islice(files, _files_at_once(options))):
+            async with asyncio.TaskGroup() as tasks:
+                for name, data in some:
+                    tasks.create_task(name_file(name, data))
     for name, data in reader.stream(DATABASES):
         work.put(name, data)
     new = {name: rows - before[name] for name, rows in after.most_common() if rows > before[name]}

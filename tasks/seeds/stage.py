@@ -28,7 +28,7 @@ from tasks.text.private import masked_row, private_in
 KIND = "seeds"
 STAGE_VERSION = 4
 DATABASES = "databases/"
-_ROWS_PER_FILE, _CHARACTERS_PER_FILE = 10_000, 2**25
+ROWS_PER_FILE, _CHARACTERS_PER_FILE = 10_000, 2**25
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _parts(rows: Iterator[Row]) -> Iterator[list[Row]]:
     for row in rows:
         part.append(row)
         size += sum(len(message.content) for message in row.messages)
-        if len(part) == _ROWS_PER_FILE or size >= _CHARACTERS_PER_FILE:
+        if len(part) == ROWS_PER_FILE or size >= _CHARACTERS_PER_FILE:
             yield part
             part, size = [], 0
     if part:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from infra.stage import Made, Unseen
 from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.fit.settings import Fit
 from tasks.fit.stage import ChooseRows, ScoreStudent
@@ -47,6 +48,8 @@ def test_the_hardest_rows_are_kept_with_both_losses(rows: ArtifactRef, scores: d
         for part in (kept, dropped)
     ]
     assert gaps[0] > gaps[1]
+    said = ChooseRows(rows=rows, fit=Fit(keep=0.4), **scores).show(Made(refs={"fit": chosen}), Unseen())
+    assert said == f"{len(kept):,} of {len(everything):,} rows, the hardest for this student"
     bins = facts_of(chosen)["bins"]
     assert [one["rows"] for one in bins] == [len(everything) // 10] * 10
     assert sum(one["kept"] for one in bins) == len(kept)

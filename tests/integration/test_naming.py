@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.stage import Made, Unseen
 from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.augment.naming import NameCategories
 from tasks.augment.settings import Augmentation
@@ -38,6 +39,7 @@ def test_every_row_gets_a_category_and_nobodys_own_is_changed(
         assert seeds.counts["unnamed"] == 95
         assert stage.is_needed
         named = made(stage)
+        assert "rows named, in" in stage.show(Made(refs={"categories": named}), Unseen())
         asked = tell(url, "stats")["requests"]
         assert asked <= 12, "several rows a request"
         for part in (TRAIN, HELDOUT):
@@ -56,6 +58,16 @@ def test_every_row_gets_a_category_and_nobodys_own_is_changed(
     assert {row.task_category for row in kept} - {"mine", UNNAMED} <= set(TASKS)
     assert sum(facts_of(augmented)["seeds_by_category"].values()) == seeds.counts["seeds"]
     assert not NameCategories(seeds=named, agent_model=MODEL, options=Augmentation(name_categories=False)).is_needed
+
+
+def test_with_batches_the_files_fill_one(seeds: ArtifactRef, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    with endpoint(batches="plain") as url:
+        options = Augmentation(api_base=url, batch=True, batch_wait_s=0.5, batch_poll_s=0.2)
+        named = made(NameCategories(seeds=seeds, agent_model=MODEL, options=options))
+        batches = tell(url, "stats")["batches"]
+    assert named.counts["named"] + named.counts["unnamed"] == 95
+    assert len(batches) == 1, "training and held-out rows lie in two files, and wait together"
 
 
 def test_naming_and_the_agents_share_one_budget(seeds: ArtifactRef, monkeypatch: pytest.MonkeyPatch) -> None:

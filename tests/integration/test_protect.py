@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from infra.stage import Made, Unseen
 from infra.store.artifacts import facts_of
 from tasks.augment.settings import Augmentation
 from tasks.augment.stage import Augment
@@ -34,6 +35,8 @@ def test_rows_with_a_passage_of_a_benchmark_are_left_out(bucket: str, tmp_path: 
     assert not ProtectBenchmarks(options=Benchmarks()).is_needed
     protected = made(ProtectBenchmarks(options=options))
     sources = Sources(str(seeds), str(tmp_path / "held.jsonl"), None)
+    said = ProtectBenchmarks(options=options).show(Made(refs={"protect": protected}), Unseen())
+    assert said.endswith("passages of 2 questions are kept out of training")
     loaded = load(sources, heldout_share=0.2, response_required=True)
     off = Augmentation(enabled=False)
     rows = made(Augment(seeds=loaded, agent_model="", options=off, protected=protected))
