@@ -10,7 +10,6 @@ from infra.stage import Stage
 from infra.store.artifacts import ArtifactRef
 from tasks.augment.naming import NameCategories
 from tasks.augment.stage import Augment
-from tasks.evaluate.benchmarks import artifacts
 from tasks.evaluate.benchmarks.harness import LmEval
 from tasks.evaluate.benchmarks.protect import ProtectBenchmarks
 from tasks.evaluate.benchmarks.stage import AnswerBenchmarks, JudgeBenchmarks
@@ -54,12 +53,10 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
     """Every stage of `recipe`, in order, each given to `run` once what it is made from is known."""
     how, seed = recipe.settings, recipe.seed
 
-    seeds = read = run(load_seeds(recipe))
-    naming = NameCategories(seeds=read, agent_model=recipe.agent_model, options=how.augmentation)
-    if naming.is_needed:
-        seeds = run(naming)
-    protection = ProtectBenchmarks(options=how.benchmarks)
-    protected = run(protection) if protection.is_needed else None
+    read = run(load_seeds(recipe))
+    named = _if_needed(run, NameCategories(seeds=read, agent_model=recipe.agent_model, options=how.augmentation))
+    seeds = named or read
+    protected = _if_needed(run, ProtectBenchmarks(options=how.benchmarks))
     rows = run(
         Augment(
             seeds=seeds,
@@ -71,11 +68,9 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
     )
     turns = recipe.turns if holds_conversations(rows) else "last"  # the same, and found as it ever was
     scoring = ScoreTeacher(rows=rows, teacher=teacher, k=recipe.k, scoring=how.scoring, turns=turns)
-    chosen, of_fit = rows, {}
-    if how.fit.chooses:
-        untrained = run(ScoreStudent(rows=rows, teacher=base, k=1, scoring=how.scoring, turns=turns))
-        chosen = run(ChooseRows(rows=rows, student=untrained, teacher=run(scoring), fit=how.fit))
-        of_fit = {"student_scores": untrained, "fit": chosen}
+    of_fit = _chosen_for(base, run, recipe, scoring) if how.fit.chooses else {}
+    only = of_fit.get(ChooseRows.kind)
+    chosen = only or rows
     sft = run(Train(name="sft", model=base, data=chosen, training=how.sft, run=how.run, seed=seed, turns=turns))
     scores = run(scoring)
     tuned = ModelSource(name="sft", artifact=sft)
@@ -83,7 +78,6 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
     control = run(
         Train(name="sft_control", model=tuned, data=chosen, training=more_sft, run=how.run, seed=seed, turns=turns)
     )
-    only = chosen if how.fit.chooses else None
     kd = run(Train(name="kd", model=tuned, data=scores, training=how.kd, run=how.run, seed=seed, only=only))
 
     variants = {
@@ -96,30 +90,37 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
     evaluations = run(Evaluate(models=variants, teacher=teacher, seeds=seeds, evaluation=how.evaluation))
     verdicts = _benchmarks(run, recipe, variants, evaluations)
     stages = {"seeds": read, "augment": rows, "sft": sft, "logits": scores, "sft_control": control, "kd": kd}
-    if naming.is_needed:
-        stages["categories"] = seeds
+    if named:
+        stages[NameCategories.kind] = named
     return Results(stages | of_fit, evaluations, verdicts)
+
+
+def _if_needed(run: Run, stage: Stage[R]) -> R | None:
+    return run(stage) if stage.is_needed else None
+
+
+def _chosen_for(student: ModelSource, run: Run, recipe: Recipe, scoring: ScoreTeacher) -> dict[str, ArtifactRef]:
+    """The rows that the untrained student is to be trained on, and its scores, by kind."""
+    untrained = run(ScoreStudent(**{**dict(scoring), "teacher": student, "k": 1}))
+    chosen = run(ChooseRows(rows=scoring.rows, student=untrained, teacher=run(scoring), fit=recipe.settings.fit))
+    return {ScoreStudent.kind: untrained, ChooseRows.kind: chosen}
 
 
 def _benchmarks(
     run: Run, recipe: Recipe, variants: dict[str, ModelSource], evaluations: dict[str, ArtifactRef]
 ) -> dict[str, ArtifactRef]:
-    """Those that have data: none by default."""
+    """Of those that have data: none by default."""
     how, asked = recipe.settings, recipe.settings.benchmarks
-    answers: dict[str, ArtifactRef] = {}
-    verdicts: dict[str, ArtifactRef] = {}
-    if artifacts.asked_for(asked):
-        answers = run(AnswerBenchmarks(models=variants, options=asked, evaluation=how.evaluation))
-    if answers or asked.probes:
-        judged = JudgeBenchmarks(
-            answers=answers,
+    answers = _if_needed(run, AnswerBenchmarks(models=variants, options=asked, evaluation=how.evaluation))
+    judged = _if_needed(
+        run,
+        JudgeBenchmarks(
+            answers=answers or {},
             evaluations=evaluations,
             options=asked,
             judging=how.judging,
             judge_model=recipe.judge_model,
-        )
-        verdicts = run(judged)
-    if asked.harness:
-        by_tasks = run(LmEval(models=variants, options=asked, scoring=how.scoring))
-        verdicts = verdicts | by_tasks
-    return verdicts
+        ),
+    )
+    by_tasks = _if_needed(run, LmEval(models=variants, options=asked, scoring=how.scoring))
+    return (judged or {}) | (by_tasks or {})

@@ -29,7 +29,6 @@ from infra.store import storage
 from infra.store.artifacts import ArtifactRef
 from tasks.augment.estimate import Estimate, estimate, sampled
 from tasks.augment.settings import Augmentation
-from tasks.demo import endpoint as demo
 from tasks.evaluate.benchmarks import artifacts
 from tasks.llm.protocol import LLMEndpoint
 from tasks.models import ModelSource, load_tokenizer, resolve
@@ -42,6 +41,7 @@ from tasks.plan.problems import find
 from tasks.plan.sizes import size_of
 from tasks.plan.view import plan_markdown, stage_rows
 from tasks.rows import HELDOUT, KEPT, TRAIN, Row, Turns, read_rows
+from tasks.shipped import LLMS
 
 R = TypeVar("R")
 _SAMPLE = 1000
@@ -127,7 +127,7 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
         lengths=_lengths(examples, base, recipe.turns),
         heldout_lengths=_lengths(sampled(read_rows(seeds, HELDOUT), _SAMPLE), base, "last"),
         agents=agents,
-        agents_are_free=recipe.agent_model == "demo",
+        agents_are_free=recipe.agent_model in LLMS,
         done=done,
         disk_free=free,
         stores_here=urlparse(settings.s3_endpoint() or "").hostname in _HERE,
@@ -160,8 +160,8 @@ def _unreached(role: str) -> ModelSource:
 
 def _rehearsed(data: ArtifactRef, options: Augmentation, agent_model: str, problems: list[Problem]) -> Estimate | None:
     """What the agents will be asked: without a key or a server too, as far as that goes."""
-    if agent_model == "demo":
-        return estimate(data, options, LLMEndpoint(demo.MODEL, None, _NO_KEY), sample=_REHEARSED)
+    if agent_model in LLMS:
+        return estimate(data, options, LLMEndpoint(LLMS[agent_model].model, None, _NO_KEY), sample=_REHEARSED)
     endpoint = LLMEndpoint(agent_model, options.api_base)
     try:
         return estimate(data, options, endpoint, sample=_REHEARSED)

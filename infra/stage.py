@@ -99,6 +99,11 @@ class Stage(BaseModel, Generic[R]):
         return self.kind
 
     @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to do for what it is given; a run without it has no artifact of it."""
+        return True
+
+    @property
     def is_shared(self) -> bool:
         """Whether several processes make it together, and claim its pieces; else one makes it and the others wait."""
         return False

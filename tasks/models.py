@@ -18,6 +18,7 @@ from infra.errors import ConfigurationError
 from infra.processes.program import lean_imports
 from infra.store import storage
 from infra.store.artifacts import ArtifactReader, ArtifactRef, digest_of
+from tasks.shipped import MODELS
 
 STUDENTS = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B", "7B")}
 TEACHERS = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("14B", "32B", "72B")}
@@ -29,10 +30,9 @@ LICENCES: dict[str, dict[str, str]] = {
     else {"license": "apache-2.0"}
     for size, name in (STUDENTS | TEACHERS).items()
 }
-DEMO = Path(__file__).parent / "demo" / "data"
 _PRESETS = {
-    "student": {"demo": str(DEMO / "student"), **STUDENTS},
-    "teacher": {"demo": str(DEMO / "teacher"), **TEACHERS},
+    role: {name: str(folder) for name, folder in MODELS[role].items()} | hub
+    for role, hub in (("student", STUDENTS), ("teacher", TEACHERS))
 }
 
 

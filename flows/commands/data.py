@@ -28,6 +28,7 @@ from tasks.llm.endpoint import llm_endpoint
 from tasks.seeds.account import sentences
 from tasks.seeds.settings import Reading
 from tasks.seeds.stage import LoadSeeds, Sources
+from tasks.shipped import LLMS
 
 console = Console(highlight=False)
 
@@ -66,7 +67,7 @@ def print_estimate(
         for table in tables(found):
             console.print(table)
     console.print(_table(found, agent_model))
-    console.print(_notes(found, options, agent_model == "demo"), soft_wrap=True)
+    console.print(_notes(found, options, agent_model in LLMS), soft_wrap=True)
 
 
 def write_prompts(folder: Path) -> None:
@@ -153,7 +154,7 @@ def _numbers(used: Usage, priced: bool) -> list[str]:
     return [f"{used.requests:,}", f"{used.prompt_tokens:,}", f"{used.completion_tokens:,}", cost]
 
 
-def _notes(found: Estimate, options: Augmentation, demo_model: bool) -> str:
+def _notes(found: Estimate, options: Augmentation, is_ours: bool) -> str:
     notes = []
     if found.paid:
         notes.append(
@@ -165,7 +166,7 @@ def _notes(found: Estimate, options: Augmentation, demo_model: bool) -> str:
             f"A rehearsal with {found.sample:,} of the seeds: answers are taken to be as long as the seeds' own, and "
             f"nothing to be rejected. At most {found.rows:,} rows. Measure it: --ask 20 asks the agents about 20 seeds."
         )
-    if demo_model:
+    if is_ours:
         notes.append("The demo LLM is free.")
     elif not found.priced:
         notes.append("LiteLLM knows no price: give it with --augmentation.usd-per-million-tokens IN OUT.")

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field
 
 from infra.errors import TransientError
-from tasks.demo import endpoint as demo
+from tasks.shipped import llm_named
 
 _ADDRESS_OF = r"(?:{})_(?:\w+_)?(?:API_BASE|BASE_URL|API_URL|ENDPOINT)"  # a provider's, in the environment
 # no user and password before the host, and no parameter that is called like a key
@@ -25,11 +25,11 @@ _DEFAULT_PORT = {"http": ":80", "https": ":443"}
 def server_of(model: str, api_base: str | None) -> str:
     """The server that answers for a model: by `api_base`, else as the environment tells LiteLLM, else empty.
 
-    One server has one name, however its address is written; a password is no part of it. The demo's is the same program
-    wherever it runs, on another port each time.
+    One server has one name, however its address is written; a password is no part of it. One of ours is the same
+    program wherever it runs, on another port each time.
     """
-    if model == demo.MODEL:
-        return "demo"
+    if ours := llm_named(model):
+        return ours
     if api_base:
         address = urlsplit(api_base)
         host = address.netloc.rpartition("@")[2].lower().removesuffix(_DEFAULT_PORT.get(address.scheme, ":"))

@@ -1,4 +1,4 @@
-"""Where requests go: a provider that LiteLLM knows, or the demo's own server, which is started for the stage."""
+"""Where requests go: a provider that LiteLLM knows, or a server of ours, which is started for the stage."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
-from tasks.demo import endpoint as demo
+from tasks.llm.own_server import serving
 from tasks.llm.protocol import LLMEndpoint
 from tasks.llm.settings import LLMCalls
+from tasks.shipped import LLMS
 
 
 def provider_limit(model: str, api_base: str | None = None) -> str:
@@ -21,8 +22,8 @@ def provider_limit(model: str, api_base: str | None = None) -> str:
 
 
 def provider_slots(model: str, options: LLMCalls) -> dict[str, int]:
-    """Requests in flight that are held of each provider's limit; none of the demo's own server, nor of batches."""
-    if model == "demo" or options.batch:
+    """Requests in flight that are held of each provider's limit; none of servers of ours, nor of batches."""
+    if model in LLMS or options.batch:
         return {}
     limits = {provider_limit(model, options.api_base)}
     limits |= {provider_limit(other) for other in (*options.other_models, *options.fallbacks)}
@@ -32,9 +33,9 @@ def provider_slots(model: str, options: LLMCalls) -> dict[str, int]:
 @contextlib.contextmanager
 def llm_endpoint(model: str, options: LLMCalls, note: Callable[[str], None]) -> Iterator[LLMEndpoint]:
     """Where requests go, for the length of the `with`."""
-    if model != "demo":
+    if model not in LLMS:
         yield LLMEndpoint(model, options.api_base)
         return
-    note(demo.LABEL)
-    with demo.demo_llm() as address:
-        yield LLMEndpoint(demo.MODEL, address, "demo")
+    note(LLMS[model].label)
+    with serving(model) as endpoint:
+        yield endpoint

@@ -17,11 +17,11 @@ from infra.sandbox.sql import QueryError, ReadOnlyDatabase
 from infra.stage import Made, OneArtifact, View
 from infra.store import storage
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
-from tasks.models import DEMO
 from tasks.rows import HELDOUT, TRAIN, Row, to_parquet
 from tasks.seeds import files, formats, references, sources, split
 from tasks.seeds.account import PRIVATE, Account, sentences
 from tasks.seeds.settings import Reading
+from tasks.shipped import DATA
 from tasks.text.categories import UNNAMED
 from tasks.text.private import masked_row, private_in
 
@@ -33,7 +33,7 @@ ROWS_PER_FILE, _CHARACTERS_PER_FILE = 10_000, 2**25
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the data lie. `demo` as `seeds` means the shipped SQL domain with all three."""
+    """Where the data lie. Shipped data, by their name as `seeds`, are all three."""
 
     seeds: str
     heldout: str | None
@@ -41,11 +41,10 @@ class Sources:
 
     @staticmethod
     def of(seeds: str, heldout: str | None, databases: str | None) -> Sources:
-        if seeds != "demo":
+        if seeds not in DATA:
             return Sources(seeds, heldout, databases)
-        return Sources(
-            str(DEMO / "seeds.jsonl"), heldout or str(DEMO / "heldout.jsonl"), databases or str(DEMO / "databases")
-        )
+        data = DATA[seeds]
+        return Sources(str(data.seeds), heldout or str(data.heldout), databases or str(data.databases))
 
 
 class LoadSeeds(OneArtifact):

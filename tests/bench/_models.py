@@ -9,9 +9,10 @@ from typing import Any
 from infra.store.artifacts import ArtifactRef
 from tasks.augment import stage
 from tasks.augment.settings import Augmentation
-from tasks.models import DEMO, ModelSource
+from tasks.models import ModelSource
 from tasks.rows import KEPT, Row, to_parquet
 from tasks.seeds.stage import Sources
+from tasks.shipped import DEMO
 from tests.support.endpoint_answers import answer
 from tests.support.stages import augment_workspace, load
 

@@ -66,17 +66,15 @@ def _configuration(without: str, seeds: list[int]) -> dict[str, Any]:
 def augmented(options: Augmentation) -> tuple[ArtifactRef, ArtifactRef]:
     """The demo's seeds, and what its agents make of them."""
     from tasks.augment import stage
-    from tasks.demo import endpoint as demo
-    from tasks.llm.protocol import LLMEndpoint
+    from tasks.llm.own_server import serving
     from tasks.seeds.stage import Sources
 
     data = load(Sources.of("demo", None, None), heldout_share=0.1, response_required=False)
     work = augment_workspace(data, options, "demo")
     if found := work.find():
         return data, found
-    with demo.demo_llm() as address:
-        deployment = LLMEndpoint(demo.MODEL, address, "demo")
-        return data, stage.augment(work, data, options, deployment, lambda done, total: None)
+    with serving("demo") as endpoint:
+        return data, stage.augment(work, data, options, endpoint, lambda done, total: None)
 
 
 def _sft_accuracy(data: ArtifactRef, rows: ArtifactRef, seed: int) -> float:

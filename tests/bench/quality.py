@@ -63,9 +63,10 @@ def _greedy_label_flags() -> list[str]:
     from infra.services.embedded import embedded_services
     from tasks.engines.generation import Ends, Prompt, TransformersGenerator
     from tasks.evaluate.heldout.scoring import load_model
-    from tasks.models import DEMO, load_tokenizer, resolve
+    from tasks.models import load_tokenizer, resolve
     from tasks.rows import KEPT, read_rows
     from tasks.seeds.stage import Sources
+    from tasks.shipped import DEMO
     from tasks.tokens.rows import TokenisedRow, tokenise
 
     preset = PRESETS["demo"]

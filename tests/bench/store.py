@@ -91,8 +91,9 @@ def _given(path: Path, k: int) -> list[ScoredRow]:
 
 def _scored_by_the_demo_teacher(k: int) -> list[ScoredRow]:
     from tasks.engines.scoring import TransformersEngine
-    from tasks.models import DEMO, load_tokenizer, resolve
+    from tasks.models import load_tokenizer, resolve
     from tasks.seeds.formats import parse
+    from tasks.shipped import DEMO
     from tasks.tokens.rows import TokenisedRow, tokenise
 
     teacher, source = resolve("demo", "teacher"), str(DEMO / "seeds.jsonl")

@@ -179,7 +179,7 @@ def test_a_judge_that_cannot_judge_is_refused_at_the_start(judged_words: list[st
     words = [word for word in judged_words if not word.startswith("--judge-model")]
     done = cli.run(*words, **env)
     assert done.returncode == 78
-    assert "judge_model=demo is a rule that only compares SQL of the demo" in done.stderr
+    assert "judge_model=demo is a rule that only compares answers to the data shipped with it" in done.stderr
     assert "seeds" not in done.stdout
 
 

@@ -11,8 +11,7 @@ from infra.errors import ConfigurationError
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.augment import stage as augment
-from tasks.demo import endpoint as demo
-from tasks.llm.protocol import LLMEndpoint
+from tasks.llm.own_server import serving
 from tasks.models import load_tokenizer, resolve
 from tasks.plan.model import Plan, StagePlan
 from tasks.rows import KEPT, read_rows
@@ -73,8 +72,8 @@ def test_the_demos_plan_is_near_what_the_demo_takes(bucket: str) -> None:
 def _augmented(options: Any) -> ArtifactRef:
     seeds = load(Sources.of("demo", None, None), heldout_share=0.1, response_required=False)
     work = augment_workspace(seeds, options, "demo")
-    with demo.demo_llm() as url:
-        return augment.augment(work, seeds, options, LLMEndpoint(demo.MODEL, url, "demo"), lambda *_: None)
+    with serving("demo") as endpoint:
+        return augment.augment(work, seeds, options, endpoint, lambda *_: None)
 
 
 def _tokens(rows: ArtifactRef) -> tuple[float, float]:

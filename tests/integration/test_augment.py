@@ -1,5 +1,6 @@
 """The agents over HTTP, against the demo LLM server: every row accounted for, and no answer paid twice."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from infra.store.artifacts import ArtifactReader, ArtifactRef
 from tasks.augment import stage
 from tasks.augment.pairs import export_pairs
 from tasks.augment.settings import Augmentation
-from tasks.demo import endpoint as demo
+from tasks.llm.own_server import serving
 from tasks.llm.protocol import LLMEndpoint
 from tasks.rows import BEFORE_REWRITING, FAILED, KEPT, REJECTED, read_rows
 from tasks.seeds.stage import Sources
@@ -24,14 +25,14 @@ def seeds(bucket: str) -> ArtifactRef:
     return load(Sources.of("demo", None, None), heldout_share=0.1, response_required=False)
 
 
-def _augment(seeds: ArtifactRef, address: str) -> ArtifactRef:
+def _augment(seeds: ArtifactRef, endpoint: LLMEndpoint) -> ArtifactRef:
     work = augment_workspace(seeds, OPTIONS, "demo")
-    return stage.augment(work, seeds, OPTIONS, LLMEndpoint(demo.MODEL, address, "demo"), lambda done, total: None)
+    return stage.augment(work, seeds, OPTIONS, endpoint, lambda done, total: None)
 
 
 def test_every_row_is_kept_or_rejected_with_a_reason(seeds: ArtifactRef, tmp_path: Path) -> None:
-    with demo.demo_llm() as address:
-        ref = _augment(seeds, address)
+    with serving("demo") as endpoint:
+        ref = _augment(seeds, endpoint)
     kept = list(read_rows(ref, KEPT))
     rejected = list(read_rows(ref, REJECTED))
     assert len(kept) == ref.counts["rows"]
@@ -52,21 +53,22 @@ def test_every_row_is_kept_or_rejected_with_a_reason(seeds: ArtifactRef, tmp_pat
 def test_a_provider_that_goes_away_is_reported_and_the_rerun_gives_the_same_rows(
     seeds: ArtifactRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with demo.demo_llm() as address:
-        expected = _digest(_augment(seeds, address))
+    with serving("demo") as endpoint:
+        expected = _digest(_augment(seeds, endpoint))
+    nobody = dataclasses.replace(endpoint, api_base="http://127.0.0.1:9/v1")
     monkeypatch.setenv("DISTILFLOW_BUCKET", "augment-again")  # nothing of the first run to find
     from infra.store import storage
 
     storage.ensure_bucket()
     again = load(Sources.of("demo", None, None), heldout_share=0.1, response_required=False)
     # the answers are in the request cache: no server, and still the same rows
-    assert _digest(_augment(again, "http://127.0.0.1:9/v1")) == expected
+    assert _digest(_augment(again, nobody)) == expected
     monkeypatch.setenv("DISTILFLOW_HOME", str(tmp_path))  # an empty cache: now the server is missed
     monkeypatch.setenv("DISTILFLOW_BUCKET", "augment-once-more")
     storage.ensure_bucket()
     once_more = load(Sources.of("demo", None, None), heldout_share=0.1, response_required=False)
     with pytest.raises(TransientError, match="cannot be reached"):
-        _augment(once_more, "http://127.0.0.1:9/v1")
+        _augment(once_more, nobody)
 
 
 def _digest(ref: ArtifactRef) -> str:

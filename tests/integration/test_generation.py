@@ -27,7 +27,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer: Any) -> list[Prompt]:
-    from tasks.models import DEMO
+    from tasks.shipped import DEMO
 
     rows = parse("heldout.jsonl", (DEMO / "heldout.jsonl").read_bytes(), response_required=True)[:24]
     tokenised = [tokenise(row, tokenizer, 384) for row in rows]

@@ -16,7 +16,8 @@ from infra.store.claims import made_once
 from tasks.evaluate.benchmarks import harness
 from tasks.evaluate.benchmarks.settings import Benchmarks
 from tasks.logits.settings import Scoring
-from tasks.models import DEMO, ModelSource, load_tokenizer
+from tasks.models import ModelSource, load_tokenizer
+from tasks.shipped import DEMO
 from tests.support.eval_data import QUESTIONS, own_task
 from tests.support.processes import named, of_home
 

@@ -18,9 +18,9 @@ from flows.commands.publish import publish, serve_command
 from infra.errors import ConfigurationError
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef, Workspace
-from tasks.models import DEMO
 from tasks.report.comparison import verdict
 from tasks.rows import KEPT, Row, to_parquet
+from tasks.shipped import DEMO
 from tasks.train.settings import Distillation
 from tests.support.report_sample import sample_report
 

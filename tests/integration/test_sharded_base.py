@@ -12,7 +12,8 @@ from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
 from tasks.logits import stage as logits_stage
 from tasks.logits.settings import Scoring
 from tasks.logits.store.reader import TopKReader
-from tasks.models import DEMO, ModelSource
+from tasks.models import ModelSource
+from tasks.shipped import DEMO
 from tasks.train import stage
 from tasks.train.settings import Training, TrainingRun
 from tests.support.stages import scoring_workspace, training_workspace

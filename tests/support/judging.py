@@ -21,7 +21,8 @@ from tasks.evaluate.benchmarks.questions import ConversationPrompt
 from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
 from tasks.llm.protocol import LLMEndpoint
-from tasks.models import DEMO, ModelSource
+from tasks.models import ModelSource
+from tasks.shipped import DEMO
 from tests.support import program
 
 JUDGE = "openai/judge"

@@ -30,12 +30,12 @@ from tasks.llm.client import LLMClient
 from tasks.llm.protocol import LLMEndpoint
 from tasks.llm.session import connected, run_async
 from tasks.models import ModelSource
+from tasks.shipped import LLMS
 
 ANSWERS_KIND, KIND = "benchmark-answers", "benchmark"  # answers/ is the LLM cache's
 STAGE_VERSION = 3
 PROBES = "probes"
 JUDGED = (ALPACA_EVAL, MT_BENCH, PROBES)
-DEMO_JUDGE = "demo"
 ANSWERS, JUDGMENTS, ITEMS, RESULTS = "answers.jsonl", "judgments.parquet", "items.parquet", "results.json"
 PREDICTIONS = "predictions.parquet"  # of an evaluate artifact: what probes look at
 Tick = Callable[[int, int], None]
@@ -69,11 +69,11 @@ def preflight(options: Benchmarks, judge_model: str, people: str | None = None, 
         raise ConfigurationError(
             "AlpacaEval, MT-Bench and probes need a judge: set judge_model to a LiteLLM model name"
         )
-    others = options.mt_bench or options.probes or options.alpaca_eval not in (None, data_files.DEMO_DATA)
-    if judge_model == DEMO_JUDGE and others:
+    others = options.mt_bench or options.probes or options.alpaca_eval not in (None, judge_model)
+    if judge_model in LLMS and others:
         raise ConfigurationError(
-            "judge_model=demo is a rule that only compares SQL of the demo (benchmarks.alpaca_eval=demo): "
-            "set judge_model to a LiteLLM model name"
+            f"judge_model={judge_model} is a rule that only compares answers to the data shipped with it "
+            f"(benchmarks.alpaca_eval={judge_model}): set judge_model to a LiteLLM model name"
         )
 
 

@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from infra.errors import ConfigurationError
-from tasks.models import DEMO
 from tasks.seeds import sources
-
-DEMO_DATA = "demo"
+from tasks.shipped import DATA
 
 
 def digest(source: str | None) -> str | None:
@@ -84,8 +82,8 @@ def whole_text(source: str) -> str:
 
 
 def _bytes(source: str) -> bytes:
-    if source == DEMO_DATA:
-        return (DEMO / "heldout.jsonl").read_bytes()
+    if source in DATA:
+        return DATA[source].heldout.read_bytes()
     if source.startswith(sources.HUB) and source.count("/") < 2:
         raise ConfigurationError(f"{source!r} names no file of the hub: expected hub:OWNER/DATASET/FILE")
     files = sources.find(source, "benchmarks").files

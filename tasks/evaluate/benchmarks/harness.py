@@ -74,6 +74,10 @@ class LmEval(SeveralArtifacts):
     options: Benchmarks
     scoring: Scoring
 
+    @property
+    def is_needed(self) -> bool:
+        return bool(self.options.harness)
+
     def workspaces(self) -> dict[str, Workspace]:
         spec: dict[str, Any] = {**self.options.identity("harness"), "own_tasks": _task_files(self.options)}
         if self.scoring.engine != "vllm":  # the reference's rounding makes other results than vLLM's

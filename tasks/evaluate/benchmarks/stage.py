@@ -40,6 +40,10 @@ class AnswerBenchmarks(SeveralArtifacts):
     def title(self) -> str:
         return "answers"
 
+    @property
+    def is_needed(self) -> bool:
+        return bool(artifacts.asked_for(self.options))
+
     def workspaces(self) -> dict[str, Workspace]:
         return {
             f"{name}/{benchmark}": artifacts.answers_workspace(benchmark, model, self.options, self.evaluation)
@@ -77,6 +81,10 @@ class JudgeBenchmarks(SeveralArtifacts):
     @property
     def title(self) -> str:
         return "benchmarks"
+
+    @property
+    def is_needed(self) -> bool:
+        return bool(self._judged)
 
     def workspaces(self) -> dict[str, Workspace]:
         return {

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.models import DEMO
 from tasks.rows import Message, Row
 from tasks.seeds.formats import parse
+from tasks.shipped import DEMO
 from tasks.text.private import find, masked, masked_row, private_in
 
 PRIVATE = {

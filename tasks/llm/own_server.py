@@ -1,4 +1,4 @@
-"""Runs the demo LLM server for as long as a stage needs it."""
+"""Runs a server of ours (`tasks.shipped.LLMS`) for as long as a stage needs it."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from infra import settings
 from infra.errors import TransientError
 from infra.processes.environment import for_server
 from infra.processes.supervise import guarded
+from tasks.llm.protocol import LLMEndpoint
+from tasks.shipped import LLMS
 
-MODEL = "openai/demo-llm"
-LABEL = "demo LLM server: a rule-based stand-in for the SQL domain, not a language model"
 _START_TIMEOUT_S = 60.0
 
 
 @contextlib.contextmanager
-def demo_llm() -> Iterator[str]:
-    """The base URL of a demo LLM server that lives as long as the `with`."""
+def serving(name: str) -> Iterator[LLMEndpoint]:
+    """The LLM that is shipped under this name, for the length of the `with`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = settings.home() / "logs" / "demo-llm.log"
+    log = settings.home() / "logs" / f"{name}-llm.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "tasks.demo.llm_server", "--port", str(port)]
+    command = [sys.executable, "-m", LLMS[name].module, "--port", str(port)]
     with guarded(command, log, for_server()) as process:
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not _answers(port):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise TransientError(f"the demo LLM server did not start; log: {log}")
+                raise TransientError(f"the {name} LLM server did not start; log: {log}")
             time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/v1"
+        yield LLMEndpoint(LLMS[name].model, f"http://127.0.0.1:{port}/v1", name)
 
 
 def _answers(port: int) -> bool:
