@@ -45,7 +45,7 @@ test-unit: setup ## Run the tests that start no server and no engine
 	@$(BIN)/python -m pytest -n $(or $(JOBS),2) $(SIDE_BY_SIDE) tests/unit
 
 chaos: setup ## Kill and cancel every part of a run in turn, and compare (about ten minutes)
-	@$(BIN)/python -m pytest tests/flows/test_production.py -m chaos -rP
+	@$(BIN)/python -m pytest tests/flows/test_chaos.py -m chaos -rP
 
 check: setup ## Style, types, and which module may import which
 	@$(BIN)/ruff check --quiet .
