@@ -41,6 +41,13 @@ class Entry(BaseModel):
         return sum(s.seconds * int(s.facts.get("ranks", 1)) for s in stages if s.name in COST_STAGES)
 
     @property
+    def rows(self) -> int:
+        """Rows that the student was trained on: those chosen for it, where there was a choice."""
+        stages = self.data.stages if self.data else []
+        rows = {stage.name: stage.counts.get("rows", 0) for stage in stages}
+        return rows.get("fit", rows.get("augment", 0))
+
+    @property
     def usd(self) -> float:
         """What the agents' answers cost."""
         flow = self.data.data_flow if self.data else None

@@ -103,6 +103,23 @@ def test_without_checked_answers_cross_entropy_decides_and_the_sentence_says_so(
     assert "figure-quality-cost" not in render_page([worse, better])
 
 
+def test_quality_against_rows_is_shown_where_students_were_trained_on_different_rows() -> None:
+    def trained_on(kept: int) -> Entry:
+        entry = _entry(f"keep {kept}", KD, 10)
+        assert entry.data is not None
+        of_rows = [
+            StageSummary(name=name, seconds=1, uri="s3://b/x/", fingerprint="x", counts={"rows": rows})
+            for name, rows in (("augment", 400), ("fit", kept))
+        ]
+        data = entry.data.model_copy(update={"stages": [*entry.data.stages, *of_rows]})
+        return entry.model_copy(update={"data": data})
+
+    half, all_rows = trained_on(200), trained_on(400)
+    assert (half.rows, all_rows.rows) == (200, 400)
+    assert "figure-quality-rows" in render_page([half, all_rows])
+    assert "figure-quality-rows" not in render_page([half, trained_on(200)])
+
+
 def test_page_and_markdown_hold_every_combination_and_hostile_names_stay_text() -> None:
     hostile = "<script>alert(1)</script>|`x`"
     entries = [_entry("a", KD, 10), Entry(name=hostile, failed=hostile)]
