@@ -11,6 +11,7 @@ from infra.processes.supervise import Event, run_supervised
 from infra.processes.vllm_environment import vllm_environment
 from infra.stage import Made, OneArtifact, View, skipped_note
 from infra.store.artifacts import ArtifactRef, Workspace, facts_of
+from tasks.logits.parallel import scoring_parallel
 from tasks.logits.settings import Scoring
 from tasks.logits.store.reader import SHARDS, TOKENIZER
 from tasks.models import ModelSource
@@ -58,7 +59,7 @@ class ScoreTeacher(OneArtifact):
         return Workspace(KIND, STAGE_VERSION, spec, {"rows": self.rows})
 
     def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
-        return {devices.GPU: devices.gpu_slots(self.scoring.tensor_parallel)}
+        return {devices.GPU: devices.gpu_slots(scoring_parallel(self.scoring, self.teacher, devices.here()))}
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
         return score(work, self.rows, self.teacher, self.k, self.scoring, view.follow(describe), self.turns)

@@ -17,6 +17,7 @@ from infra.stage import Made, SeveralArtifacts, View
 from infra.store.artifacts import ArtifactRef, Workspace
 from tasks.evaluate.benchmarks import data_files
 from tasks.evaluate.benchmarks.settings import Benchmarks
+from tasks.logits.parallel import scoring_parallel
 from tasks.logits.settings import Scoring
 from tasks.models import ModelSource
 
@@ -88,7 +89,10 @@ class LmEval(SeveralArtifacts):
         }
 
     def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
-        return {devices.GPU: devices.gpu_slots(self.scoring.tensor_parallel)}
+        models = [self.models[key.split("/")[0]] for key in missing]
+        gpus = devices.here()
+        most = max((scoring_parallel(self.scoring, model, gpus) for model in models), default=1)
+        return {devices.GPU: devices.gpu_slots(most)}
 
     def make(self, missing: Mapping[str, Workspace], view: View) -> dict[str, ArtifactRef]:
         return run(missing, self.models, self.options, self.scoring, view.follow(describe))

@@ -17,6 +17,7 @@ from infra.stage import Made, SeveralArtifacts, View
 from infra.store.artifacts import ArtifactRef, Workspace
 from tasks.evaluate.benchmarks import artifacts
 from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
+from tasks.evaluate.parallel import most_parallel
 from tasks.evaluate.settings import Evaluation
 from tasks.llm.endpoint import llm_endpoint, provider_slots
 from tasks.models import ModelSource
@@ -52,7 +53,10 @@ class AnswerBenchmarks(SeveralArtifacts):
         }
 
     def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
-        return {devices.GPU: 1}
+        variants = {key.split("/")[0] for key in missing}
+        models = [self.models[name] for name in variants]
+        longest = self.evaluation.max_length + self.options.max_new_tokens
+        return {devices.GPU: devices.gpu_slots(most_parallel(self.evaluation, models, longest, devices.here()))}
 
     def make(self, missing: Mapping[str, Workspace], view: View) -> dict[str, ArtifactRef]:
         return answer(missing, self.models, self.options, self.evaluation, view.follow(describe))
