@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 
 from tasks.engines import memory
-from tasks.engines.memory import CONTEXT
 from tasks.engines.sizes import Size
+from tasks.evaluate import parallel
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
 from tasks.logits.store.format import MAX_ERROR
@@ -96,8 +96,8 @@ def store_bytes(teacher: Size, k: int, max_error: float, responses: float, promp
 
 def scoring_memory(machine: Machine, model: Size, scoring: Scoring) -> int:
     """Bytes on each of the `tensor_parallel` GPUs that score together."""
-    width, parallel = weight_bytes(machine), scoring.tensor_parallel
-    return memory.scoring_memory(model, width, scoring.max_length, scoring.max_batched_tokens, parallel)
+    longest, batched, width = scoring.max_length, scoring.max_batched_tokens, weight_bytes(machine)
+    return memory.scoring_memory(model, width, longest, batched, scoring.tensor_parallel)
 
 
 def generation_memory(machine: Machine, model: Size, how: Evaluation) -> int:
@@ -107,8 +107,5 @@ def generation_memory(machine: Machine, model: Size, how: Evaluation) -> int:
 
 
 def evaluation_memory(machine: Machine, student: Size, teacher: Size, how: Evaluation, long_row: float) -> int:
-    """Bytes that evaluating takes on all devices: student and teacher beside each other, and both their logits."""
-    width = weight_bytes(machine)
-    weights = width * (student.parameters + teacher.parameters)
-    logits = how.batch_rows * long_row * width * (student.vocabulary + teacher.vocabulary)
-    return int(weights + logits) + CONTEXT
+    """Bytes that evaluating takes on all devices."""
+    return parallel.evaluation_memory(weight_bytes(machine), student, teacher, how.batch_rows * long_row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tasks.engines.memory import CONTEXT
 from tasks.plan import costs
 from tasks.plan.known import PlanInputs
 from tasks.plan.model import Plan, Problem, StagePlan
@@ -178,7 +179,7 @@ def _too_large(plan: Plan, memory: int) -> Iterator[StagePlan]:
 
 
 def _weights(known: PlanInputs) -> int:
-    return costs.weight_bytes(known.machine) * (known.student.parameters + known.teacher.parameters) + costs.CONTEXT
+    return costs.weight_bytes(known.machine) * (known.student.parameters + known.teacher.parameters) + CONTEXT
 
 
 def _needs(stage: StagePlan) -> str:

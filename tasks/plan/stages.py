@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tasks.engines.memory import CONTEXT
 from tasks.engines.sizes import Size
 from tasks.plan import costs
 from tasks.plan.known import AGENT_TOKENS_S, VARIANTS, PlanInputs
@@ -79,7 +80,7 @@ def _training(known: PlanInputs, name: str, training: Training) -> StagePlan:
         rows=usable,
         tokens=round(tokens),
         steps=steps,
-        memory_bytes=memory.total + costs.CONTEXT,
+        memory_bytes=memory.total + CONTEXT,
         devices=devices,
         hours=(seconds + costs.seconds(known.machine, flops, devices)) / 3600,
     )

@@ -37,6 +37,16 @@ def estimate(
     return MemoryEstimate(_states(shape, run, ranks, lora, half), _activations(shape, run, tokens, half))
 
 
+def held_in_memory(shape: ModelShape, run: TrainingRun, ranks: int, lora: Lora | None) -> int:
+    """Bytes in the memory of a machine with so many ranks: the weights that each loads, and what is offloaded.
+
+    Of a trained parameter its gradient, master weight and moments in fp32; of the parameters their bf16.
+    """
+    trained = shape.parameters if lora is None else shape.adapters(lora.rank)
+    offloaded = {"none": 0, "optimizer": 16 * trained, "parameters": 16 * trained + 2 * shape.parameters}
+    return ranks * 2 * shape.parameters + offloaded[run.offload]
+
+
 def checkpoint_bytes(parameters: int, lora: Lora | None) -> int:
     """One checkpoint of all ranks: weights, fp32 master weights, two moments; with adapters the weights count."""
     return (2 if lora else 14) * parameters

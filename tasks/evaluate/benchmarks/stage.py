@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from infra import devices
+from infra.devices import Gpus
+from infra.needs import Needs
 from infra.processes import program
 from infra.processes.supervise import Event, run_supervised
 from infra.processes.vllm_environment import vllm_environment
@@ -53,10 +55,16 @@ class AnswerBenchmarks(SeveralArtifacts):
         }
 
     def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
-        variants = {key.split("/")[0] for key in missing}
-        models = [self.models[name] for name in variants]
+        return {devices.GPU: devices.gpu_slots(self._most_parallel(devices.here()))}
+
+    def needs(self, offered: Gpus | None) -> Needs | None:
+        if offered is None and not self.evaluation.tensor_parallel:
+            return None
+        return Needs.of_engine(self._most_parallel(offered))
+
+    def _most_parallel(self, gpus: Gpus | None) -> int:
         longest = self.evaluation.max_length + self.options.max_new_tokens
-        return {devices.GPU: devices.gpu_slots(most_parallel(self.evaluation, models, longest, devices.here()))}
+        return most_parallel(self.evaluation, self.models.values(), longest, gpus)
 
     def make(self, missing: Mapping[str, Workspace], view: View) -> dict[str, ArtifactRef]:
         return answer(missing, self.models, self.options, self.evaluation, view.follow(describe))
