@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import prefect.runtime
 from prefect import flow
@@ -23,7 +23,7 @@ from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
 from tasks.fit.settings import Fit
 from tasks.logits.settings import Scoring
-from tasks.plan.hardware import Hardware
+from tasks.plan.hardware import Hardware, offered
 from tasks.plan.model import Plan
 from tasks.report.stage import Report
 from tasks.rows import Turns
@@ -60,6 +60,7 @@ def distill(
     data: Annotated[Reading | None, OfPreset("data")] = None,
     fit: Annotated[Fit | None, OfPreset("fit")] = None,
     stages_on: str | None = None,
+    job_variables: dict[str, Any] | None = None,
     plan_only: bool = False,
     hardware: Hardware | None = None,
 ) -> Outcome | Plan:
@@ -93,8 +94,9 @@ def distill(
         data: what of your files is read
         fit: which of the rows this student is trained on
         stages_on: deployment that training, scoring and evaluation run in, such as stage/gpu; without it they run here
+        job_variables: variables of that deployment's work pool, such as {"gpus": 4}; they win over what a stage needs
         plan_only: say what the run will take (rows, tokens, memory, hours, money) and what will go wrong; spend nothing
-        hardware: what to plan for
+        hardware: what to plan for; and of what the machines are that `stages_on` takes GPUs, memory and cores from
     """
     recipe = Recipe(
         student=student,
@@ -116,7 +118,7 @@ def distill(
         return plan(recipe, hardware or Hardware())
     started = time.time()
     base, teacher_model = check(recipe)
-    stages = Stages(deployment=stages_on)
+    stages = Stages(stages_on, offered(hardware), job_variables)
     made = pipeline(stages.run, recipe, base, teacher_model)
     page = stages.run(
         Report(

@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from infra.devices import Gpus
+from infra.needs import Needs
 from infra.processes.supervise import Event
 from infra.store.artifacts import ArtifactRef, Workspace
 from infra.store.claims import made_once
@@ -115,6 +117,13 @@ class Stage(BaseModel, Generic[R]):
     def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
         """What is held while it is made: slots by the name of a limit."""
         return {}
+
+    def needs(self, offered: Gpus | None) -> Needs | None:
+        """What a machine of its own must have to make it, out of one with the GPUs that are `offered` (None: unknown).
+
+        None where that is not known. Raises ConfigurationError where what is offered is too small.
+        """
+        return None
 
     @abstractmethod
     def make(self, missing: Mapping[str, Workspace], view: View) -> dict[str, ArtifactRef]:

@@ -28,6 +28,8 @@ from prefect.states import Cancelling, Crashed
 from pydantic import TypeAdapter
 
 from infra.errors import BY_EXIT_CODE, ConfigurationError, StageFailedError, TransientError
+from infra.needs import Needs
+from infra.orchestration.job_variables import job_variables
 from infra.orchestration.remote_run import SERVER_AWAY_S, answer_of, is_dead, prefect_client, set_state, watched_claims
 from infra.store.artifacts import digest_of
 
@@ -49,6 +51,7 @@ class Dispatched:
     """A run elsewhere that is wanted here. Leaving the `with` before it is over cancels it.
 
     `tell` gets a sentence whenever what is waited for changes, `show` its progress: per cent, and its own words.
+    The machine that it gets has what it `needs`, as far as the work pool can say so; `variables` of the pool win.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class Dispatched:
         tell: Callable[[str], None],
         tags: Sequence[str] = (),
         show: Callable[[float, str], None] | None = None,
+        needs: Callable[[], Needs | None] = lambda: None,
+        variables: Mapping[str, Any] | None = None,
     ):
         self._deployment = deployment
         self.parameters = dict(parameters)
@@ -68,6 +73,8 @@ class Dispatched:
         self._tell = tell
         self._tags = list(tags)
         self._show = show
+        self._needs = needs
+        self._variables = dict(variables or {})
         self._next_show = 0.0
         self._key = digest_of({"deployment": deployment, "parameters": self.parameters})[:32]
         self._run: FlowRun | None = None
@@ -154,6 +161,9 @@ class Dispatched:
     def _started(self, client: SyncPrefectClient, key: str) -> tuple[FlowRun, bool]:
         """Of two that ask at the same time, and so with the same key, one starts it."""
         try:
+            variables = job_variables(client, self._deployment, self._needs, self._variables)
+            if variables:
+                self._tell(f"asks for {', '.join(f'{name} {value}' for name, value in variables.items())}")
             started: Any = run_deployment(
                 self._deployment,
                 parameters=self.parameters,
@@ -161,6 +171,7 @@ class Dispatched:
                 timeout=0,
                 tags=self._tags,
                 idempotency_key=key,
+                job_variables=variables or None,
             )
         except ObjectNotFound as error:
             raise ConfigurationError(

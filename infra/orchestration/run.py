@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from rich.markup import escape
 
 from infra import settings
+from infra.devices import Gpus
 from infra.errors import TransientError, is_retryable
 from infra.orchestration import names
 from infra.orchestration.dispatch import Dispatched, run_there
@@ -29,11 +30,19 @@ class Stages:
     """Runs stages; `made` holds what each came to in this run, by its title.
 
     `deployment` (such as "stage/gpu") is where those go that need an engine, and are not finished; none: they run here.
+    Each asks there for what it needs of the GPUs that are `offered`, unless `variables` of the work pool say otherwise.
     """
 
-    def __init__(self, deployment: str | None = None):
+    def __init__(
+        self,
+        deployment: str | None = None,
+        offered: Gpus | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ):
         self.made: dict[str, Made] = {}
         self._deployment = deployment
+        self._offered = offered
+        self._variables = variables
 
     def run(self, stage: Stage[R]) -> R:
         """What later stages are given of it. Raises what it raises, after the retries that can help."""
@@ -44,12 +53,30 @@ class Stages:
 
             Of a reference alone it would follow the fields too, and join stages that share the word for a kind.
             """
-            made = _there(stage, there) if there else _here(stage)
+            made = self._there(stage, there) if there else _here(stage)
             self.made[stage.title] = made
             return list(made.refs.values())
 
         _task(stage, f"{stage.title} in {there}" if there else None)(attempt)(stage)
         return stage.result(self.made[stage.title].refs)
+
+    def _there(self, stage: Stage[Any], deployment: str) -> Made:
+        run_name, tags = names.stage_name(stage.title), [names.stage_tag(stage.title)]
+        with stage_view(stage.title, f"in {deployment}") as view:
+            wanted = Dispatched(
+                deployment,
+                parameters_of(stage),
+                Made,
+                run_name,
+                view.note,
+                tags,
+                view.pass_on,
+                lambda: stage.needs(self._offered),
+                self._variables,
+            )
+            made: Made = run_there(wanted)
+            view.done(made, f"done in {deployment}")
+            return made
 
 
 def parameters_of(stage: Stage[Any]) -> dict[str, Any]:
@@ -68,15 +95,6 @@ def _here(stage: Stage[Any]) -> Made:
     with stage_view(stage.title, stage.doing) as view:
         made = make(stage, view, _held)
         view.done(made, stage.show(made, view))
-        return made
-
-
-def _there(stage: Stage[Any], deployment: str) -> Made:
-    run_name, tags = names.stage_name(stage.title), [names.stage_tag(stage.title)]
-    with stage_view(stage.title, f"in {deployment}") as view:
-        wanted = Dispatched(deployment, parameters_of(stage), Made, run_name, view.note, tags, view.pass_on)
-        made: Made = run_there(wanted)
-        view.done(made, f"done in {deployment}")
         return made
 
 

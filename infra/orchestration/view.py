@@ -92,6 +92,8 @@ class StageView:
                 self.note(
                     f"still at work: {event['bytes'] / 1e9:,.1f} GB read and written in {event['seconds']:,.0f} s"
                 )
+            elif event["event"] == "note":
+                self.note(event["text"])
             elif event["event"] == "resumed":
                 self.note(_resumed(event))
             elif event["event"] == "checkpoint_pace" and event["interval_s"] > _LONG_PACE_S:

@@ -44,6 +44,10 @@ class Reporter:
             self._last = now
             self.event("progress", done=done, total=total, **fields)
 
+    def note(self, text: str) -> None:
+        """Something that people should know."""
+        self.event("note", text=text)
+
     @contextlib.contextmanager
     def loading(self, engine: str) -> Iterator[None]:
         """Say that an engine is loading, which takes minutes for a large model, and when it is ready."""

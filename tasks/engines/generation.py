@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tasks.engines.memory import GENERATED_AT_ONCE
 from tasks.engines.scoring import end_vllm, processes_below, vllm_options
 from tasks.models import ModelSource
 from tasks.text.answers import answer_of
@@ -193,7 +194,7 @@ def vllm_generator(
     """The engine with settings for this machine; prompt and answer together have at most `max_length` tokens."""
     import torch
 
-    options = vllm_options(torch.cuda.is_available(), tensor_parallel, gpu_memory, max_batched_tokens=8192)
+    options = vllm_options(torch.cuda.is_available(), tensor_parallel, gpu_memory, GENERATED_AT_ONCE)
     return VLLMGenerator(folder, ends, max_length, max_new_tokens, options)
 
 

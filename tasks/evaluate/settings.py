@@ -22,7 +22,9 @@ class Evaluation(BaseModel):
     top_k: int | None = Field(None, ge=1, description="teacher tokens that the top-K KL is over (default: k)")
     max_length: int = Field(2048, ge=16, description="longest held-out row in tokens; longer ones are skipped")
     batch_rows: int = Field(32, ge=1, description="rows computed at once; lower it when memory runs out")
-    tensor_parallel: int = Field(1, ge=1, description="GPUs that hold one model together in vLLM")
+    tensor_parallel: int = Field(
+        0, ge=0, description="GPUs that hold one model together in vLLM (0: the fewest that do)"
+    )
     gpu_memory: float = Field(0.9, gt=0, le=1, description="share of the GPU's memory that vLLM may take")
     timeout_h: float | None = Field(None, gt=0, description="hours after which evaluation is ended (default: never)")
 

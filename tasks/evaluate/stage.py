@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from infra import devices
+from infra.devices import Gpus
+from infra.needs import Needs
 from infra.processes import program
 from infra.processes.supervise import Event, run_supervised
 from infra.processes.vllm_environment import vllm_environment
 from infra.stage import Made, SeveralArtifacts, View, skipped_note
 from infra.store.artifacts import ArtifactRef, Workspace, facts_of
+from tasks.evaluate.parallel import evaluation_gpus
 from tasks.evaluate.settings import Evaluation
 from tasks.models import ModelSource
 
@@ -41,6 +44,11 @@ class Evaluate(SeveralArtifacts):
 
     def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
         return {devices.GPU: devices.gpu_slots(devices.gpus())}
+
+    def needs(self, offered: Gpus | None) -> Needs | None:
+        if offered is None:
+            return Needs.of_engine(self.evaluation.tensor_parallel) if self.evaluation.tensor_parallel else None
+        return Needs.of_engine(evaluation_gpus(self.evaluation, self.models.values(), self.teacher, offered))
 
     def make(self, missing: Mapping[str, Workspace], view: View) -> dict[str, ArtifactRef]:
         return evaluate(missing, self.models, self.teacher, self.seeds, self.evaluation, view.follow(describe))

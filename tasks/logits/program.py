@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from infra import devices
 from infra.errors import ConfigurationError
 from infra.processes import child
 from infra.store import storage
@@ -28,6 +29,7 @@ from infra.store.artifacts import ArtifactRef, Workspace
 from infra.store.claims import Claims, Pauses
 from tasks.engines.scoring import Engine, TransformersEngine, VLLMEngine, vllm_options
 from tasks.logits.coverage import CoverageCounter
+from tasks.logits.parallel import scoring_parallel
 from tasks.logits.settings import Scoring
 from tasks.logits.shards import Shard, plan
 from tasks.logits.store.reader import ShardError, read_shard, write_shard, write_tokenizer
@@ -63,7 +65,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         ours = iter(queue)
         if (first := next(ours, None)) is not None:
             with reporter.loading(scoring.engine):
-                engine = _engine(scoring, teacher, k, max(len(row.ids) for row in rows))
+                engine = _engine(scoring, teacher, k, max(len(row.ids) for row in rows), reporter)
             started = time.monotonic()
 
             def on_progress(tokens: int, supervised: int) -> None:
@@ -214,14 +216,13 @@ def _tokenised(
     return tokenised, categories, skipped
 
 
-def _engine(scoring: Scoring, teacher: ModelSource, k: int, longest: int) -> Engine:
-    folder = teacher.fetch()
+def _engine(scoring: Scoring, teacher: ModelSource, k: int, longest: int, reporter: child.Reporter) -> Engine:
     if scoring.engine == "transformers":
-        return TransformersEngine(folder)
-    options = vllm_options(
-        torch.cuda.is_available(), scoring.tensor_parallel, scoring.gpu_memory, scoring.max_batched_tokens
-    )
-    return VLLMEngine(folder, k, longest, options)
+        return TransformersEngine(teacher.fetch())
+    # a teacher that does not fit is refused before it is fetched
+    parallel = scoring_parallel(scoring, teacher, devices.here(), reporter.note)
+    options = vllm_options(torch.cuda.is_available(), parallel, scoring.gpu_memory, scoring.max_batched_tokens)
+    return VLLMEngine(teacher.fetch(), k, longest, options)
 
 
 if __name__ == "__main__":

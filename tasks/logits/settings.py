@@ -23,7 +23,7 @@ class Scoring(BaseModel):
         description="largest error of a stored log-prob, in nats; half of it: 1.2 bytes a token",
     )
     tokens_per_shard: int = Field(65_536, ge=1, description="tokens a shard; a kill costs at most one shard")
-    tensor_parallel: int = Field(1, ge=1, description="GPUs that hold one teacher together")
+    tensor_parallel: int = Field(0, ge=0, description="GPUs that hold one teacher together (0: the fewest that do)")
     gpu_memory: float = Field(0.9, gt=0, le=1, description="share of the GPU's memory that vLLM may take")
     max_batched_tokens: int = Field(4096, ge=256, description="tokens a step; memory grows with it times vocabulary")
     timeout_h: float | None = Field(None, gt=0, description="hours after which scoring is ended (default: never)")

@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from infra import devices
+from infra.devices import Gpus
+from infra.needs import Needs
 from infra.processes import program
 from infra.processes.supervise import Event, run_supervised
 from infra.processes.vllm_environment import vllm_environment
 from infra.stage import Made, OneArtifact, View, skipped_note
 from infra.store.artifacts import ArtifactRef, Workspace, facts_of
+from tasks.logits.parallel import scoring_parallel
 from tasks.logits.settings import Scoring
 from tasks.logits.store.reader import SHARDS, TOKENIZER
 from tasks.models import ModelSource
@@ -58,7 +61,12 @@ class ScoreTeacher(OneArtifact):
         return Workspace(KIND, STAGE_VERSION, spec, {"rows": self.rows})
 
     def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
-        return {devices.GPU: devices.gpu_slots(self.scoring.tensor_parallel)}
+        return {devices.GPU: devices.gpu_slots(scoring_parallel(self.scoring, self.teacher, devices.here()))}
+
+    def needs(self, offered: Gpus | None) -> Needs | None:
+        if offered is None and not self.scoring.tensor_parallel:
+            return None
+        return Needs.of_engine(scoring_parallel(self.scoring, self.teacher, offered))
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
         return score(work, self.rows, self.teacher, self.k, self.scoring, view.follow(describe), self.turns)

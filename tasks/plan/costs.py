@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 
+from tasks.engines import memory
+from tasks.engines.sizes import Size
+from tasks.evaluate import parallel
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
 from tasks.logits.store.format import MAX_ERROR
 from tasks.plan.hardware import Machine
-from tasks.plan.sizes import Size
 from tasks.train.settings import Training, TrainingRun
 
 # Measured with `python -m tests.bench store` at K = 1, 2, 5, 10, 20 and 50 on a vocabulary of 262,144: within 4 %.
@@ -21,14 +23,11 @@ _STORE_BASE, _STORE_IDS, _STORE_GAPS = 2.4, 1.26, 0.755  # bytes a token, and a 
 _STORE_VOCABULARY_BITS = 18.0
 _STORE_HALVING = 0.11  # a rank, for half the error
 _STORE_PROMPT = 1.5
-_LOGITS_ENTRY = 6.5  # bytes a batched token and vocabulary entry: 7.5 GiB at 8192 × 152k (vllm#52054)
-CONTEXT = 2**30  # on each device: CUDA, NCCL, the allocator's fragments
 _READ_BYTES_S = 1e9  # weights from disk
 _BANDWIDTH_USED = 0.6
 # Of each generated token, beside its arithmetic. Transformers launches kernels one by one, vLLM replays CUDA graphs.
 _STEP_PER_LAYER_S = {"transformers": 1e-3, "vllm": 1e-4}
 _VLLM_AT_ONCE = 256  # its default of `max_num_seqs`
-GENERATED_AT_ONCE = 8192  # batched tokens of the engine that generates
 _START_S = {"train": 60.0, "logits": 60.0, "evaluate": 20.0}
 _START_CPU_S = {"train": 25.0, "logits": 20.0, "evaluate": 30.0}
 
@@ -95,28 +94,18 @@ def store_bytes(teacher: Size, k: int, max_error: float, responses: float, promp
     return round(responses * (_STORE_BASE + k * (ids + gaps)) + prompts * _STORE_PROMPT)
 
 
-def scoring_memory(machine: Machine, teacher: Size, scoring: Scoring) -> int:
-    """Bytes on each of `tensor_parallel` GPUs: weights, a step's cache and activations, and its logits, whole."""
-    shape, width = teacher.shape, weight_bytes(machine)
-    tokens = max(scoring.max_batched_tokens, scoring.max_length + 1)
-    cache = tokens * shape.layers * 2 * teacher.kv_width * width
-    activations = tokens * width * (10 * shape.hidden + 4 * shape.intermediate)
-    logits = scoring.max_batched_tokens * teacher.vocabulary * _LOGITS_ENTRY
-    split = (width * teacher.parameters + cache + activations) / scoring.tensor_parallel
-    return int(split + logits) + CONTEXT
+def scoring_memory(machine: Machine, model: Size, scoring: Scoring) -> int:
+    """Bytes on each of the `tensor_parallel` GPUs that score together."""
+    longest, batched, width = scoring.max_length, scoring.max_batched_tokens, weight_bytes(machine)
+    return memory.scoring_memory(model, width, longest, batched, scoring.tensor_parallel)
 
 
 def generation_memory(machine: Machine, model: Size, how: Evaluation) -> int:
-    """Bytes on each of the `tensor_parallel` GPUs that generate: the weights, and the cache of one longest answer."""
-    width = weight_bytes(machine)
-    cache = (how.max_length + how.max_new_tokens) * model.shape.layers * 2 * model.kv_width * width
-    activations = GENERATED_AT_ONCE * width * (10 * model.shape.hidden + 4 * model.shape.intermediate)
-    return int((width * model.parameters + cache + activations) / how.tensor_parallel) + CONTEXT
+    """Bytes on each of the `tensor_parallel` GPUs that generate together."""
+    longest = how.max_length + how.max_new_tokens
+    return memory.generation_memory(model, weight_bytes(machine), longest, how.tensor_parallel)
 
 
 def evaluation_memory(machine: Machine, student: Size, teacher: Size, how: Evaluation, long_row: float) -> int:
-    """Bytes that evaluating takes on all devices: student and teacher beside each other, and both their logits."""
-    width = weight_bytes(machine)
-    weights = width * (student.parameters + teacher.parameters)
-    logits = how.batch_rows * long_row * width * (student.vocabulary + teacher.vocabulary)
-    return int(weights + logits) + CONTEXT
+    """Bytes that evaluating takes on all devices."""
+    return parallel.evaluation_memory(weight_bytes(machine), student, teacher, how.batch_rows * long_row)

@@ -14,6 +14,7 @@ from typing import Literal
 import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
+from infra.devices import Gpus
 from infra.errors import ConfigurationError
 
 Device = Literal["here", "cpu", "L4", "A10G", "L40S", "A100-40", "A100-80", "H100", "H200", "B200"]
@@ -47,7 +48,7 @@ _CPU_CORE = _Peak(0.065, 0, 10)
 
 
 class Hardware(BaseModel):
-    """What to plan for; never changes a result."""
+    """What to plan for, and what machines elsewhere are; never changes a result."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -109,6 +110,13 @@ def machine(hardware: Hardware, processes: int = 0) -> Machine:
         utilisation=used,
         usd_per_device_hour=hardware.usd_per_device_hour,
     )
+
+
+def offered(hardware: Hardware | None) -> Gpus | None:
+    """The GPUs of a machine that `hardware` names; None where it names none."""
+    if hardware is None or hardware.device not in _GPUS:
+        return None
+    return Gpus(hardware.devices or 1, int(_GPUS[hardware.device].memory_gib * _GIB))
 
 
 def _here(driver: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, int]:

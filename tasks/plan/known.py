@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from infra.devices import Gpus
 from infra.store.artifacts import ArtifactRef
 from tasks.augment.estimate import Estimate
 from tasks.augment.settings import Augmentation
+from tasks.engines.memory import least_parallel, splits
+from tasks.engines.sizes import Size
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
+from tasks.plan import costs
 from tasks.plan.hardware import Machine
 from tasks.plan.lengths import Fitting, Lengths
-from tasks.plan.sizes import Size
 from tasks.train.settings import Distillation, Training, TrainingRun
 
 VARIANTS = 5  # base, sft, sft_control, kd, teacher
@@ -55,6 +58,38 @@ class PlanInputs:
     @property
     def ranks(self) -> int:
         return self.run.processes or self.machine.devices
+
+    def scoring_of(self, model: Size) -> Scoring:
+        """Scoring with this model: over the fewest devices that hold it, or as many as it splits over."""
+        if self.scoring.tensor_parallel:
+            return self.scoring
+
+        def asked(parallel: int) -> Scoring:
+            return self.scoring.model_copy(update={"tensor_parallel": parallel})
+
+        def takes(parallel: int) -> int:
+            return costs.scoring_memory(self.machine, model, asked(parallel))
+
+        return asked(self._parallel(model, self.scoring.gpu_memory, takes))
+
+    def evaluation_of(self, model: Size) -> Evaluation:
+        """Evaluation of this model: over the fewest devices that hold it, or as many as it splits over."""
+        if self.evaluation.tensor_parallel:
+            return self.evaluation
+
+        def asked(parallel: int) -> Evaluation:
+            return self.evaluation.model_copy(update={"tensor_parallel": parallel})
+
+        def takes(parallel: int) -> int:
+            return costs.generation_memory(self.machine, model, asked(parallel))
+
+        return asked(self._parallel(model, self.evaluation.gpu_memory, takes))
+
+    def _parallel(self, model: Size, share: float, takes: Callable[[int], int]) -> int:
+        if self.machine.is_cpu:
+            return 1
+        gpus = Gpus(self.machine.devices, self.machine.memory)
+        return least_parallel(model, gpus, share, takes) or splits(model, gpus.number)[-1]
 
     @property
     def agents_price_known(self) -> bool:

@@ -64,6 +64,7 @@ class Plan(BaseModel):
     judge_requests: dict[str, int] = Field({}, description="by benchmark, of all variants, before the answer cache")
     judge_usd_at_most: float | None = Field(None, description="what the judge's budgets allow; None without any")
     stages: list[StagePlan]
+    chosen: list[str] = Field([], description="what was left to be chosen: of settings that change no result")
     problems: list[Problem]
     assumptions: list[str]
 

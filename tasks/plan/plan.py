@@ -43,6 +43,7 @@ def make_plan(known: PlanInputs, problems: Callable[[PlanInputs, Plan], Sequence
         judge_requests={name: VARIANTS * requests for name, requests in known.judge_requests.items()},
         judge_usd_at_most=_judge_usd(known),
         stages=stages,
+        chosen=_chosen(known),
         problems=[],
         assumptions=_assumptions(known),
     )
@@ -88,6 +89,19 @@ def _disk(known: PlanInputs, store: int) -> int:
         known.run.checkpoints_kept * checkpoint_bytes(known.student.parameters, training.lora) for training in to_do
     )
     return store + len(to_do) * width * known.student.parameters + kept + scratch
+
+
+def _chosen(known: PlanInputs) -> list[str]:
+    """What nobody set and the run will choose, in the names of the settings."""
+    if known.machine.is_cpu:
+        return []
+    said = []
+    if not known.scoring.tensor_parallel and known.to_do("logits"):
+        said.append(f"scoring.tensor_parallel {known.scoring_of(known.teacher).tensor_parallel}")
+    if not known.evaluation.tensor_parallel and known.evaluation.engine == "vllm" and known.to_do("evaluate"):
+        by_role = [f"{known.evaluation_of(size).tensor_parallel} ({role})" for role, size in known.roles.items()]
+        said.append(f"evaluation.tensor_parallel {', '.join(by_role)}")
+    return said
 
 
 def _assumptions(known: PlanInputs) -> list[str]:

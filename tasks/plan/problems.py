@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tasks.engines.memory import CONTEXT
 from tasks.plan import costs
 from tasks.plan.known import PlanInputs
 from tasks.plan.model import Plan, Problem, StagePlan
@@ -49,15 +50,21 @@ def _of_settings(known: PlanInputs) -> Iterator[Problem]:
 
 
 def _of_tensor_parallel(known: PlanInputs) -> Iterator[Problem]:
-    parallel = known.scoring.tensor_parallel
-    if parallel > known.machine.devices:
-        yield _stop(f"scoring.tensor_parallel is {parallel} and there are {known.machine.devices} devices")
-    elif not _divides(known, parallel):
-        fit = [n for n in range(1, known.machine.devices + 1) if _divides(known, n)]
-        yield _stop(
-            f"scoring.tensor_parallel {parallel} does not divide the teacher's {known.teacher.heads} attention heads: "
-            f"use {_one_of(fit)}"
-        )
+    devices = known.machine.devices
+    asked = [("scoring", known.scoring.tensor_parallel, {"teacher": known.teacher})]
+    if known.evaluation.engine == "vllm":
+        asked.append(("evaluation", known.evaluation.tensor_parallel, known.roles))
+    for setting, parallel, models in asked:
+        if parallel > devices:
+            yield _stop(f"{setting}.tensor_parallel is {parallel} and there are {devices} devices")
+            continue
+        for role, size in models.items():
+            if parallel and not size.splits_over(parallel):
+                fit = [n for n in range(1, devices + 1) if all(of.splits_over(n) for of in models.values())]
+                yield _stop(
+                    f"{setting}.tensor_parallel {parallel} does not divide the {role}'s {size.heads} attention heads "
+                    f"and {size.kv_heads} key/value heads: use {_one_of(fit)}"
+                )
 
 
 def _of_rows(known: PlanInputs) -> Iterator[Problem]:
@@ -127,13 +134,13 @@ def _of_memory(known: PlanInputs, plan: Plan) -> Iterator[Problem]:
 
 def _of_generation(known: PlanInputs, device: str) -> Iterator[Problem]:
     """Every variant answers in vLLM; the teacher is the largest."""
-    how, room = known.evaluation, known.machine.memory * known.evaluation.gpu_memory
+    how, room = known.evaluation_of(known.teacher), known.machine.memory * known.evaluation.gpu_memory
     takes = costs.generation_memory(known.machine, known.teacher, how)
     if takes <= room:
         return
     for parallel in range(how.tensor_parallel + 1, known.machine.devices + 1):
         other = how.model_copy(update={"tensor_parallel": parallel})
-        if _divides(known, parallel) and costs.generation_memory(known.machine, known.teacher, other) <= room:
+        if known.teacher.splits_over(parallel) and costs.generation_memory(known.machine, known.teacher, other) <= room:
             advice = f"set evaluation.tensor_parallel to {parallel}"
             break
     else:
@@ -144,9 +151,10 @@ def _of_generation(known: PlanInputs, device: str) -> Iterator[Problem]:
 def _for_scoring(known: PlanInputs) -> str:
     """What makes the teacher fit."""
     room = known.machine.memory * known.scoring.gpu_memory
-    for parallel in range(known.scoring.tensor_parallel + 1, known.machine.devices + 1):
-        other = known.scoring.model_copy(update={"tensor_parallel": parallel})
-        if _divides(known, parallel) and costs.scoring_memory(known.machine, known.teacher, other) <= room:
+    how = known.scoring_of(known.teacher)
+    for parallel in range(how.tensor_parallel + 1, known.machine.devices + 1):
+        other = how.model_copy(update={"tensor_parallel": parallel})
+        if known.teacher.splits_over(parallel) and costs.scoring_memory(known.machine, known.teacher, other) <= room:
             return f"set scoring.tensor_parallel to {parallel}"
     return "use more or larger devices, or a smaller teacher"
 
@@ -170,12 +178,8 @@ def _too_large(plan: Plan, memory: int) -> Iterator[StagePlan]:
     return (s for s in plan.stages if not s.done and s.memory_bytes is not None and s.memory_bytes > memory)
 
 
-def _divides(known: PlanInputs, parallel: int) -> bool:
-    return known.teacher.heads % parallel == 0 and known.teacher.shape.intermediate % parallel == 0
-
-
 def _weights(known: PlanInputs) -> int:
-    return costs.weight_bytes(known.machine) * (known.student.parameters + known.teacher.parameters) + costs.CONTEXT
+    return costs.weight_bytes(known.machine) * (known.student.parameters + known.teacher.parameters) + CONTEXT
 
 
 def _needs(stage: StagePlan) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from infra.errors import ConfigurationError
+from tasks.engines.sizes import Size
 from tasks.models import ModelSource
-from tasks.train.memory import ModelShape
 
 
 def _qwen(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int, tied: bool) -> Any:
@@ -34,34 +33,6 @@ QWEN2_5: Mapping[str, Mapping[str, Any]] = {
     "72B": _qwen(8192, 29_568, 80, 64, 8, 152_064, False),
 }
 _NAMED = re.compile(r"^(?:Qwen/Qwen2\.5-)?(0\.5B|1\.5B|3B|7B|14B|32B|72B)(?:-Instruct)?$")
-
-
-@dataclass(frozen=True)
-class Size:
-    """A decoder's measures. `from_table` where its own config could not be read."""
-
-    name: str
-    shape: ModelShape
-    heads: int
-    kv_width: int
-    vocabulary: int
-    from_table: bool = False
-
-    @property
-    def parameters(self) -> int:
-        return self.shape.parameters
-
-    @property
-    def active(self) -> int:
-        """Those that a token meets: fewer than all in a mixture of experts."""
-        return self.shape.active
-
-    @staticmethod
-    def of(name: str, config: Mapping[str, Any], *, from_table: bool = False) -> Size:
-        heads = config["num_attention_heads"]
-        head = config.get("head_dim") or config["hidden_size"] // heads
-        kv_width = head * (config.get("num_key_value_heads") or heads)
-        return Size(name, ModelShape.of(config), heads, kv_width, config["vocab_size"], from_table)
 
 
 def size_of(name: str, source: ModelSource | None) -> Size:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from tasks.engines.memory import CONTEXT
+from tasks.engines.sizes import Size
 from tasks.plan import costs
 from tasks.plan.known import AGENT_TOKENS_S, VARIANTS, PlanInputs
 from tasks.plan.model import StagePlan
-from tasks.plan.sizes import Size
 from tasks.train.data.order import total_steps
 from tasks.train.memory import estimate as training_memory
 from tasks.train.settings import Training
@@ -79,7 +80,7 @@ def _training(known: PlanInputs, name: str, training: Training) -> StagePlan:
         rows=usable,
         tokens=round(tokens),
         steps=steps,
-        memory_bytes=memory.total + costs.CONTEXT,
+        memory_bytes=memory.total + CONTEXT,
         devices=devices,
         hours=(seconds + costs.seconds(known.machine, flops, devices)) / 3600,
     )
@@ -90,7 +91,8 @@ def _scoring(known: PlanInputs, name: str, model: Size) -> StagePlan:
     fits = known.fitting(known.scoring.max_length)
     usable = round(known.rows * fits.share)
     tokens = usable * fits.tokens
-    devices = known.machine.devices if known.machine.is_cpu else known.scoring.tensor_parallel
+    scoring = known.scoring_of(model)
+    devices = known.machine.devices if known.machine.is_cpu else scoring.tensor_parallel
     seconds = costs.start_seconds(known.machine, "logits", model)
     seconds += costs.seconds(known.machine, costs.forward_flops(model, tokens), devices)
     return StagePlan(
@@ -98,7 +100,7 @@ def _scoring(known: PlanInputs, name: str, model: Size) -> StagePlan:
         done=not known.to_do(name),
         rows=usable,
         tokens=round(tokens),
-        memory_bytes=_shared(known, costs.scoring_memory(known.machine, model, known.scoring)),
+        memory_bytes=_shared(known, costs.scoring_memory(known.machine, model, scoring)),
         devices=devices,
         hours=seconds / 3600,
     )
@@ -140,7 +142,7 @@ def _benchmarks(known: PlanInputs) -> StagePlan:
         done=not known.to_do("answers"),
         rows=answers,
         tokens=VARIANTS * answers * known.benchmark_tokens,
-        devices=machine.devices if machine.is_cpu else known.evaluation.tensor_parallel,
+        devices=machine.devices if machine.is_cpu else known.evaluation_of(known.teacher).tensor_parallel,
         hours=seconds / 3600,
     )
 

@@ -99,6 +99,8 @@ def _facts(plan: Plan) -> dict[str, str]:
         "disk": f"{size(plan.disk_bytes)} to write under DISTILFLOW_HOME, {size(plan.disk_free_bytes)} free",
         "a device": f"{size(plan.memory_bytes)} of memory",
     }
+    if plan.chosen:
+        facts["chosen"] = "; ".join(plan.chosen)
     if plan.judge_requests:
         asked = ", ".join(f"{count:,} for {name}" for name, count in plan.judge_requests.items())
         limit = plan.judge_usd_at_most

@@ -29,6 +29,7 @@ from transformers import AutoConfig
 from infra.errors import ConfigurationError, OutOfMemoryError
 from infra.processes import child
 from infra.processes.torch_extensions import survive_kills
+from tasks.engines.sizes import ModelShape
 from tasks.train import checkpoints
 from tasks.train.data.examples import Examples
 from tasks.train.data.feed import feeding
@@ -37,7 +38,7 @@ from tasks.train.data.spool import ExampleStore, write_spool
 from tasks.train.launch import nodes
 from tasks.train.launch.ranks import Rank
 from tasks.train.loop import StepPlan, run_steps
-from tasks.train.memory import ModelShape, advice, check_fits, checkpoint_bytes
+from tasks.train.memory import advice, check_fits, checkpoint_bytes
 from tasks.train.model.student import Student
 from tasks.train.pace import CheckpointPace
 from tasks.train.run import TrainingContext

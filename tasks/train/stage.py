@@ -9,17 +9,21 @@ from importlib import resources
 from typing import Any, ClassVar, Literal, get_args
 
 from infra import devices
+from infra.devices import Gpus
 from infra.errors import TransientError
+from infra.needs import Needs
 from infra.processes.shared_memory import remove_buffers_of, remove_unused_buffers
 from infra.processes.supervise import Event, run_supervised
 from infra.stage import Made, OneArtifact, View, skipped_note
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef, Workspace, facts_of
+from tasks.engines.sizes import known_size
 from tasks.models import ModelSource
 from tasks.rows import Turns
 from tasks.tokens.spans import turns_identity, unsupervised_note
 from tasks.train.launch import local, nodes
 from tasks.train.launch.nodes import PROGRAM, Launch
+from tasks.train.memory import held_in_memory
 from tasks.train.settings import Distillation, Training, TrainingRun
 
 STAGE_VERSION = 4
@@ -67,6 +71,15 @@ class Train(OneArtifact):
 
     def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
         return {devices.GPU: devices.gpu_slots(self.run.processes or devices.gpus())}
+
+    def needs(self, offered: Gpus | None) -> Needs | None:
+        """None too where nodes train together, which no work pool starts."""
+        ranks = self.run.processes or (offered.number if offered else 0)
+        if not ranks or self.run.hostfile:
+            return None
+        size = known_size(self.model)
+        held = held_in_memory(size.shape, self.run, ranks, self.training.lora) if size else 0
+        return Needs.of_engine(ranks, held)
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
         follow = view.follow(describe)

@@ -85,6 +85,6 @@ def _trained(way: str, student: Any, data: Any, settings: Any, turn: int) -> dic
 
 
 def _parameters(config: dict[str, int]) -> int:
-    from tasks.train.memory import ModelShape
+    from tasks.engines.sizes import ModelShape
 
     return ModelShape.of({**config, **HEADS, "vocab_size": 1216, "tie_word_embeddings": True}).parameters

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator
+from importlib import resources
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -22,6 +24,8 @@ from prefect.client.schemas.filters import (
 from prefect.runtime import flow_run
 from prefect.states import Completed, Pending, Running
 
+from infra.errors import ConfigurationError
+from infra.needs import Needs
 from infra.orchestration import run as module
 from infra.orchestration.dispatch import Dispatched
 from infra.orchestration.run import Stages
@@ -85,6 +89,59 @@ def test_what_a_run_waits_for_is_what_is_missing(client: SyncPrefectClient, pool
     client.set_flow_run_state(sent, Pending(), force=True)
     assert not run.is_over()
     assert said[-1] == f"kd is starting in the pool {pool!r}"
+
+
+@pytest.fixture
+def kubernetes(client: SyncPrefectClient) -> Iterator[str]:
+    """A pool with the shipped template of GPU pods, and a deployment in it with the same name."""
+    name = f"kubernetes-{uuid4().hex}"
+    template = json.loads(resources.files("infra").joinpath("kubernetes/gpu-pool.json").read_text())
+    client.create_work_pool(WorkPoolCreate(name=name, type="kubernetes", base_job_template=template))
+    flow_id = client.create_flow_from_name("elsewhere")
+    client.create_deployment(flow_id, name=name, work_pool_name=name, job_variables={"cpu_request": "3"})
+    yield name
+    client.request("DELETE", "/work_pools/{name}", path_params={"name": name})
+
+
+def _asked(client: SyncPrefectClient, pool: str, needs: Needs | None, **given: Any) -> tuple[Any, list[str]]:
+    """The job variables of a run that is sent to a pool, and what people are told."""
+    said: list[str] = []
+    run = Dispatched(
+        f"elsewhere/{pool}", {"x": uuid4().hex}, str, "kd", said.append, needs=lambda: needs, variables=given
+    )
+    assert not run.is_over()
+    assert run._run is not None
+    return client.read_flow_run(run._run.id).job_variables, said
+
+
+NEEDS = Needs(gpus=4, memory=100 * 2**30 + 1, shared_memory=32 * 2**30, cores=16)
+
+
+def test_a_pod_is_asked_for_what_the_stage_needs_unless_somebody_said_otherwise(
+    client: SyncPrefectClient, kubernetes: str
+) -> None:
+    """The cores are those of the deployment, which its own variables say."""
+    needed = {"gpus": 4, "shared_memory": "32Gi", "memory_request": "101Gi"}
+    found, said = _asked(client, kubernetes, NEEDS)
+    assert found == needed
+    assert said[0] == "asks for gpus 4, memory_request 101Gi, shared_memory 32Gi"
+    assert _asked(client, kubernetes, NEEDS, gpus=8, image="a/b")[0] == {**needed, "gpus": 8, "image": "a/b"}
+    limited = _asked(client, kubernetes, NEEDS, memory_limit="64Gi")[0]
+    assert "memory_request" not in limited, "Kubernetes takes no request above the limit"
+    assert not _asked(client, kubernetes, None)[0]
+
+
+def test_a_pool_without_such_variables_is_asked_for_nothing(client: SyncPrefectClient, pool: str) -> None:
+    found, said = _asked(client, pool, NEEDS)
+    assert not found
+    assert not [text for text in said if text.startswith("asks for")]
+    with pytest.raises(ConfigurationError, match=f"the work pool {pool!r} of .* has no 'gpus': it has none"):
+        _asked(client, pool, NEEDS, gpus=4)
+
+
+def test_a_pool_that_cannot_say_what_a_stage_needs_computes_nothing(client: SyncPrefectClient, pool: str) -> None:
+    run = Dispatched(f"elsewhere/{pool}", {"x": uuid4().hex}, str, "kd", lambda text: None, needs=lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    assert not run.is_over()
 
 
 def test_however_often_an_equal_run_was_made_the_next_is_a_new_one(
@@ -151,7 +208,7 @@ def test_the_graph_of_a_run_leads_from_stage_to_stage(
         ref = ArtifactRef(kind="made", uri=f"s3://b/{digest}/", sha256=digest, fingerprint=digest)
         return Made(refs=dict.fromkeys(stage.workspaces(), ref), seconds=random.random())
 
-    monkeypatch.setattr(module, "_there", made)
+    monkeypatch.setattr(module.Stages, "_there", lambda self, stage, deployment: made(stage))
     monkeypatch.setattr(module, "_here", made)
 
     @flow(name="graph")

@@ -38,7 +38,7 @@ def test_the_defaults_are_the_flows() -> None:
     plain = {name: field.default for name, field in Recipe.model_fields.items() if name != "settings"}
     assert {name: parameters[name].default for name in plain} == plain
     nested = {field.name for field in dataclasses.fields(Settings)}
-    assert parameters.keys() - plain.keys() - nested == {"stages_on", "plan_only", "hardware"}
+    assert parameters.keys() - plain.keys() - nested == {"stages_on", "job_variables", "plan_only", "hardware"}
 
 
 def test_a_run_by_the_preset_names_models_k_and_seed_alone() -> None:

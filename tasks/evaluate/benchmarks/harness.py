@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from infra import devices
+from infra.devices import Gpus
 from infra.errors import ConfigurationError
+from infra.needs import Needs
 from infra.processes.program import lean_imports
 from infra.processes.supervise import Event, run_supervised
 from infra.processes.vllm_environment import vllm_environment
@@ -17,6 +19,7 @@ from infra.stage import Made, SeveralArtifacts, View
 from infra.store.artifacts import ArtifactRef, Workspace
 from tasks.evaluate.benchmarks import data_files
 from tasks.evaluate.benchmarks.settings import Benchmarks
+from tasks.logits.parallel import scoring_parallel
 from tasks.logits.settings import Scoring
 from tasks.models import ModelSource
 
@@ -88,7 +91,15 @@ class LmEval(SeveralArtifacts):
         }
 
     def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
-        return {devices.GPU: devices.gpu_slots(self.scoring.tensor_parallel)}
+        return {devices.GPU: devices.gpu_slots(self._most_parallel(devices.here()))}
+
+    def needs(self, offered: Gpus | None) -> Needs | None:
+        if offered is None and not self.scoring.tensor_parallel:
+            return None
+        return Needs.of_engine(self._most_parallel(offered))
+
+    def _most_parallel(self, gpus: Gpus | None) -> int:
+        return max(scoring_parallel(self.scoring, model, gpus) for model in self.models.values())
 
     def make(self, missing: Mapping[str, Workspace], view: View) -> dict[str, ArtifactRef]:
         return run(missing, self.models, self.options, self.scoring, view.follow(describe))

@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from infra import devices
 from infra.errors import ConfigurationError
 from infra.processes import child
 from infra.processes.program import lean_imports
@@ -26,6 +27,7 @@ from tasks.engines.generation import Ends
 from tasks.engines.scoring import end_vllm, processes_below, vllm_options
 from tasks.evaluate.benchmarks.harness import SAMPLES, publish, task_manager
 from tasks.evaluate.benchmarks.settings import Benchmarks
+from tasks.logits.parallel import scoring_parallel
 from tasks.logits.settings import Scoring
 from tasks.models import ModelSource, load_tokenizer
 from tasks.text.answers import THOUGHT_ENDS
@@ -66,7 +68,7 @@ def _evaluated(
     try:
         with contextlib.ExitStack() as stack:
             with reporter.loading(f"{scoring.engine} with {model.name}"):
-                engine = stack.enter_context(_engine(model, options, scoring, reporter.folder))
+                engine = stack.enter_context(_engine(model, options, scoring, reporter))
             stack.enter_context(child.abort_if_a_child_dies(reporter.folder, "lm-eval's engine"))
             found = simple_evaluate(
                 engine,
@@ -103,11 +105,11 @@ def ending(model: ModelSource, folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _engine(model: ModelSource, options: Benchmarks, scoring: Scoring, scratch: Path) -> Iterator[Any]:
+def _engine(model: ModelSource, options: Benchmarks, scoring: Scoring, reporter: child.Reporter) -> Iterator[Any]:
     """What lm-eval asks, for the length of the `with`: a thought is no part of an answer there either."""
     import torch
 
-    place = Path(tempfile.mkdtemp(prefix="model-", dir=scratch))
+    place = Path(tempfile.mkdtemp(prefix="model-", dir=reporter.folder))
     folder, longest_answer = str(ending(model, place / "model")), options.harness_max_gen_tokens
     longest = options.harness_max_length and min(options.harness_max_length, model.context())
     ends = [token for token in added_tokens(model).values() if token in THOUGHT_ENDS]
@@ -126,9 +128,8 @@ def _engine(model: ModelSource, options: Benchmarks, scoring: Scoring, scratch: 
     from lm_eval.models.vllm_causallms import VLLM
 
     before = processes_below()
-    arguments = vllm_options(
-        torch.cuda.is_available(), scoring.tensor_parallel, scoring.gpu_memory, scoring.max_batched_tokens
-    )
+    parallel = scoring_parallel(scoring, model, devices.here(), reporter.note)
+    arguments = vllm_options(torch.cuda.is_available(), parallel, scoring.gpu_memory, scoring.max_batched_tokens)
     engine = VLLM(
         folder, max_model_len=longest, max_gen_toks=longest_answer, trust_remote_code=False, **arguments, **thinking
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from infra import devices
 from infra.processes import child
 from infra.store.artifacts import Workspace, digest_of
 from tasks.engines.generation import Ends, Generator, Prompt, Sampling, TransformersGenerator, vllm_generator
@@ -20,6 +21,7 @@ from tasks.evaluate.benchmarks import artifacts, questions
 from tasks.evaluate.benchmarks.questions import Question
 from tasks.evaluate.benchmarks.settings import Benchmarks
 from tasks.evaluate.heldout.scoring import load_model
+from tasks.evaluate.parallel import generation_parallel
 from tasks.evaluate.settings import Evaluation
 from tasks.models import ModelSource, load_tokenizer
 from tasks.rows import Message
@@ -120,8 +122,8 @@ class AnsweringVariant:
         if how.engine == "transformers":
             return TransformersGenerator(load_model(self._source), ends, self._max_new_tokens, how.batch_rows)
         length = min(self._context, max(map(self._longest, self._asked)) + self._max_new_tokens)
-        source = self._source.fetch()
-        return vllm_generator(source, ends, length, self._max_new_tokens, how.tensor_parallel, how.gpu_memory)
+        parallel = generation_parallel(how, self._source, length, devices.here(), self._reporter.note)
+        return vllm_generator(self._source.fetch(), ends, length, self._max_new_tokens, parallel, how.gpu_memory)
 
     def _longest(self, question: Question) -> int:
         """Tokens of a question's last prompt, with the longest answers before it."""

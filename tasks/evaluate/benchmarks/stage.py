@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from infra import devices
+from infra.devices import Gpus
+from infra.needs import Needs
 from infra.processes import program
 from infra.processes.supervise import Event, run_supervised
 from infra.processes.vllm_environment import vllm_environment
@@ -17,6 +19,7 @@ from infra.stage import Made, SeveralArtifacts, View
 from infra.store.artifacts import ArtifactRef, Workspace
 from tasks.evaluate.benchmarks import artifacts
 from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
+from tasks.evaluate.parallel import most_parallel
 from tasks.evaluate.settings import Evaluation
 from tasks.llm.endpoint import llm_endpoint, provider_slots
 from tasks.models import ModelSource
@@ -52,7 +55,16 @@ class AnswerBenchmarks(SeveralArtifacts):
         }
 
     def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
-        return {devices.GPU: 1}
+        return {devices.GPU: devices.gpu_slots(self._most_parallel(devices.here()))}
+
+    def needs(self, offered: Gpus | None) -> Needs | None:
+        if offered is None and not self.evaluation.tensor_parallel:
+            return None
+        return Needs.of_engine(self._most_parallel(offered))
+
+    def _most_parallel(self, gpus: Gpus | None) -> int:
+        longest = self.evaluation.max_length + self.options.max_new_tokens
+        return most_parallel(self.evaluation, self.models.values(), longest, gpus)
 
     def make(self, missing: Mapping[str, Workspace], view: View) -> dict[str, ArtifactRef]:
         return answer(missing, self.models, self.options, self.evaluation, view.follow(describe))

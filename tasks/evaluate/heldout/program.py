@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra import devices
 from infra.errors import ConfigurationError
 from infra.processes import child
 from infra.store import storage
@@ -25,6 +26,7 @@ from tasks.engines.generation import Ends, Generated, Generator, Prompt, Samplin
 from tasks.evaluate.heldout import predictions
 from tasks.evaluate.heldout.execution import mark
 from tasks.evaluate.heldout.scoring import RowScore, Task, batches, load_model, score
+from tasks.evaluate.parallel import generation_parallel, most_parallel
 from tasks.evaluate.settings import Evaluation
 from tasks.models import ModelSource, load_tokenizer
 from tasks.rows import HELDOUT, Row, read_rows
@@ -84,9 +86,12 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
 
         return advance
 
-    for variant in variants:
-        if not variant.work.has(_ANSWERS):
-            _answer(variant, settings, reporter, tick(variant))
+    unanswered = [variant for variant in variants if not variant.work.has(_ANSWERS)]
+    longest = settings.max_length + settings.max_new_tokens
+    # one that does not fit is refused before the first is asked
+    most_parallel(settings, [variant.source for variant in unanswered], longest, devices.here())
+    for variant in unanswered:
+        _answer(variant, settings, reporter, tick(variant))
     databases = open_databases(seeds)
     with reporter.loading("the teacher"):
         teacher = load_model(teacher_source)
@@ -156,7 +161,7 @@ def _answer(variant: _Variant, settings: Evaluation, reporter: child.Reporter, a
     started = time.monotonic()
     prompts = [Prompt(task.row.id, task.tokens.ids[: task.tokens.response_start]) for task in variant.tasks]
     with reporter.loading(f"{settings.engine} with {variant.name}"):
-        generator = _generator(variant, prompts, settings)
+        generator = _generator(variant, prompts, settings, reporter)
     kept: dict[str, dict[str, Any]] = {}
     with child.abort_if_a_child_dies(reporter.folder, "the engine that generates"):
         for prompt, [answer] in zip(prompts, generator.answers(prompts, None), strict=True):
@@ -171,20 +176,14 @@ def _answer(variant: _Variant, settings: Evaluation, reporter: child.Reporter, a
     variant.work.put_json(_ANSWERS, {"rows": kept, "seconds": time.monotonic() - started})
 
 
-def _generator(variant: _Variant, prompts: list[Prompt], settings: Evaluation) -> Generator:
+def _generator(variant: _Variant, prompts: list[Prompt], settings: Evaluation, reporter: child.Reporter) -> Generator:
     ends = Ends.of(variant.source, variant.prepared.tokenizer)
     if settings.engine == "transformers":
         model = load_model(variant.source)
         return TransformersGenerator(model, ends, settings.max_new_tokens, settings.batch_rows)
-    longest = max(len(prompt.ids) for prompt in prompts)
-    return vllm_generator(
-        variant.source.fetch(),
-        ends,
-        longest + settings.max_new_tokens,
-        settings.max_new_tokens,
-        settings.tensor_parallel,
-        settings.gpu_memory,
-    )
+    longest = max(len(prompt.ids) for prompt in prompts) + settings.max_new_tokens
+    parallel = generation_parallel(settings, variant.source, longest, devices.here(), reporter.note)
+    return vllm_generator(variant.source.fetch(), ends, longest, settings.max_new_tokens, parallel, settings.gpu_memory)
 
 
 def _row(task: Task, scored: RowScore, answers: dict[str, Any], databases: dict[str, Any]) -> dict[str, Any]:

@@ -21,12 +21,12 @@ from tasks.evaluate.heldout.metrics import (
     top1_agreement,
     topk_kl_to_teacher,
 )
+from tasks.evaluate.parallel import LOGITS_AT_ONCE
 from tasks.models import ModelSource
 from tasks.rows import Row
 from tasks.tokens.alignment import Alignment
 from tasks.tokens.rows import TokenisedRow
 
-_LOGITS = 1 << 29  # of a batch over the vocabulary: 1 GiB in bf16, 2 GiB in fp32
 _POSITIONS_AT_ONCE = 256  # 150 MiB for each fp32 intermediate over a vocabulary of 152,000
 
 
@@ -67,7 +67,7 @@ def batches(tasks: Iterable[Task], rows: int, vocabulary: int) -> Iterator[list[
     longest = 0
     for task in tasks:
         longest = max(longest, len(task.tokens.ids), len(task.teacher_tokens.ids))
-        if batch and (len(batch) == rows or (len(batch) + 1) * longest * vocabulary > _LOGITS):
+        if batch and (len(batch) == rows or (len(batch) + 1) * longest * vocabulary > LOGITS_AT_ONCE):
             yield batch
             batch, longest = [], max(len(task.tokens.ids), len(task.teacher_tokens.ids))
         batch.append(task)

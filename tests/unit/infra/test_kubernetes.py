@@ -18,6 +18,21 @@ from prefect.utilities.schema_tools.validation import ValidationError, is_valid_
 from prefect.utilities.templating import find_placeholders
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
+from infra.devices import Gpus
+from infra.errors import ConfigurationError
+from infra.needs import Needs
+from infra.orchestration.job_variables import OF_NEEDS
+from infra.stage import Stage
+from infra.store.artifacts import ArtifactRef
+from tasks.evaluate.settings import Evaluation
+from tasks.evaluate.stage import Evaluate
+from tasks.logits.settings import Scoring
+from tasks.logits.stage import ScoreTeacher
+from tasks.models import ModelSource
+from tasks.plan.sizes import QWEN2_5
+from tasks.train.settings import Training, TrainingRun
+from tasks.train.stage import Train
+
 FOLDER = Path(__file__).parents[3] / "infra/kubernetes"
 POOLS = ("cpu", "gpu")
 VERSIONS = ("1.30", "1.34", "1.37")
@@ -118,6 +133,52 @@ def test_gpus_and_shared_memory_reach_the_pod() -> None:
     mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in _container(job)["volumeMounts"]}
     assert mounts["/dev/shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "32Gi"}
     assert mounts["/var/cache/huggingface"]["persistentVolumeClaim"] == {"claimName": "models"}
+
+
+def test_the_pod_of_a_stage_has_what_the_stage_needs(tmp_path: Path) -> None:
+    """A 72B teacher on four of eight 80 GB GPUs; a 7B student with a rank on each, which loads the weights."""
+    teacher, student = (_qwen(tmp_path, name) for name in ("72B", "7B"))
+    rows = ArtifactRef(kind="augment", uri="s3://b/a/", sha256="a", fingerprint="a")
+    run, offered = TrainingRun(zero_stage=2, offload="none"), Gpus(8, 79 * 2**30)
+    stages: dict[str, Stage[Any]] = {
+        "logits": ScoreTeacher(rows=rows, teacher=teacher, k=10, scoring=Scoring()),
+        "sft": Train(name="sft", model=student, data=rows, training=Training(), run=run, seed=0),
+        "evaluate": Evaluate(
+            models={"base": student, "teacher": teacher}, teacher=teacher, seeds=rows, evaluation=Evaluation()
+        ),
+    }
+    pods = {}
+    for name, stage in stages.items():
+        needs = stage.needs(offered)
+        assert needs is not None
+        job = _job("gpu", {name: of(needs) for name, of in OF_NEEDS.items()})
+        kubernetes_validate.validate(job, VERSIONS[-1], strict=True)
+        resources = _container(job)["resources"]
+        (shared,) = (v["emptyDir"] for v in job["spec"]["template"]["spec"]["volumes"] if v["name"] == "shared-memory")
+        pods[name] = (resources["limits"], resources["requests"], shared["sizeLimit"])
+    half = ({"nvidia.com/gpu": 4}, {"cpu": "16", "memory": "64Gi"}, "32Gi")
+    assert pods["logits"] == half
+    assert pods["evaluate"] == half
+    assert pods["sft"] == ({"nvidia.com/gpu": 8}, {"cpu": "32", "memory": "242Gi"}, "64Gi")
+
+
+def test_what_nobody_knows_is_left_to_the_pool_and_what_somebody_set_is_not(tmp_path: Path) -> None:
+    rows = ArtifactRef(kind="augment", uri="s3://b/a/", sha256="a", fingerprint="a")
+    teacher = _qwen(tmp_path, "72B")
+    stage = ScoreTeacher(rows=rows, teacher=teacher, k=10, scoring=Scoring())
+    assert stage.needs(None) is None
+    with pytest.raises(ConfigurationError, match="72B .*135 GiB of weights"):
+        stage.needs(Gpus(1, 79 * 2**30))
+    set_by_hand = stage.model_copy(update={"scoring": Scoring(tensor_parallel=8)})
+    assert set_by_hand.needs(None) == Needs.of_engine(8)
+    sft = Train(name="sft", model=teacher, data=rows, training=Training(), run=TrainingRun(), seed=0)
+    assert sft.needs(None) is None
+
+
+def _qwen(folder: Path, name: str) -> ModelSource:
+    (folder / name).mkdir()
+    (folder / name / "config.json").write_text(json.dumps({"model_type": "qwen2", **QWEN2_5[name]}))
+    return ModelSource(name=name, path=str(folder / name))
 
 
 def test_a_cpu_job_asks_for_no_gpu() -> None:
@@ -251,7 +312,6 @@ def test_the_two_nodes_hostfile_names_the_pods_and_their_gpus() -> None:
 
     (folder,) = (mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "hostfile")
     assert f"--run.hostfile={folder}/hostfile" in container["args"]
-    assert f"--scoring.tensor-parallel={gpus}" in container["args"]
     assert "--run.launcher=each_node" in container["args"]
 
 

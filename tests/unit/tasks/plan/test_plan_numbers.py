@@ -9,6 +9,7 @@ import pytest
 
 from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactRef
+from tasks.engines.sizes import Size
 from tasks.logits.settings import Scoring
 from tasks.logits.store.format import MAX_ERROR
 from tasks.models import load_tokenizer, resolve
@@ -17,7 +18,7 @@ from tasks.plan.hardware import Hardware, gpu_named, machine
 from tasks.plan.lengths import Lengths, guessed, measured
 from tasks.plan.model import Plan, StagePlan
 from tasks.plan.plan import make_plan
-from tasks.plan.sizes import Size, size_of
+from tasks.plan.sizes import size_of
 from tasks.plan.stages import STAGES
 from tasks.plan.view import plan_markdown
 from tasks.rows import Message, Role, Row

@@ -48,7 +48,8 @@ def test_a_teacher_that_is_too_large_is_told_how_many_gpus_hold_it() -> None:
     scoring = next(p for p in _plan(teacher=size_of("72B", None), machine=eight).problems if "logits" in p.text)
     assert scoring.stops
     assert scoring.text.endswith("set scoring.tensor_parallel to 4")
-    told = [p.text for p in _plan(teacher=size_of("72B", None), machine=eight).problems if "evaluate: " in p.text]
+    one_each = {"machine": eight, "evaluation": Evaluation(tensor_parallel=1)}
+    told = [p.text for p in _plan(teacher=size_of("72B", None), **one_each).problems if "evaluate: " in p.text]
     assert [text.rpartition(": ")[2] for text in told] == ["set evaluation.tensor_parallel to 2"]
     four = Evaluation(tensor_parallel=4)
     assert not [p for p in _plan(teacher=size_of("72B", None), evaluation=four).problems if "evaluate: " in p.text]
@@ -67,7 +68,8 @@ def test_an_evaluation_whose_logits_are_too_large_needs_fewer_rows_at_once() -> 
 
 
 @pytest.mark.parametrize(
-    ("parallel", "words"), [(8, "is 8 and there are 4 devices"), (3, "28 attention heads: use 1 or 2 or 4")]
+    ("parallel", "words"),
+    [(8, "is 8 and there are 4 devices"), (3, "28 attention heads and 4 key/value heads: use 1 or 2 or 4")],
 )
 def test_a_tensor_parallel_that_cannot_be_stops(parallel: int, words: str) -> None:
     stops, text = _only(scoring=Scoring(tensor_parallel=parallel))

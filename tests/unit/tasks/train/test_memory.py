@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from infra.errors import OutOfMemoryError
-from tasks.train.memory import ModelShape, advice, check_fits, estimate
+from tasks.engines.sizes import ModelShape
+from tasks.train.memory import advice, check_fits, estimate
 from tasks.train.settings import Lora, TrainingRun
 from tests.support.families import tiny_config
 
@@ -88,7 +89,7 @@ def test_adapters_are_those_that_peft_puts_on(rank: int) -> None:
     shape = ModelShape.of(QWEN)
     # a layer: q and o 896+896, k and v 896+128, gate, up and down 896+4864
     by_hand = 24 * rank * (2 * 1792 + 2 * 1024 + 3 * 5760)
-    assert shape.adapters(Lora(rank=rank)) == by_hand
+    assert shape.adapters(rank) == by_hand
     with torch.device("meta"):
         model = with_adapters(AutoModelForCausalLM.from_config(Qwen2Config(**QWEN)), Lora(rank=rank))
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == by_hand
@@ -121,7 +122,7 @@ def test_adapters_cost_what_deepspeed_says_of_a_model_of_their_size(ranks: int, 
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
     shape, lora = ModelShape.of(QWEN_7B), Lora(rank=16)
-    trained, cpu = shape.adapters(lora), offload != "none"
+    trained, cpu = shape.adapters(lora.rank), offload != "none"
     ours = estimate(shape, TrainingRun(zero_stage=2, offload=offload), ranks, 0, lora).states
     theirs = estimate_zero2_model_states_mem_needs(trained, ranks, cpu_offload=cpu)[1]
     assert ours == pytest.approx(theirs + 2 * shape.parameters, abs=4)
