@@ -42,7 +42,7 @@ def find(source: str, what: str) -> SourceFiles:
 
     Raises ConfigurationError where there is none, or one that cannot be read; TransientError where the hub is away.
     """
-    found = [_find(part, what) for part in _parts(source)]
+    found = [_find(part, what) for part in _parts(source, what)]
     files = dict.fromkeys(file for one in found for file in one.files)
     return SourceFiles(tuple(files), tuple(other for one in found for other in one.others))
 
@@ -62,10 +62,8 @@ def local(address: str, what: str) -> Iterator[Path]:
     """A file, or a copy of what lies elsewhere for the length of the `with`."""
     if address.startswith("s3://"):
         with scratch(settings.work_dir(), "data") as folder:
-            try:
+            with _storage_errors(what):
                 storage.download(address, path := folder / "file")
-            except ConfigurationError as error:
-                raise ConfigurationError(f"{what}: {error}") from error
             yield path
     elif address.startswith(HUB):
         yield _downloaded(address, what)
@@ -83,11 +81,19 @@ def is_data(name: str) -> bool:
     return plain_name(name.lower()).endswith(_DATA)
 
 
-def _parts(source: str) -> list[str]:
-    """Commas stand between several sources, unless they are in a file's name."""
-    if "," not in source or Path(source).expanduser().exists():
+def _parts(source: str, what: str) -> list[str]:
+    """Commas stand between several sources, unless they are in the name of what is there."""
+    if "," not in source or _is_there(source, what):
         return [source]
     return [part.strip() for part in source.split(",") if part.strip()]
+
+
+def _is_there(source: str, what: str) -> bool:
+    """Whether there is a file or a folder, an object or a prefix of that name."""
+    if not source.startswith("s3://"):
+        return Path(source).expanduser().exists()
+    with _storage_errors(what):
+        return storage.head(source) is not None or any(storage.keys(f"{source.rstrip('/')}/"))
 
 
 def _find(source: str, what: str) -> SourceFiles:
@@ -130,19 +136,25 @@ def _data_of(files: list[str], what: str, where: str) -> SourceFiles:
 
 
 def _in_storage(source: str, what: str) -> SourceFiles:
-    try:
+    with _storage_errors(what):
         if not source.endswith("/") and storage.head(source) is not None:
             return SourceFiles((source,))
         pattern = _PATTERN.search(source)
         prefix = source[: pattern.start()].rpartition("/")[0] if pattern else source.rstrip("/")
         keys = sorted(f"{prefix}/{name}" for name in storage.keys(f"{prefix}/"))
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{what}: {error}") from error
     if pattern:
         keys = [key for key in keys if fnmatch.fnmatchcase(key, source)]
     if not keys:
         raise ConfigurationError(f"{what}: {source} does not exist")
     return SourceFiles(tuple(keys)) if pattern else _data_of(keys, what, source)
+
+
+@contextlib.contextmanager
+def _storage_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{what}: {error}") from error
 
 
 def _digest(address: str, what: str) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 
 from infra.stage import Made, Unseen
 from infra.store.artifacts import ArtifactRef, facts_of
+from tasks.fit.choice import choose
 from tasks.fit.settings import Fit
-from tasks.fit.stage import ChooseRows, ScoreStudent
+from tasks.fit.stage import ChooseRows, Losses, ScoreStudent
 from tasks.logits.settings import Scoring
 from tasks.logits.stage import ScoreTeacher
 from tasks.logits.store.reader import TopKReader
@@ -16,6 +20,7 @@ from tasks.rows import KEPT, REJECTED, read_rows
 from tasks.train.data.examples import Examples
 from tasks.train.settings import Distillation
 from tests.support.stages import made
+from tests.support.views import Seen
 
 SCORING = Scoring(engine="transformers", max_length=384)
 
@@ -62,6 +67,28 @@ def test_by_chance_as_many_are_kept_to_compare_with(rows: ArtifactRef, scores: d
     assert hard.counts["rows"] == any_of_them.counts["rows"]
     ids = [{row.id for row in read_rows(ref, KEPT)} for ref in (hard, any_of_them)]
     assert ids[0] != ids[1]
+
+
+@pytest.mark.parametrize("improbable", [True, False])
+def test_rows_that_the_teacher_finds_improbable_are_warned_of(
+    rows: ArtifactRef, monkeypatch: pytest.MonkeyPatch, improbable: bool
+) -> None:
+    """Those that are kept, and no others."""
+    ids = sorted(row.id for row in read_rows(rows, KEPT))
+    teacher = np.ones(len(ids))
+    teacher[:2] += 50 * improbable
+    student = teacher + np.linspace(2, 1, len(ids))
+    losses = Losses(np.array([int(row_id[:16], 16) for row_id in ids], np.uint64), student, teacher)
+    monkeypatch.setattr(Losses, "of", lambda *_stores: losses)
+    monkeypatch.setattr("tasks.fit.stage.choose", lambda *given: dataclasses.replace(choose(*given), kept_N=kept_N))
+    kept_N = np.arange(len(ids)) != 1  # of the two that are improbable, the first
+    stage = ChooseRows(rows=rows, student=rows, teacher=rows, fit=Fit(keep=0.5 + improbable / 10))
+    view = Seen()
+    chosen = made(stage)
+    stage.show(Made(refs={"fit": chosen}), view)
+    marked = {row.id for row in read_rows(chosen, KEPT) if row.verdicts.get("teacher") == "improbable"}
+    assert marked == ({ids[0]} if improbable else set())
+    assert [text.split(" are ")[0] for text in view.warnings] == ["1 of the rows to train on"] * improbable
 
 
 def test_the_student_learns_from_the_teachers_scores_of_those_rows_alone(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.stage import Made, Unseen
+from infra.stage import Made
 from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.augment.naming import NameCategories
 from tasks.augment.settings import Augmentation
@@ -17,6 +17,7 @@ from tasks.seeds.stage import Sources
 from tasks.text.categories import TASKS, UNNAMED
 from tests.support.endpoint import endpoint, tell
 from tests.support.stages import load, made
+from tests.support.views import Seen
 
 MODEL = "openai/test"
 
@@ -39,7 +40,9 @@ def test_every_row_gets_a_category_and_nobodys_own_is_changed(
         assert seeds.counts["unnamed"] == 95
         assert stage.is_needed
         named = made(stage)
-        assert "rows named, in" in stage.show(Made(refs={"categories": named}), Unseen())
+        view = Seen()
+        assert "rows named, in" in stage.show(Made(refs={"categories": named}), view)
+        assert view.warnings == [], "every row has a category"
         asked = tell(url, "stats")["requests"]
         assert asked <= 12, "several rows a request"
         for part in (TRAIN, HELDOUT):
@@ -58,6 +61,22 @@ def test_every_row_gets_a_category_and_nobodys_own_is_changed(
     assert {row.task_category for row in kept} - {"mine", UNNAMED} <= set(TASKS)
     assert sum(facts_of(augmented)["seeds_by_category"].values()) == seeds.counts["seeds"]
     assert not NameCategories(seeds=named, agent_model=MODEL, options=Augmentation(name_categories=False)).is_needed
+
+
+def test_rows_that_no_category_fits_are_warned_of(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    rows = [{"instruction": f"w{n} is asked for", "output": "It is so."} for n in range(40)]
+    (tmp_path / "s.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    seeds = load(Sources(str(tmp_path / "s.jsonl"), None, None), heldout_share=0.1, response_required=True)
+    with endpoint() as url:
+        options = Augmentation(api_base=url, categories=("mine",))
+        stage = NameCategories(seeds=seeds, agent_model=MODEL, options=options)
+        named = made(stage)
+    unnamed = sum(row.task_category == UNNAMED for part in (TRAIN, HELDOUT) for row in read_rows(named, part))
+    assert 0 < unnamed == named.counts["unnamed"] < 40
+    view = Seen()
+    stage.show(Made(refs={"categories": named}), view)
+    assert view.warnings == [f"{unnamed} rows have no task category still: they count as {UNNAMED!r}"]
 
 
 def test_with_batches_the_files_fill_one(seeds: ArtifactRef, monkeypatch: pytest.MonkeyPatch) -> None:

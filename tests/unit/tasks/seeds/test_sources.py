@@ -23,6 +23,7 @@ from tasks.seeds.account import Account
 from tasks.seeds.files import opened
 from tasks.seeds.formats import read
 from tasks.seeds.settings import Reading
+from tests.support.memory_store import MemoryStore
 
 ROWS = [{"instruction": f"count to {n}", "input": "", "output": f"one … {n}"} for n in range(3)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -99,6 +100,21 @@ def test_folders_patterns_and_lists_are_files_in_order(folder: Path) -> None:
     assert found(f"{folder}/b, {folder}/a.parquet,{folder}/b/1.JSON") == ["b/1.JSON", "b/2.jsonl.gz", "a.parquet"]
     (folder / "a,b.jsonl").write_bytes(b"x")
     assert found(f"{folder}/a,b.jsonl") == ["a,b.jsonl"]
+
+
+def test_a_comma_in_a_name_in_storage_parts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore().replace(monkeypatch)
+    for name in ("a.jsonl", "a,b.jsonl", "b.jsonl", "c,d/1.jsonl", "c,d/2.jsonl"):
+        store.put(f"s3://data/{name}", b"{}")
+
+    def found(source: str) -> list[str]:
+        return [file.removeprefix("s3://data/") for file in sources.find(source, "seeds").files]
+
+    assert found("s3://data/a,b.jsonl") == ["a,b.jsonl"]
+    assert found("s3://data/c,d") == found("s3://data/c,d/") == ["c,d/1.jsonl", "c,d/2.jsonl"]
+    assert found("s3://data/b.jsonl, s3://data/a.jsonl") == ["b.jsonl", "a.jsonl"]
+    with pytest.raises(ConfigurationError, match="seeds: s3://data/x does not exist"):
+        found("s3://data/x,s3://data/b.jsonl")
 
 
 @pytest.mark.parametrize(
