@@ -34,10 +34,11 @@ from tasks.logits.settings import Scoring
 from tasks.logits.shards import Shard, plan
 from tasks.logits.store.reader import ShardError, read_shard, write_shard, write_tokenizer
 from tasks.models import ModelSource, load_tokenizer
-from tasks.rows import KEPT, Turns, read_rows
-from tasks.tokens.rows import Skipped, TokenisedRow, cut, tokenise
+from tasks.rows import KEPT, Row, Turns, read_rows
+from tasks.tokens.rows import Skipped, TokenisedRow, cut, tokenise, within
 from tasks.tokens.scored import ScoredRow
 from tasks.tokens.spans import REWRITTEN, unsupervised_fact
+from tasks.tokens.written import check_same_tokens, is_written, read_written
 
 CLAIMS, REFUSED = "claims/", "refused/"
 _NAMED_ROWS = 20
@@ -204,16 +205,28 @@ def _tokenised(
     rows: ArtifactRef, teacher: ModelSource, max_length: int, turns: Turns
 ) -> tuple[list[TokenisedRow], dict[str, str], Counter[str]]:
     """The usable rows, the task category of each row id, and how many rows were skipped for what."""
-    tokenizer = load_tokenizer(teacher)
     tokenised, categories, skipped = [], {}, Counter[str]()
-    for row in read_rows(rows, KEPT):
-        one = tokenise(row, tokenizer, max_length, turns)
+    for row, one in _as_tokens(rows, teacher, max_length, turns):
         if isinstance(one, Skipped):
             skipped[one.reason] += 1
         else:
             tokenised.append(replace(one, ids=array("i", one.ids)))  # 4 bytes a token: all rows are in memory
             categories[one.row_id] = row.task_category
     return tokenised, categories, skipped
+
+
+def _as_tokens(
+    rows: ArtifactRef, teacher: ModelSource, max_length: int, turns: Turns
+) -> Iterator[tuple[Row, TokenisedRow | Skipped]]:
+    """Rows as the teacher cuts them; a student's answers as it wrote them (ConfigurationError: not its tokens)."""
+    if is_written(rows):
+        check_same_tokens(rows, teacher)
+        for written in read_written(rows):
+            yield written.row, within(written.tokens, max_length)
+        return
+    tokenizer = load_tokenizer(teacher)
+    for row in read_rows(rows, KEPT):
+        yield row, tokenise(row, tokenizer, max_length, turns)
 
 
 def _engine(scoring: Scoring, teacher: ModelSource, k: int, longest: int, reporter: child.Reporter) -> Engine:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.errors import ConfigurationError
@@ -88,11 +88,17 @@ def tokenise(row: Row, tokenizer: Any, max_length: int, turns: Turns = "last") -
         ids, response_start = _rendered(row.messages, tokenizer)
     except ConfigurationError as error:
         return Skipped(row.id, str(error))
-    if len(ids) > max_length:
-        return Skipped(row.id, f"longer than {max_length} tokens")
+    whole = within(TokenisedRow(row.id, ids, response_start), max_length)
+    if isinstance(whole, Skipped):
+        return whole
     answers = row.earlier_answers if turns == "all" else []
     earlier = _earlier(row.messages, answers, ids, response_start, tokenizer)
-    return TokenisedRow(row.id, ids, response_start, earlier, len(answers) - len(earlier))
+    return replace(whole, earlier=earlier, unsupervised=len(answers) - len(earlier))
+
+
+def within(row: TokenisedRow, max_length: int) -> TokenisedRow | Skipped:
+    """The row where it has no more tokens than that."""
+    return row if len(row.ids) <= max_length else Skipped(row.row_id, f"longer than {max_length} tokens")
 
 
 def holds_control_tokens(messages: Sequence[Message], tokenizer: Any) -> bool:

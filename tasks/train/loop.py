@@ -91,15 +91,7 @@ def _run_step(engine: Any, fed: Step) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=engine.device)
     for micro, idle in zip(fed.micro_batches, fed.idle, strict=True):
         batch = moved(micro, engine.device)
-        loss = engine(
-            batch.input_ids_1T,
-            batch.position_ids_1T,
-            batch.positions_N,
-            batch.labels_N,
-            batch.teacher_ids_NK,
-            batch.teacher_logprobs_NK,
-            *batch.rows,
-        )
+        loss = engine(*batch.inputs)
         loss = loss * 0.0 if idle else loss  # every rank takes part in every micro-batch
         total += loss.detach()
         # DeepSpeed averages over ranks and micro-batches; we want the mean over supervised tokens

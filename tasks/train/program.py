@@ -31,7 +31,7 @@ from infra.processes import child
 from infra.processes.torch_extensions import survive_kills
 from tasks.engines.sizes import ModelShape
 from tasks.train import checkpoints
-from tasks.train.data.examples import Examples
+from tasks.train.data.examples import Examples, Mixture
 from tasks.train.data.feed import feeding
 from tasks.train.data.order import total_steps
 from tasks.train.data.spool import ExampleStore, write_spool
@@ -76,7 +76,7 @@ def _train(run: TrainingContext, reporter: child.Reporter) -> dict[str, Any]:
     started = time.monotonic()
     with (
         checkpoints.Uploads(run.work, run.how.checkpoints_kept, reporter, run.rank, run.launch, owned) as uploads,
-        feeding(spool, plan.global_batch, plan.micro_batches, run.seed, run.rank.number, run.rank.ranks) as feed,
+        feeding(spool, run.batch_rows, plan.micro_batches, run.seed, run.rank.number, run.rank.ranks) as feed,
     ):
 
         def save(step: int) -> None:
@@ -135,7 +135,11 @@ def _prepared(run: TrainingContext, folder: Path) -> tuple[ExampleStore, dict[st
 
     def write() -> dict[str, Any]:
         longest = min(run.training.max_length, run.source.context())
-        examples = Examples(run.data, run.source, longest, run.kd, run.turns, run.only)
+        first = Examples(run.data, run.source, longest, run.kd, run.turns, run.only)
+        examples: Examples | Mixture = first
+        if run.kd and run.also:
+            more = (Examples(part.scores, run.source, longest, run.kd) for part in run.also)
+            examples = Mixture([first, *more], run.kd.kd_weight)
         write_spool(folder, examples)
         facts = examples.facts()
         if not (folder / "ids").stat().st_size:

@@ -11,14 +11,17 @@ import torch
 from infra.store.artifacts import ArtifactRef, Workspace
 from tasks.models import ModelSource
 from tasks.rows import Turns
+from tasks.train.data.order import rows_of_parts
 from tasks.train.launch.ranks import Rank
 from tasks.train.model.losses import DistillationLoss
-from tasks.train.settings import Distillation, Training, TrainingRun
+from tasks.train.settings import Distillation, Part, Training, TrainingRun
 
 _TITLES = {
     "sft": "A student after supervised fine-tuning",
     "sft_control": "A student fine-tuned twice, the control of a distillation",
     "kd": "A student distilled from its teacher's scores",
+    "kd_continued": "A student distilled for longer from its teacher's scores, the control of on-policy rounds",
+    "kd_round": "A student distilled from its teacher's scores of its own answers",
 }
 
 
@@ -34,6 +37,7 @@ class TrainingContext:
     data: ArtifactRef
     turns: Turns
     only: ArtifactRef | None
+    also: tuple[Part, ...]
     deepspeed: dict[str, Any]
     launch: str
     seed: int
@@ -52,12 +56,19 @@ class TrainingContext:
             data=ArtifactRef.model_validate(spec["data"]),
             turns=spec["turns"],
             only=ArtifactRef.model_validate(spec["only"]) if spec["only"] else None,
+            also=tuple(map(Part.model_validate, spec["also"])),
             deepspeed=spec["deepspeed"],
             launch=spec["launch"],
             seed=spec["seed"],
             rank=Rank.here(),
             on_gpu=torch.cuda.is_available(),
         )
+
+    @property
+    def batch_rows(self) -> list[int]:
+        """Of a global batch, from each store; the first one has the share that is left."""
+        shares = [part.share for part in self.also]
+        return rows_of_parts(self.training.global_batch, [1 - sum(shares), *shares])
 
     @property
     def layout(self) -> dict[str, int]:

@@ -6,6 +6,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from infra.store.artifacts import ArtifactRef
+
 
 class Lora(BaseModel):
     """Low-rank adapters (Hu et al., 2106.09685) on every linear layer but the head, merged on export."""
@@ -69,6 +71,15 @@ class Distillation(Training):
     def training(self) -> Training:
         """The part that a control run without a teacher shares."""
         return Training(**{name: getattr(self, name) for name in Training.model_fields})
+
+
+class Part(BaseModel):
+    """A further store that a student is distilled on, and its share of every batch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scores: ArtifactRef
+    share: float = Field(gt=0, le=1)
 
 
 class TrainingRun(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, ClassVar, Literal, get_args
 
@@ -24,19 +24,20 @@ from tasks.tokens.spans import turns_identity, unsupervised_note
 from tasks.train.launch import local, nodes
 from tasks.train.launch.nodes import PROGRAM, Launch
 from tasks.train.memory import held_in_memory
-from tasks.train.settings import Distillation, Training, TrainingRun
+from tasks.train.settings import Distillation, Part, Training, TrainingRun
 
 STAGE_VERSION = 4
 _CPU_RANKS = 2
 _POLL_S = 1.0
-Name = Literal["sft", "kd", "sft_control"]
+Name = Literal["sft", "kd", "sft_control", "kd_continued", "kd_round"]
 
 
 class Train(OneArtifact):
-    """A model trained from `model` with DeepSpeed: on rows (sft, sft_control), or on the teacher's top K (kd).
+    """A model trained from `model` with DeepSpeed: on rows (sft, sft_control), or on the teacher's top K (the others).
 
     `run` never changes the result. `turns` says which answers of a row are trained on; a store says it for itself.
-    Of a store, `only` the rows of that artifact are trained on, where it is given.
+    Of a store, `only` the rows of that artifact are trained on, where it is given. Stores that are trained on `also`
+    have their shares of every batch, and `data` has what is left. `round` tells rounds of one run apart.
     """
 
     kind: ClassVar = "train"
@@ -52,10 +53,12 @@ class Train(OneArtifact):
     seed: int
     turns: Turns = "last"
     only: ArtifactRef | None = None
+    also: tuple[Part, ...] = ()
+    round: int = 0
 
     @property
     def title(self) -> str:
-        return self.name
+        return f"round_{self.round}" if self.round else self.name
 
     @property
     def is_shared(self) -> bool:
@@ -66,8 +69,11 @@ class Train(OneArtifact):
     def workspace(self) -> Workspace:
         spec = {"model": self.model.identity(), "training": self.training.model_dump(), "seed": self.seed}
         spec |= turns_identity(self.turns)
-        only = {"only": self.only} if self.only else {}
-        return Workspace(self.name, STAGE_VERSION, spec, {"data": self.data, **only})
+        inputs = {"data": self.data} | ({"only": self.only} if self.only else {})
+        if self.also:
+            spec["also"] = [part.share for part in self.also]
+            inputs |= {f"also_{number}": part.scores for number, part in enumerate(self.also, 1)}
+        return Workspace(self.name, STAGE_VERSION, spec, inputs)
 
     def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
         return {devices.GPU: devices.gpu_slots(self.run.processes or devices.gpus())}
@@ -83,9 +89,8 @@ class Train(OneArtifact):
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
         follow = view.follow(describe)
-        return train(
-            work, self.name, self.model, self.data, self.training, self.run, self.seed, follow, self.turns, self.only
-        )
+        how = self.training, self.run, self.seed, follow, self.turns
+        return train(work, self.name, self.model, self.data, *how, self.only, self.also)
 
     def show(self, made: Made, view: View) -> str:
         counts, facts = made.shown.counts, facts_of(made.shown)
@@ -104,16 +109,18 @@ def train(
     on_event: Any,
     turns: Turns = "last",
     only: ArtifactRef | None = None,
+    also: Sequence[Part] = (),
 ) -> ArtifactRef:
     """Train under the DeepSpeed launcher in supervised processes; resumes from the last checkpoint."""
     hosts = nodes.read_hosts(run.hostfile) if run.hostfile else None
     node = nodes.this_node(run, hosts) if hosts else 0
     zero = resources.files("infra").joinpath(f"deepspeed/zero{run.zero_stage}.json").read_text()
     spec = {
-        "objective": "kd" if stage == "kd" else "sft",
+        "objective": "sft" if stage in ("sft", "sft_control") else "kd",
         "model": model.model_dump(),
         "data": data.model_dump(),
         "only": only.model_dump() if only else None,
+        "also": [part.model_dump() for part in also],
         "training": training.model_dump(),
         "turns": turns,
         "run": run.model_dump(),

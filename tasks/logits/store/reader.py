@@ -70,6 +70,16 @@ class TopKReader:
             yield from decode_shard(data, self._reader.ref.uri + name)
 
     @property
+    def skipped(self) -> int:
+        """How many of the rows could not be scored."""
+        return self._reader.record.counts["skipped"]
+
+    @property
+    def teacher(self) -> str:
+        """Whose scores they are (`ModelSource.identity`)."""
+        return str(self._reader.record.spec["teacher"])
+
+    @property
     def rows(self) -> ArtifactRef:
         """The rows that were scored."""
         return self._reader.record.inputs["rows"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tasks.train.data.order import assign_micro_batches, global_batch_indices
+from tasks.train.data.order import assign_micro_batches, mixed_batch_indices
 from tasks.train.data.packing import MicroBatch, pack
 from tasks.train.data.spool import ExampleStore
 
@@ -34,10 +34,14 @@ class Step:
 class BatchLoader:
     """`step(n)` gives step n; asking in order costs no time if making a step takes less than computing one."""
 
-    def __init__(self, spool: ExampleStore, global_batch: int, micro_batches: int, seed: int, rank: int, ranks: int):
+    def __init__(
+        self, spool: ExampleStore, batch_rows: Sequence[int], micro_batches: int, seed: int, rank: int, ranks: int
+    ):
+        """`batch_rows`: of a global batch, from each part."""
         self.waited_s = 0.0
         self._spool = spool
-        self._global_batch = global_batch
+        self._batch_rows = batch_rows
+        self._sizes = [spool.rows_of(part) for part in range(len(batch_rows))]
         self._micro_batches = micro_batches
         self._seed = seed
         self._rank, self._ranks = rank, ranks
@@ -46,7 +50,7 @@ class BatchLoader:
 
     def rows(self, step: int) -> list[int]:
         """Places of the global batch's rows; steps count from 1."""
-        return global_batch_indices(len(self._spool), self._global_batch, step - 1, self._seed)
+        return mixed_batch_indices(self._sizes, self._batch_rows, step - 1, self._seed)
 
     def step(self, step: int) -> Step:
         for number in range(step, step + 1 + _AHEAD):

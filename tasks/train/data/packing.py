@@ -31,7 +31,10 @@ _SHORTEST = 0.75  # of a group's longest row: attention's padding stays under a 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Packed rows. `positions_N` are those that *predict* the labels: one before each label, in the same row."""
+    """Packed rows. `positions_N` are those that *predict* the labels: one before each label, in the same row.
+
+    `kd_weight_N` is what a token has of the divergence, where rows differ in it (1: no cross-entropy).
+    """
 
     input_ids_1T: Tensor
     position_ids_1T: Tensor
@@ -40,6 +43,21 @@ class MicroBatch:
     labels_N: Tensor
     teacher_ids_NK: Tensor | None
     teacher_logprobs_NK: Tensor | None
+    kd_weight_N: Tensor | None = None
+
+    @property
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        """What `SupervisedLoss` is called with."""
+        return (
+            self.input_ids_1T,
+            self.position_ids_1T,
+            self.positions_N,
+            self.labels_N,
+            self.teacher_ids_NK,
+            self.teacher_logprobs_NK,
+            self.kd_weight_N,
+            *self.rows,
+        )
 
 
 def pack(examples: Sequence[Example]) -> MicroBatch:
@@ -54,6 +72,10 @@ def pack(examples: Sequence[Example]) -> MicroBatch:
     if examples[0].teacher_ids_RK is not None:
         teacher_ids = torch.from_numpy(np.concatenate([_known(e.teacher_ids_RK) for e in examples])).long()
         teacher_logprobs = torch.from_numpy(np.concatenate([_known(e.teacher_logprobs_RK) for e in examples]))
+    kd_weight = None
+    if examples[0].kd_weight is not None:
+        weights = np.array([example.kd_weight for example in examples], np.float32)
+        kd_weight = torch.from_numpy(np.repeat(weights, [len(places_R) for places_R in places]))
     return MicroBatch(
         torch.from_numpy(np.concatenate(ids))[None],
         torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
@@ -62,6 +84,7 @@ def pack(examples: Sequence[Example]) -> MicroBatch:
         torch.from_numpy(np.concatenate(labels)),
         teacher_ids,
         teacher_logprobs,
+        kd_weight,
     )
 
 

@@ -7,6 +7,7 @@ there at once in any order, and memory does not grow with the data. All ranks of
 from __future__ import annotations
 
 import contextlib
+import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,10 +23,11 @@ _DTYPES = {"ids": np.int32, "teacher_ids": np.int32, "teacher_logprobs": np.floa
 
 
 def write_spool(folder: Path, examples: Iterable[Example]) -> None:
-    """Write all examples; they have all a teacher, of one K, or none has."""
+    """Write all examples, part after part; they have all a teacher, of one K, or none has."""
     folder.mkdir(parents=True, exist_ok=True)
     row_ids: list[bytes] = []
     ends, response_starts, earlier, earlier_ends, k = [0], [], array("i"), [0], 0
+    parts, kd_weights = array("B"), array("f")
     with contextlib.ExitStack() as stack:
         ids, teacher_ids, teacher_logprobs = (stack.enter_context((folder / name).open("wb")) for name in _DTYPES)
         for example in examples:
@@ -37,6 +39,8 @@ def write_spool(folder: Path, examples: Iterable[Example]) -> None:
             row_ids.append(example.row_id.encode()[:_ID_BYTES])
             ends.append(ends[-1] + len(example.ids))
             response_starts.append(example.response_start)
+            parts.append(example.part)
+            kd_weights.append(math.nan if example.kd_weight is None else example.kd_weight)
             for span in example.earlier:
                 earlier.extend(span)
             earlier_ends.append(earlier_ends[-1] + len(example.earlier))
@@ -48,6 +52,8 @@ def write_spool(folder: Path, examples: Iterable[Example]) -> None:
         earlier=np.array(earlier, np.int32).reshape(-1, len(Span._fields)),
         earlier_ends=np.array(earlier_ends, np.int64),
         k=np.array(k),
+        parts=np.array(parts, np.uint8),
+        kd_weights=np.array(kd_weights, np.float32),
     )
 
 
@@ -59,6 +65,7 @@ class ExampleStore(Sequence[Example]):
             self._ends, self._response_starts = index["ends"], index["response_starts"]
             self._earlier, self._earlier_ends = index["earlier"], index["earlier_ends"]
             self._row_ids, self._k = index["row_ids"], int(index["k"])
+            self._parts, self._kd_weights = index["parts"], index["kd_weights"]
         self.lengths: np.ndarray = np.diff(self._ends)
         before = np.cumsum([0, *(self._earlier[:, 2] - self._earlier[:, 1])])[self._earlier_ends]
         self._supervised_ends = np.cumsum([0, *(self.lengths - self._response_starts)]) + before
@@ -70,6 +77,10 @@ class ExampleStore(Sequence[Example]):
     def supervised_tokens(self) -> int:
         """Of all rows."""
         return int(self._supervised_ends[-1])
+
+    def rows_of(self, part: int) -> int:
+        """How many examples are of a part; parts lie one after the other."""
+        return int(np.count_nonzero(self._parts == part))
 
     def supervised_of(self, place: int) -> int:
         return int(self._supervised_ends[place + 1] - self._supervised_ends[place])
@@ -83,6 +94,7 @@ class ExampleStore(Sequence[Example]):
     def __getitem__(self, place: int) -> Example:  # type: ignore[override]
         supervised = slice(self._supervised_ends[place], self._supervised_ends[place + 1])
         earlier = self._earlier[self._earlier_ends[place] : self._earlier_ends[place + 1]]
+        kd_weight = float(self._kd_weights[place])
         return Example(
             self._row_ids[place].decode(),
             self._ids[self._ends[place] : self._ends[place + 1]],
@@ -90,6 +102,8 @@ class ExampleStore(Sequence[Example]):
             None if self._teacher_ids is None else self._teacher_ids[supervised],
             None if self._teacher_logprobs is None else self._teacher_logprobs[supervised],
             tuple(Span(*numbers) for numbers in earlier.tolist()),
+            int(self._parts[place]),
+            None if math.isnan(kd_weight) else kd_weight,
         )
 
 

@@ -37,11 +37,13 @@ def fused_head_loss(
     loss: DistillationLoss | None = None,
     logit_map: LogitMap = IDENTITY,
     buffer_bytes: int | None = None,
+    kd_weight_N: Tensor | None = None,
 ) -> Tensor:
     """The loss of `logit_map(hidden_NH @ weight_VH.T + bias_V)`, summed over N, in nats: an fp32 (fp64) scalar.
 
     Cross-entropy where `loss` is None, else `loss`; equal to `cross_entropy_sum` and `distillation_sum` on the
-    whole logits. `hidden_NH` holds the positions that *predict* `labels_N`, and no others.
+    whole logits. `hidden_NH` holds the positions that *predict* `labels_N`, and no others. `kd_weight_N` is each
+    position's own `loss.kd_weight`, where they differ.
 
     Gradients are computed here, in fp32, and only where they are wanted: none under `no_grad`, none for a frozen
     weight. `backward` scales them in place and can run once. A tied embedding's gradient adds to the head's as
@@ -65,7 +67,7 @@ def fused_head_loss(
         columns_CN = torch.cat([columns_CN, teacher_ids_NK.t()])
     buffer_bytes = buffer_bytes or BUFFER_BYTES.get(hidden_NH.device.type, BUFFER_BYTES["cpu"])
     how = loss, logit_map, buffer_bytes, torch.is_grad_enabled()
-    return _HeadLoss.apply(hidden_NH, weight_VH, bias_V, columns_CN, teacher_logprobs_NK, *how)
+    return _HeadLoss.apply(hidden_NH, weight_VH, bias_V, columns_CN, teacher_logprobs_NK, kd_weight_N, *how)
 
 
 class FusedHead(nn.Module):
@@ -90,11 +92,12 @@ class FusedHead(nn.Module):
         teacher_ids_NK: Tensor | None = None,
         teacher_logprobs_NK: Tensor | None = None,
         loss: DistillationLoss | None = None,
+        kd_weight_N: Tensor | None = None,
     ) -> Tensor:
         """See `fused_head_loss`."""
         hidden_NH = hidden_NH if self.logit_map.before == 1.0 else hidden_NH * self.logit_map.before
         head, teacher = (hidden_NH, self.weight, self.bias), (teacher_ids_NK, teacher_logprobs_NK)
-        return fused_head_loss(*head, labels_N, *teacher, loss, self.logit_map)
+        return fused_head_loss(*head, labels_N, *teacher, loss, self.logit_map, kd_weight_N=kd_weight_N)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -106,6 +109,7 @@ class _HeadLoss(torch.autograd.Function):
         bias_V: Tensor | None,
         columns_CN: Tensor,
         teacher_logprobs_NK: Tensor | None,
+        kd_weight_N: Tensor | None,
         loss: DistillationLoss | None,
         logit_map: LogitMap,
         buffer_bytes: int,
@@ -130,6 +134,7 @@ class _HeadLoss(torch.autograd.Function):
         for block in _blocks(rows, in_gradient, buffered):
             hidden_RH, columns_CR = hidden_NH[block], columns_CN[:, block]
             teacher_RK = None if teacher_logprobs_NK is None else teacher_logprobs_NK[block]
+            kd_weight_R = None if kd_weight_N is None else kd_weight_N[block]
             if d_weight_VH is not None and block.start == 0:
                 logits_VR = d_weight_VH[:, : len(hidden_RH)]
             else:
@@ -139,7 +144,7 @@ class _HeadLoss(torch.autograd.Function):
             peak_R = _logits(hidden_RH, weight_VH, bias_V, tiles, logit_map, logits_VR)
             picked_RC = logits_VR.gather(0, columns_CR).t()
             sum_R = _exponentials_in_place(logits_VR, peak_R, tiles)
-            value, d_picked_RC, d_lse_R = _objective(picked_RC, peak_R + sum_R.log(), teacher_RK, loss)
+            value, d_picked_RC, d_lse_R = _objective(picked_RC, peak_R + sum_R.log(), teacher_RK, loss, kd_weight_R)
             total += value
             if not (of_hidden or of_weight or of_bias):
                 continue
@@ -162,7 +167,7 @@ class _HeadLoss(torch.autograd.Function):
             None if gradient is None else gradient.mul_(d_total).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return *gradients, None, None, None, None, None, None
+        return *gradients, None, None, None, None, None, None, None
 
 
 def _blocks(rows: int, first: int, others: int) -> Iterator[slice]:
@@ -251,11 +256,15 @@ def _product(left: Tensor, right: Tensor, out: Tensor, add: bool = False) -> Ten
 
 
 def _objective(
-    picked_RC: Tensor, lse_R: Tensor, teacher_logprobs_RK: Tensor | None, loss: DistillationLoss | None
+    picked_RC: Tensor,
+    lse_R: Tensor,
+    teacher_logprobs_RK: Tensor | None,
+    loss: DistillationLoss | None,
+    kd_weight_R: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of a block, and its gradients with respect to the picked logits and the logsumexp."""
     with torch.enable_grad():
         picked_RC, lse_R = picked_RC.detach().requires_grad_(), lse_R.detach().requires_grad_()
-        value = objective_sum(picked_RC[:, 0], picked_RC[:, 1:], lse_R, teacher_logprobs_RK, loss)
+        value = objective_sum(picked_RC[:, 0], picked_RC[:, 1:], lse_R, teacher_logprobs_RK, loss, kd_weight_R)
         d_picked_RC, d_lse_R = torch.autograd.grad(value, (picked_RC, lse_R), materialize_grads=True)
     return value.detach(), d_picked_RC, d_lse_R

@@ -73,27 +73,38 @@ def distillation_sum(
     teacher_ids_NK: Tensor,
     teacher_logprobs_NK: Tensor,
     loss: DistillationLoss,
+    kd_weight_N: Tensor | None = None,
 ) -> Tensor:
     """`loss` from whole logits. A teacher's entry of −inf (fewer than K tokens known) carries no weight."""
     logits_NV = full_precision(logits_NV)
     label_N = logits_NV.gather(1, labels_N[:, None])[:, 0]
     kept_NK = logits_NV.gather(1, teacher_ids_NK)
-    return objective_sum(label_N, kept_NK, logits_NV.logsumexp(dim=1), teacher_logprobs_NK, loss)
+    return objective_sum(label_N, kept_NK, logits_NV.logsumexp(dim=1), teacher_logprobs_NK, loss, kd_weight_N)
 
 
 def objective_sum(
-    label_N: Tensor, kept_NK: Tensor, lse_N: Tensor, teacher_logprobs_NK: Tensor | None, loss: DistillationLoss | None
+    label_N: Tensor,
+    kept_NK: Tensor,
+    lse_N: Tensor,
+    teacher_logprobs_NK: Tensor | None,
+    loss: DistillationLoss | None,
+    kd_weight_N: Tensor | None = None,
 ) -> Tensor:
     """The loss from the label's logit, the logits of the teacher's K tokens and the logsumexp over all V.
 
-    Cross-entropy alone where `loss` is None.
+    Cross-entropy alone where `loss` is None. `kd_weight_N` takes the place of `loss.kd_weight` where tokens differ in
+    it: of what a student wrote, the labels are no example.
     """
-    cross_entropy = (lse_N - label_N).sum()
+    cross_entropy_N = lse_N - label_N
     if loss is None:
-        return cross_entropy
+        return cross_entropy_N.sum()
     assert teacher_logprobs_NK is not None, "a distillation loss without a teacher's log-probabilities"
-    divergence = _divergence_sum(kept_NK, lse_N, teacher_logprobs_NK, loss)
-    return (1 - loss.kd_weight) * cross_entropy + loss.kd_weight * divergence
+    if kd_weight_N is None:
+        divergence = _divergence_sum(kept_NK, lse_N, teacher_logprobs_NK, loss)
+        return (1 - loss.kd_weight) * cross_entropy_N.sum() + loss.kd_weight * divergence
+    kd_weight_N = kd_weight_N.to(lse_N.dtype)
+    divergence = _divergence_sum(kept_NK, lse_N, teacher_logprobs_NK, loss, kd_weight_N)
+    return ((1 - kd_weight_N) * cross_entropy_N).sum() + divergence
 
 
 def full_precision(tensor: Tensor) -> Tensor:
@@ -101,17 +112,28 @@ def full_precision(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _divergence_sum(kept_NK: Tensor, lse_N: Tensor, teacher_logprobs_NK: Tensor, loss: DistillationLoss) -> Tensor:
+def _divergence_sum(
+    kept_NK: Tensor,
+    lse_N: Tensor,
+    teacher_logprobs_NK: Tensor,
+    loss: DistillationLoss,
+    weight_N: Tensor | None = None,
+) -> Tensor:
     known_NK = torch.isfinite(teacher_logprobs_NK)
     teacher_NK = torch.where(known_NK, teacher_logprobs_NK.to(kept_NK.dtype), _NEVER)
     if loss.tail == "renormalise":
         teacher_NK = (teacher_NK / loss.temperature).log_softmax(dim=1)
         student_NK = torch.where(known_NK, kept_NK / loss.temperature, _NEVER).log_softmax(dim=1)
         scale = loss.temperature if loss.divergence == "total_variation" else loss.temperature**2
-        return scale * (_terms(teacher_NK, student_NK, loss) * known_NK).sum()
+        return scale * _sum(_terms(teacher_NK, student_NK, loss) * known_NK, weight_N)
     student_NK = torch.where(known_NK, kept_NK - lse_N[:, None], _NEVER)
     rest_N = _terms(_log_rest(teacher_NK), _log_rest(student_NK), loss)
-    return _terms(teacher_NK, student_NK, loss).sum() + rest_N.sum()
+    return _sum(_terms(teacher_NK, student_NK, loss), weight_N) + _sum(rest_N, weight_N)
+
+
+def _sum(terms: Tensor, weight_N: Tensor | None) -> Tensor:
+    """Of N, or N × K, terms; each position's times its weight."""
+    return terms.sum() if weight_N is None else (terms.t() * weight_N).sum()
 
 
 def _terms(teacher: Tensor, student: Tensor, loss: DistillationLoss) -> Tensor:

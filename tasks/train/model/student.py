@@ -41,12 +41,13 @@ class SupervisedLoss(nn.Module):
         labels_N: Tensor,
         teacher_ids_NK: Tensor | None,
         teacher_logprobs_NK: Tensor | None,
+        kd_weight_N: Tensor | None,
         *rows: Tensor,
     ) -> Tensor:
         decoder = self.model.get_decoder()
         hidden_1TH = decoder(input_ids=input_ids_1T, position_ids=position_ids_1T, rows=rows, use_cache=False)[0]
         hidden_NH = hidden_1TH[0].index_select(0, positions_N)
-        loss: Tensor = self.head(hidden_NH, labels_N, teacher_ids_NK, teacher_logprobs_NK, self.loss)
+        loss: Tensor = self.head(hidden_NH, labels_N, teacher_ids_NK, teacher_logprobs_NK, self.loss, kd_weight_N)
         return loss
 
 

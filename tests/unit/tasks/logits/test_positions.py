@@ -52,11 +52,9 @@ def model() -> Any:
 def _losses(model: Any, rows: list[ScoredRow]) -> tuple[float, float]:
     """The teacher's own KL to its stored scores, and its cross-entropy, per token, as training computes them."""
     batch = pack([Example(r.row_id, r.ids, r.response_start, r.topk_ids_RK, r.logprobs_RK) for r in rows])
-    teacher = (batch.teacher_ids_NK, batch.teacher_logprobs_NK)
-    inputs = (batch.input_ids_1T, batch.position_ids_1T, batch.positions_N, batch.labels_N, *teacher, *batch.rows)
     with torch.no_grad():
         kl, cross_entropy = (
-            SupervisedLoss(model, DistillationLoss(kd_weight=weight))(*inputs) for weight in (1.0, 0.0)
+            SupervisedLoss(model, DistillationLoss(kd_weight=weight))(*batch.inputs) for weight in (1.0, 0.0)
         )
     tokens = len(batch.labels_N)
     return float(kl) / tokens, float(cross_entropy) / tokens

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from tasks.tokens.spans import Span
 from tasks.train.data.feed import feeding
-from tasks.train.data.order import Example, assign_micro_batches, global_batch_indices, total_steps
+from tasks.train.data.order import (
+    Example,
+    assign_micro_batches,
+    global_batch_indices,
+    mixed_batch_indices,
+    rows_of_parts,
+    total_steps,
+)
 from tasks.train.data.packing import pack
 from tasks.train.data.spool import ExampleStore, write_spool
 from tasks.train.loop import rate_at
@@ -45,6 +52,24 @@ def test_every_row_comes_once_an_epoch(examples: int, global_batch: int, seed: i
     assert len(stream) == steps * global_batch
     for epoch in range(epochs):
         assert sorted(stream[epoch * examples : (epoch + 1) * examples]) == list(range(examples))
+
+
+@given(st.integers(1, 64), st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any))
+def test_every_batch_has_of_each_store_its_share_to_the_nearest_row(global_batch: int, weights: list[int]) -> None:
+    shares = [weight / sum(weights) for weight in weights]
+    rows = rows_of_parts(global_batch, shares)
+    assert sum(rows) == global_batch
+    assert all(abs(got - global_batch * share) < 1 for got, share in zip(rows, shares, strict=True))
+
+
+def test_each_store_goes_through_epochs_of_its_own() -> None:
+    steps = [mixed_batch_indices([10, 4, 6], [2, 4, 0], step, seed=3) for step in range(10)]
+    assert all(
+        len([i for i in step if i < 10]) == 2 and {i for i in step if i >= 10} == {10, 11, 12, 13} for step in steps
+    )
+    assert sorted(i for step in steps[:5] for i in step if i < 10) == list(range(10))
+    alone = [global_batch_indices(10, 2, step, seed=3) for step in range(10)]
+    assert [[i for i in step if i < 10] for step in steps] == alone  # the first store's order is as it ever was
 
 
 def test_order_depends_on_the_seed_and_on_the_epoch() -> None:
@@ -115,9 +140,9 @@ def test_spooled_examples_come_back_in_any_order(tmp_path: Path, k: int | None) 
 def test_the_feed_gives_the_same_steps_in_order_and_out_of_it(tmp_path: Path) -> None:
     write_spool(tmp_path, iter(_examples(30)))
     spool = ExampleStore(tmp_path)
-    with feeding(spool, 8, 2, 0, 0, 1) as feed:
+    with feeding(spool, [8], 2, 0, 0, 1) as feed:
         in_order = [feed.step(step) for step in range(1, 6)]
-    with feeding(spool, 8, 2, 0, 0, 1) as feed:  # a resumed run starts in the middle
+    with feeding(spool, [8], 2, 0, 0, 1) as feed:  # a resumed run starts in the middle
         resumed = [feed.step(step) for step in (3, 4, 5)]
     for one, other in zip(in_order[2:], resumed, strict=True):
         assert one.supervised_tokens == other.supervised_tokens
@@ -127,7 +152,7 @@ def test_the_feed_gives_the_same_steps_in_order_and_out_of_it(tmp_path: Path) ->
 
 def test_ranks_without_rows_compute_something_that_does_not_count(tmp_path: Path) -> None:
     write_spool(tmp_path, iter(_examples(1)))
-    with feeding(ExampleStore(tmp_path), 1, 1, 0, 1, 2) as feed:
+    with feeding(ExampleStore(tmp_path), [1], 1, 0, 1, 2) as feed:
         assert feed.step(1).idle == [True]
 
 

@@ -48,8 +48,7 @@ def test_packed_rows_give_the_models_own_loss_and_gradients(family: str) -> None
     module, batch = SupervisedLoss(model, None), pack(rows)
     if around is not None:
         assert module.head.logit_map == around
-    inputs = batch.input_ids_1T, batch.position_ids_1T, batch.positions_N, batch.labels_N, None, None, *batch.rows
-    loss = module(*inputs)
+    loss = module(*batch.inputs)
     loss.backward()
     torch.testing.assert_close(loss, plain, rtol=1e-5, atol=0)
     got = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -94,6 +94,29 @@ def test_value_and_gradients_are_those_of_whole_logits(
     torch.testing.assert_close(_gradients(case, fused), _gradients(case, unfused), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("loss", LOSSES[1:], ids=str)
+@pytest.mark.parametrize("block_rows", [2, N])
+def test_rows_with_weights_of_their_own_are_the_weighted_sum_of_both_losses_apart(
+    loss: DistillationLoss, block_rows: int
+) -> None:
+    case, weight_N = _case(bias=True), torch.linspace(0, 1, N, dtype=torch.float64)
+    fused = fused_head_loss(
+        *(case.hidden_NH, case.weight_VH, case.bias_V, case.labels_N, case.ids_NK, case.logprobs_NK, loss),
+        buffer_bytes=block_rows * V * 8,
+        kd_weight_N=weight_N,
+    )
+    logits_NV = nn.functional.linear(case.hidden_NH, case.weight_VH, case.bias_V)
+    pure, apart = replace(loss, kd_weight=1.0), torch.zeros((), dtype=torch.float64)
+    for n in range(N):
+        one = slice(n, n + 1)
+        teacher = case.ids_NK[one], case.logprobs_NK[one]
+        divergence = distillation_sum(logits_NV[one], case.labels_N[one], *teacher, pure)
+        cross_entropy = cross_entropy_sum(logits_NV[one], case.labels_N[one])
+        apart = apart + weight_N[n] * divergence + (1 - weight_N[n]) * cross_entropy
+    assert float(fused.detach()) == pytest.approx(float(apart.detach()), rel=1e-12)
+    torch.testing.assert_close(_gradients(case, fused), _gradients(case, apart), rtol=1e-10, atol=1e-12)
+
+
 @one_of_each_kind
 @pytest.mark.parametrize("block_rows", [2, N])
 @pytest.mark.parametrize("logit_map", [LogitMap(0.125), LogitMap(7.0), LogitMap(cap=1.5), LogitMap(3.0, 50.0)], ids=str)

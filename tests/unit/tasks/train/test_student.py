@@ -33,8 +33,7 @@ def model() -> Any:
 
 def _loss(model: Any, ids: list[list[int]]) -> torch.Tensor:
     batch = pack([Example(str(n), row, start) for n, (row, start) in enumerate(zip(ids, STARTS, strict=True))])
-    inputs = (batch.input_ids_1T, batch.position_ids_1T, batch.positions_N, batch.labels_N, None, None, *batch.rows)
-    loss: torch.Tensor = SupervisedLoss(model, None)(*inputs)
+    loss: torch.Tensor = SupervisedLoss(model, None)(*batch.inputs)
     return loss
 
 

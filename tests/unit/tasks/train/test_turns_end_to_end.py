@@ -214,8 +214,5 @@ def _logits(model: Any, batch: MicroBatch) -> torch.Tensor:
 
 def _gradients(module: SupervisedLoss, batch: MicroBatch) -> dict[str, torch.Tensor]:
     module.zero_grad()
-    teacher = (batch.teacher_ids_NK, batch.teacher_logprobs_NK)
-    module(
-        batch.input_ids_1T, batch.position_ids_1T, batch.positions_N, batch.labels_N, *teacher, *batch.rows
-    ).backward()
+    module(*batch.inputs).backward()
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
