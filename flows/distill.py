@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import prefect.runtime
 from prefect import flow
@@ -13,11 +13,13 @@ from flows.outcome import Outcome, publish_latest
 from flows.params import OfPreset, StudentName, TeacherName
 from flows.pipeline import pipeline
 from flows.plan import plan
-from flows.preflight import check
+from flows.preflight import check, say_tools
 from flows.recipe import Recipe, settings_for
 from infra.orchestration.names import run_name
 from infra.orchestration.remote_run import leaves_result
 from infra.orchestration.run import Stages
+from infra.stage import Stage
+from infra.store.artifacts import ArtifactRef
 from tasks.augment.settings import Augmentation
 from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
@@ -28,7 +30,10 @@ from tasks.plan.model import Plan
 from tasks.report.stage import Report
 from tasks.rows import Turns
 from tasks.seeds.settings import Reading
+from tasks.seeds.stage import LoadSeeds
 from tasks.train.settings import Distillation, Training, TrainingRun
+
+R = TypeVar("R")
 
 
 def _run_name() -> str:
@@ -119,7 +124,15 @@ def distill(
     started = time.time()
     base, teacher_model = check(recipe)
     stages = Stages(stages_on, offered(hardware), job_variables)
-    made = pipeline(stages.run, recipe, base, teacher_model)
+
+    def run_checked(stage: Stage[R]) -> R:
+        """Seeds that no chat template renders are told of once they are read, before anything is spent on them."""
+        result = stages.run(stage)
+        if isinstance(stage, LoadSeeds) and isinstance(result, ArtifactRef):
+            say_tools(result, base, teacher_model)
+        return result
+
+    made = pipeline(run_checked, recipe, base, teacher_model)
     page = stages.run(
         Report(
             stages=made.stages,

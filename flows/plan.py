@@ -17,7 +17,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.pipeline import load_seeds, pipeline
-from flows.preflight import check_benchmarks, check_models
+from flows.preflight import check_benchmarks, check_models, check_tools
 from flows.recipe import Recipe
 from infra import settings
 from infra.errors import ConfigurationError, DistilflowError, disk_full
@@ -96,6 +96,10 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
         problems += [Problem(stops=False, text=text) for text in remarks]
     storage.ensure_bucket()
     seeds = Stages().run(load_seeds(recipe))
+    if base is not None and teacher is not None:
+        wrong, remarks = check_tools(seeds, base, teacher)
+        problems += [Problem(stops=True, text=text) for text in wrong]
+        problems += [Problem(stops=False, text=text) for text in remarks]
     finder = Finder()
     pipeline(finder.find, recipe, base or _unreached("student"), teacher or _unreached("teacher"))
     done, options = finder.found, recipe.settings.augmentation

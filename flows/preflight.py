@@ -14,14 +14,17 @@ from infra import settings
 from infra.errors import ConfigurationError, disk_full, in_one_sentence
 from infra.orchestration.view import say
 from infra.store import storage
+from infra.store.artifacts import ArtifactRef
 from tasks.augment.own_prompts import prompts_of
 from tasks.evaluate.benchmarks import artifacts, harness
 from tasks.models import ModelSource, resolve
 from tasks.report.data import VARIANTS
+from tasks.rows import WITH_TOOLS
 from tasks.seeds.stage import check_sources
 from tasks.tokens.alignment import check_same_template
 from tasks.tokens.chat import takes_system_turns
 from tasks.tokens.rows import tokenizer_digests
+from tasks.tokens.tools import knows_tools
 from tasks.train.model.families import check_trainable
 from tasks.train.settings import Distillation
 
@@ -95,6 +98,31 @@ def check_models(base: ModelSource, scorer: ModelSource, kd: Distillation) -> tu
         _tried(problems, model.check_weights)
         remarks += _tried(problems, partial(_limits, role, model, kd)) or ()
     return list(dict.fromkeys(problems)), remarks
+
+
+def check_tools(seeds: ArtifactRef, base: ModelSource, scorer: ModelSource) -> tuple[list[str], list[str]]:
+    """What seeds that use tools come to with templates that know none: sentences that stop the run, and remarks."""
+    problems: list[str] = []
+    remarks: list[str] = []
+    count, total = seeds.counts.get(WITH_TOOLS, 0), seeds.counts["seeds"]
+    for role, model in (("student", base), ("teacher", scorer)) if count else ():
+        if knows_tools(model):
+            continue
+        template = f"the chat template of {role} {model.name} knows no tools"
+        if count == total:
+            problems.append(f"{template}, and every seed uses some: choose a model made for tools, or other seeds")
+        else:
+            remarks.append(f"{template}: the {count:,} of {total:,} seeds that use some are left out")
+    return problems, remarks
+
+
+def say_tools(seeds: ArtifactRef, base: ModelSource, scorer: ModelSource) -> None:
+    """`check_tools`, said; raises ConfigurationError for what stops the run."""
+    problems, remarks = check_tools(seeds, base, scorer)
+    if problems:
+        raise ConfigurationError(in_one_sentence(problems))
+    for remark in remarks:
+        say(remark)
 
 
 def _check_tokenizers(base: ModelSource, scorer: ModelSource, kd: Distillation) -> list[str]:

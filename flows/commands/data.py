@@ -90,8 +90,13 @@ def export_rows(to: Path, form: Format | None, table: RowTable, artifact: str | 
     form = form or ("parquet" if to.suffix == ".parquet" else "alpaca")
     with embedded_storage():
         storage.ensure_bucket()
-        count = export(of_stage("augment", artifact), to, form, table)
-    console.print(f"{count:,} {table} rows in {to} ({form})", soft_wrap=True)
+        done = export(of_stage("augment", artifact), to, form, table)
+    console.print(f"{done.rows:,} {table} rows in {to} ({form})", soft_wrap=True)
+    if done.with_tools:
+        console.print(
+            f"left out: {done.with_tools:,} rows that use tools, which {form} cannot say: --form messages does",
+            soft_wrap=True,
+        )
 
 
 def _export_pairs(to: Path, table: RowTable, artifact: str | None) -> None:

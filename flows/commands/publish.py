@@ -95,7 +95,7 @@ def _write(student: ArtifactRef, folder: Path) -> int:
     """Both parts, checked against their digests; the number of rows."""
     shutil.copytree(ArtifactReader(student).folder("model/"), folder / "model")
     data = _rows_behind(student)
-    rows = export(data, folder / "dataset" / "train.parquet", "parquet")
+    rows = export(data, folder / "dataset" / "train.parquet", "parquet").rows
     (folder / "dataset" / CARD).write_text(_FRONT_MATTER + _dataset_card(data, rows), encoding="utf-8")
     return rows
 

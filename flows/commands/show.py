@@ -44,7 +44,7 @@ def _row(one: Row | Dropped) -> Row:
 
 def _texts(row: Row) -> tuple[Text, Text]:
     asked = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
-    return _text(asked), _text(row.response)
+    return _text(asked), _text(row.response_text)
 
 
 def _text(text: str) -> Text:

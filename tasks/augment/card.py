@@ -5,8 +5,9 @@ The same dataset has the same card, whoever paid for the answers, for the card i
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow.compute as pc
@@ -14,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.store.parquet import unpacked
-from tasks.rows import CONVERSATIONS, KEPT, TRAIN, Message
+from tasks.rows import CONVERSATIONS, KEPT, TRAIN, Message, Row, rows_of, without_nulls
 
 NAME = "card.md"
 _SAMPLES = 3
@@ -44,15 +45,12 @@ def describe(work: Workspace, batches: int) -> dict[str, Any]:
         categories.update(table["task_category"].to_pylist())
         languages.update(table["language"].to_pylist())
         writers.update("expansion" if "expansion" in steps else "seed" for steps in table["lineage"].to_pylist())
-        histories = table["history"].to_pylist()
-        conversations += sum(any(Message(**turn).is_answer for turn in history) for history in histories)
+        turns = [table[name].to_pylist() for name in ("history", "tool_turns") if name in table.column_names]
+        conversations += sum(any(map(_is_answer, itertools.chain(*of_row))) for of_row in zip(*turns, strict=True))
         for name, counter in lengths.items():
             counter.update(pc.utf8_length(table[name]).to_pylist())
         if len(samples) < _SAMPLES:
-            shown = table.slice(0, _SAMPLES - len(samples)).select(["task_category", "history", *lengths]).to_pylist()
-            for row in shown:
-                row["history"] = "\n".join(f"{turn['role']}: {turn['content']}" for turn in row["history"])
-                samples.append({key: value[:_SAMPLE_CHARS] for key, value in row.items()})
+            samples += map(_sample, rows_of(table.slice(0, _SAMPLES - len(samples))))
     return {
         "by_category": dict(categories.most_common()),
         "by_language": dict(languages.most_common()),
@@ -61,6 +59,26 @@ def describe(work: Workspace, batches: int) -> dict[str, Any]:
         "samples": samples,
         CONVERSATIONS: conversations,
     }
+
+
+def _is_answer(turn: dict[str, Any]) -> bool:
+    return Message(**without_nulls(turn)).is_answer
+
+
+def _sample(row: Row) -> dict[str, str]:
+    shown = {
+        "task_category": row.task_category,
+        "history": _lines(row.history),
+        "instruction": row.instruction,
+        "input": row.input,
+        **({"tool_turns": _lines(row.tool_turns)} if row.tool_turns else {}),
+        "response": row.response_text,
+    }
+    return {name: text[:_SAMPLE_CHARS] for name, text in shown.items()}
+
+
+def _lines(turns: Iterable[Message]) -> str:
+    return "\n".join(f"{turn.role}: {' '.join(filter(None, turn.texts))}" for turn in turns)
 
 
 def categories(seeds: ArtifactRef) -> dict[str, int]:

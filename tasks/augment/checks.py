@@ -73,8 +73,10 @@ async def run_checks(
     """The outcome of running a row's response; None where there is nothing to run.
 
     A failure is final. That SQL or Python runs does not yet make it right, so a pass leaves the word to the
-    agent (which may bring tests).
+    agent (which may bring tests). A response to what tools found is not run.
     """
+    if row.uses_tools:
+        return None
     if row.database in databases:
         return await asyncio.to_thread(_run_sql, databases[row.database], sql_in(row.response))
     if code := python_of(row):
@@ -86,7 +88,7 @@ async def run_checks(
 
 def python_of(row: Row) -> str | None:
     """The Python program of a response whose task is to write one."""
-    if not categories.is_code(row.task_category):
+    if row.uses_tools or not categories.is_code(row.task_category):
         return None
     whole = answer_of(row.response).strip()
     blocks = [code for language, code in fences(whole) if language in _PYTHON]

@@ -2,8 +2,9 @@
 
 Expansion writes rows and its category check drops those that drifted; Rewriting improves them and its check
 undoes or drops those that lost their meaning; reasoning that is too long is shortened, where its answer stays;
-Selection scores rows; Verification, where a response can be run after running it, has the last word. How requests are
-made is not known here: `ask` puts a row before an agent.
+Selection scores rows; Verification, where a response can be run after running it, has the last word. Rows that use
+tools are neither expanded nor rewritten, for nobody can write anew what a tool found. How requests are made is not
+known here: `ask` puts a row before an agent.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tasks.augment.agents import (
 from tasks.augment.checks import python_of, run_checks
 from tasks.augment.settings import Augmentation
 from tasks.llm.usefulness import NoAnswer
-from tasks.rows import BEFORE_REWRITING, Row
+from tasks.rows import BEFORE_REWRITING, WITH_TOOLS, Row
 from tasks.text.answers import without_fences
 from tasks.text.language import language_change
 from tasks.text.units import word_count
@@ -86,7 +87,9 @@ async def write_and_score(
 
     async def family(seed: Row) -> None:
         rows = [seed]
-        if options.expansions_per_seed:
+        if seed.uses_tools:
+            batch.count(WITH_TOOLS)
+        elif options.expansions_per_seed:
             rows += await _expand(ask, batch, seed, options.expansions_per_seed, database_of)
         await _all(batch.settle(row, _improve(ask, batch, row, options)) for row in rows)
         tick()
@@ -150,13 +153,15 @@ async def _in_category(ask: Ask, batch: Batch, seed: Row, candidates: list[Row])
 
 
 async def _improve(ask: Ask, batch: Batch, row: Row, options: Augmentation) -> Row | Dropped:
-    """Rewriting with its check, then Selection's scores."""
-    if options.rewriting:
+    """Rewriting with its check, then Selection's scores; what uses tools stands as it is."""
+    if row.uses_tools and not row.is_answered:
+        return Dropped(row, "rewriting", "uses tools and has no response, and rows with tools are not rewritten")
+    if options.rewriting and not row.uses_tools:
         improved = await _rewrite(ask, batch, row)
         if isinstance(improved, Dropped):
             return improved
         row = await _shorten(ask, batch, improved, options.longest_reasoning)
-    elif not row.response:
+    elif not row.is_answered:
         return Dropped(row, "rewriting", "has no response and rewriting is off")
     if options.selection:
         scores = await ask(SELECTION, row)

@@ -28,6 +28,7 @@ from tasks.rows import BEFORE_REWRITING, KEPT, REJECTED, Message, Row, from_parq
 
 Source = Literal["rewriting", "verification"]
 _SAME, _AGAIN = "pairs of two equal responses", "rejected rows that say what another one says"
+_TOOLS = "rows that use tools, which are not rewritten"
 _ALONE = "rows rejected as incorrect without a kept row of the same question"
 
 
@@ -57,6 +58,9 @@ def export_pairs(ref: ArtifactRef, to: Path) -> Exported:
         with contextlib.closing(_Rejected(place / "rejected.sqlite", ref)) as rejected:
             with partial.open("w", encoding="utf-8", newline="\n") as stream:
                 for row in read_rows(ref, KEPT):
+                    if row.uses_tools:
+                        done.left_out[_TOOLS] += 1
+                        continue
                     for source, response, times in _worse(row, rejected):
                         done.left_out[_AGAIN] += times - 1
                         if response.strip() == row.response.strip():
@@ -126,7 +130,7 @@ def _rejected_as_incorrect(ref: ArtifactRef) -> Iterator[Row]:
     for _name, data in ArtifactReader(ref).stream(REJECTED):
         agents = pq.read_table(pa.BufferReader(data), columns=["agent"])["agent"].to_pylist()
         for row, agent in zip(from_parquet(data), agents, strict=True):
-            if agent == "verification":
+            if agent == "verification" and not row.uses_tools:
                 yield row
 
 

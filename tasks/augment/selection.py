@@ -140,9 +140,11 @@ def balanced_quotas(available: Mapping[str, int], total: int) -> dict[str, int]:
 
 
 def context_of(row: Row) -> bytes:
-    """Digest of what gives the same question another meaning: earlier turns, the system prompt and the database."""
-    said = [[message.role, _plain(message.content)] for message in row.history]
-    return bytes.fromhex(digest_of([said, row.database]))[:16]
+    """Digest of what gives the same question another meaning: turns, the system prompt, tools and the database."""
+    said = [[message.role, *map(_plain, message.texts)] for message in row.history]
+    with_tools = [[message.role, *map(_plain, message.texts)] for message in row.tool_turns]
+    called = [[row.tools, with_tools]] if row.uses_tools else []
+    return bytes.fromhex(digest_of([said, row.database, *called]))[:16]
 
 
 def signature(text: str) -> bytes:

@@ -88,6 +88,11 @@ class Agent(Generic[AnswerT]):
             payload["response"] = row.response
         if row.history:
             payload["history"] = [message.model_dump() for message in row.history]
+        if row.uses_tools:
+            between = [message.model_dump() for message in row.tool_turns]
+            calls = [call.model_dump() for call in row.tool_calls]
+            told = {"tools": row.definitions, "tool_turns_before_the_response": between, "tool_calls": calls}
+            payload |= {name: value for name, value in told.items() if value}
         return self.about({**payload, **settings}, **settings)
 
     @property

@@ -64,9 +64,10 @@ def guessed(rows: Iterable[Row], turns: Turns) -> Lengths:
     others, supervised = [], []
     for row in rows:
         earlier = row.earlier_answers if turns == "all" else []
-        answers = [*(row.history[place].content for place in earlier), row.response]
-        answered = sum(len(answer.encode()) for answer in answers)
-        said = sum(len(message.content.encode()) for message in row.messages)
+        messages = row.messages
+        answers = [*(messages[place] for place in earlier), messages[-1]]
+        answered = sum(len(text.encode()) for answer in answers for text in answer.texts)
+        said = len(row.tools.encode()) + sum(len(text.encode()) for message in messages for text in message.texts)
         others.append(_TEMPLATE_TOKENS + round((said - answered) / _BYTES_PER_TOKEN))
         supervised.append(len(answers) + round(answered / _BYTES_PER_TOKEN))
     return Lengths(others, supervised, guessed=True)

@@ -15,7 +15,18 @@ SYSTEM = ("system", "system_prompt")
 TURNS = ("messages", "conversations")
 CATEGORY = ("category", "task_category")
 ROLES = (INSTRUCTION, INPUT, OUTPUT, SYSTEM, TURNS, CATEGORY)
-ALONE = ("history", "instances", "is_classification", "database", "language", "tools", "functions", "weight")
+ALONE = (
+    "history",
+    "instances",
+    "is_classification",
+    "database",
+    "language",
+    "tools",
+    "functions",
+    "weight",
+    "tool_turns",
+    "tool_calls",
+)
 RENAMED = {
     "instruction": "instruction",
     "input": "input",

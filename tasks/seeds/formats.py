@@ -1,7 +1,8 @@
 """Rows of data files in the formats that people have, recognised by content and not by name.
 
 Alpaca and Dolly (an instruction, its input, the answer), Self-Instruct (`instances`), TRL's `prompt` and `completion`,
-conversations (`messages`, or ShareGPT's `conversations`), and logs of requests to LLMs, as JSON, JSONL, CSV or Parquet.
+conversations (`messages`, or ShareGPT's `conversations`), with tools or without, and logs of requests to LLMs, as JSON,
+JSONL, CSV or Parquet.
 A row that fits none raises one ConfigurationError that names file, row and field; one that is whole but cannot be used
 is left out and counted, unless `strict` refuses it.
 """
@@ -14,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from infra.errors import ConfigurationError
-from tasks.rows import LAST_ALONE, Message, Row
-from tasks.seeds import columns, files, logs, parquet, thoughts, turns
+from tasks.rows import LAST_ALONE, Message, Row, ToolCall
+from tasks.seeds import columns, files, logs, parquet, thoughts, tools, turns
 from tasks.seeds.account import Account, LeftOutError
 from tasks.seeds.columns import SourceRow
 from tasks.seeds.settings import Reading
@@ -29,6 +30,8 @@ _ACCEPTED = (
 _NAMES, _NAME_CHARS = 20, 40
 _EMPTY = "has nothing in it"
 _NO_INSTRUCTION = "has an empty instruction"
+_RESULT_LAST = "ends with a tool's result that nothing answers"
+_BETWEEN = ("tool_turns", "tool_calls")
 _NOT_ASKED = "has no turn of a user before its answer"
 _NO_RESPONSE = "has no response, and augmentation is off: add the response or switch augmentation on"
 _NO_REFERENCE = "is held out for evaluation and has no response to compare answers with: add the response"
@@ -81,7 +84,7 @@ def read(
             continue
         account.note_unused(unused)
         for row in rows:
-            if not row.response and (response_required or heldout):
+            if not row.is_answered and (response_required or heldout):
                 missing = _NO_REFERENCE if heldout else _NO_RESPONSE
                 raise ConfigurationError(f"{where}, field 'output': {missing}")
             account.read += 1
@@ -115,8 +118,6 @@ def _rows(
     entry = SourceRow(where, fields)
     if not entry:
         raise LeftOutError(_EMPTY)
-    if any(turns.are_tools(entry.use(name)) for name in ("tools", "functions")):
-        raise LeftOutError(turns.TOOLS)
     if turns.is_zero(weight := entry.peek("weight")):
         raise LeftOutError(turns.NOT_TRAINED_ON)
     if weight == 1:
@@ -202,18 +203,26 @@ def _from_both(entry: SourceRow, fields: dict[str, Any], field: str, unused: Cou
             other = _from_instruction(apart, Counter())
         except LeftOutError:
             return row
-        if other.messages == row.messages:
+        used = {name: getattr(row, name) for name in ("tools", *_BETWEEN)}
+        if (other := other.model_copy(update=used)).messages == row.messages:
             entry.use_all(apart)
-            return other
+            for name in _BETWEEN:
+                entry.use(name)
+            return other.model_copy(update={"origin_seed": other.id})
     return row
 
 
 def _from_turns(entry: SourceRow, field: str, given: Any, unused: Counter[str]) -> Row:
     entry.use(field)
     messages = turns.messages_of(entry.where, field, given, unused)
-    response = messages.pop().content if messages[-1].role == "assistant" else ""
-    if not messages or messages[-1].role != "user":
+    answer = messages.pop() if messages[-1].role == "assistant" else None
+    tool_turns: list[Message] = []
+    while messages and messages[-1].role != "user":
+        tool_turns.insert(0, messages.pop())
+    if not messages or (tool_turns and tool_turns[-1].role != "tool"):
         raise LeftOutError(_NOT_ASKED)
+    if tool_turns and not answer:
+        raise LeftOutError(_RESULT_LAST)
     if all(message.role != "system" for message in messages):
         messages = [*_system(entry), *messages]
     instruction, context = messages.pop().content, entry.peek("input")
@@ -222,7 +231,8 @@ def _from_turns(entry: SourceRow, field: str, given: Any, unused: Counter[str]) 
         entry.use("input")
     else:
         context = None
-    row = _row(entry, entry.where, instruction, context, response, messages)
+    response, calls = (answer.content, answer.tool_calls) if answer else ("", ())
+    row = _row(entry, entry.where, instruction, context, response, messages, tool_turns=tool_turns, tool_calls=calls)
     if turns.are_for_training(given):
         return row
     return row.model_copy(update={"verdicts": {LAST_ALONE: "an earlier answer has weight 0"}})
@@ -236,6 +246,8 @@ def _row(
     response: Any,
     history: list[Message],
     kind: str | None = None,
+    tool_turns: Iterable[Message] = (),
+    tool_calls: tuple[ToolCall, ...] = (),
 ) -> Row:
     instruction = _text(where, "instruction", instruction)
     if not instruction:
@@ -253,6 +265,9 @@ def _row(
         task_category=_name(where, "category", entry.use_only(*columns.CATEGORY)) or kind or UNNAMED,
         language=language,
         database=_name(where, "database", entry.use("database")),
+        tools=tools.definitions_of(entry.use("tools", "functions")),
+        tool_turns=tuple(tool_turns),
+        tool_calls=tool_calls,
     )
     return row.model_copy(update={"origin_seed": row.id})
 

@@ -7,6 +7,7 @@ was answered (`choices`, or the `output` of OpenAI's Responses). What a log says
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -73,7 +74,7 @@ def _messages(request: Mapping[str, Any]) -> list[Any]:
     if isinstance(asked, str) and asked.lstrip().startswith("["):
         with contextlib.suppress(ValueError, RecursionError):
             asked = json.loads(asked)
-    said = asked if isinstance(asked, list) else [{"role": "user", "content": asked}]
+    said = _turns(asked) if isinstance(asked, list) else [{"role": "user", "content": asked}]
     first = request.get("instructions")
     return [{"role": "system", "content": first}, *said] if isinstance(first, str) and first else said
 
@@ -91,7 +92,29 @@ def _answer(body: Mapping[str, Any]) -> dict[str, Any]:
     items = [item for item in body["output"] if isinstance(item, dict)]
     parts = [part for item in items if item.get("type") == "message" for part in item.get("content") or ()]
     texts = [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
-    calls = [item for item in items if str(item.get("type")).endswith("_call")]
+    calls = [_call(item) for item in items if str(item.get("type")).endswith("_call")]
     if not texts and not calls:
         raise LeftOutError(NO_ANSWER)
     return {"role": "assistant", "content": "".join(texts), "tool_calls": calls}
+
+
+def _turns(items: list[Any]) -> list[Any]:
+    """Turns, of which those of OpenAI's Responses have calls and results as items of their own."""
+    turns: list[Any] = []
+    for kind, same in itertools.groupby(items, lambda item: item.get("type") if isinstance(item, dict) else None):
+        if kind == "function_call":
+            turns.append({"role": "assistant", "content": "", "tool_calls": list(map(_call, same))})
+        elif kind == "function_call_output":
+            turns += [
+                {"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")} for item in same
+            ]
+        elif kind != "reasoning":
+            turns += same
+    return turns
+
+
+def _call(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A call of a function as Chat Completions write it; another kind of call as it is."""
+    if item.get("type") != "function_call":
+        return item
+    return {"id": item.get("call_id"), "type": "function", "function": item}

@@ -145,7 +145,7 @@ def _sizes(array: pa.Array) -> np.ndarray:
 def _plain(source: str, batch: pa.RecordBatch, number: int) -> list[dict[str, Any]]:
     """Rows as Python's own values; the first one of them is row `number` + 1."""
     try:
-        return batch.to_pylist()
+        rows = batch.to_pylist()
     except (ValueError, OverflowError) as error:  # a UnicodeDecodeError is a ValueError
         if batch.num_rows > 1:
             each = ((batch.slice(place, 1), number + place) for place in range(batch.num_rows))
@@ -153,6 +153,15 @@ def _plain(source: str, batch: pa.RecordBatch, number: int) -> list[dict[str, An
         column = next(name for name in batch.schema.names if not _is_readable(batch[name]))
         why = "no UTF-8 text" if isinstance(error, UnicodeDecodeError) else f"a value that Python cannot hold ({error})"
         raise ConfigurationError(f"{source}, row {number + 1}, field {column!r}: holds {why}") from error
+    nested = [field.name for field in batch.schema if pa.types.is_nested(field.type)]
+    return [row | {name: _without_nulls(row[name]) for name in nested} for row in rows] if nested else rows
+
+
+def _without_nulls(value: Any) -> Any:
+    """Without the fields that an object lacks: in Parquet every object has those of all others."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(part) for name, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 def _is_readable(column: pa.Array) -> bool:

@@ -19,13 +19,14 @@ _NAMED = 100
 def running(
     rows: Iterable[Row], databases: Mapping[str, str], account: Account, failing: list[dict[str, str]]
 ) -> Iterator[Row]:
-    """The rows whose reference runs on its database (or that have none); of the first others, `failing` says why.
+    """The rows whose reference runs on its database (or that have none, or use tools); of the first others, `failing`
+    says why.
 
     `databases` are dumps by name. Rows that are left out go into `account`.
     """
     opened = {name: ReadOnlyDatabase(dump) for name, dump in databases.items()}  # a process each, once it is asked
     for row in rows:
-        if row.database in opened:
+        if row.database in opened and not row.uses_tools:
             try:
                 opened[row.database].run(sql_in(row.response))
             except QueryError as error:

@@ -57,7 +57,7 @@ class Split:
         self._database.execute("BEGIN")
         for row in rows:
             asked = conversations(row)
-            about = (part, row.id, row.database, asked[-1], json.dumps(asked), bool(row.response))
+            about = (part, row.id, row.database, asked[-1], json.dumps(asked), row.is_answered)
             insert = "INSERT OR IGNORE INTO rows VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, 1)"
             if self._database.execute(insert, (*about, row.model_dump_json())).rowcount == 0:
                 known = "SELECT database FROM rows WHERE part = ? AND id = ?"

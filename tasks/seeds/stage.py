@@ -17,7 +17,7 @@ from infra.sandbox.sql import QueryError, ReadOnlyDatabase
 from infra.stage import Made, OneArtifact, View
 from infra.store import storage
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
-from tasks.rows import HELDOUT, TRAIN, Row, to_parquet
+from tasks.rows import HELDOUT, TRAIN, WITH_TOOLS, Row, to_parquet
 from tasks.seeds import files, formats, references, sources, split
 from tasks.seeds.account import PRIVATE, Account, sentences
 from tasks.seeds.settings import Reading
@@ -91,14 +91,15 @@ class LoadSeeds(OneArtifact):
             failing: list[dict[str, str]] = []
             of_heldout = accounts.get("heldout", accounts["seeds"])
             checked = references.running(rows.heldout(), self._databases, of_heldout, failing)
-            unnamed = Counter[str]()
+            unnamed, with_tools = Counter[str](), Counter[str]()
             training = rows.training(accounts["seeds"], self.reading.max_seeds, self.reading.near_heldout)
             counts = {
-                "seeds": _put(work, TRAIN, _noting(training, unnamed)),
+                "seeds": _put(work, TRAIN, _noting(training, unnamed, with_tools)),
                 "heldout": _put(work, HELDOUT, _noting(checked, unnamed)),
                 "unnamed": unnamed[UNNAMED],
                 "databases": len(self._databases),
                 "left_out": sum(account.left_out.total() for account in accounts.values()),
+                **with_tools,
             }
         facts = {
             "files": {
@@ -162,10 +163,12 @@ class LoadSeeds(OneArtifact):
         return read_databases(self.sources.databases) if self.sources.databases else {}
 
 
-def _noting(rows: Iterable[Row], categories: Counter[str]) -> Iterator[Row]:
-    """The rows; their task categories are counted as they pass."""
+def _noting(rows: Iterable[Row], categories: Counter[str], with_tools: Counter[str] | None = None) -> Iterator[Row]:
+    """The rows; their task categories, and those that use tools, are counted as they pass."""
     for row in rows:
         categories[row.task_category] += 1
+        if with_tools is not None and row.uses_tools:
+            with_tools[WITH_TOOLS] += 1
         yield row
 
 
@@ -183,7 +186,7 @@ def _parts(rows: Iterator[Row]) -> Iterator[list[Row]]:
     size = 0
     for row in rows:
         part.append(row)
-        size += sum(len(message.content) for message in row.messages)
+        size += len(row.tools) + sum(len(text) for message in row.messages for text in message.texts)
         if len(part) == ROWS_PER_FILE or size >= _CHARACTERS_PER_FILE:
             yield part
             part, size = [], 0

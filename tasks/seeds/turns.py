@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from infra.errors import ConfigurationError
-from tasks.rows import Message, Role
+from tasks.rows import Message, Role, ToolCall
+from tasks.seeds import tools
 from tasks.seeds.account import LeftOutError
 from tasks.seeds.columns import is_empty
 
@@ -16,13 +17,15 @@ _SPEAKERS: dict[str, Role] = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
+    **dict.fromkeys(("function_call", "tool_call"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "tool_response", "ipython"), "tool"),
 }
+_CALLERS = ("function_call", "tool_call")  # ShareGPT's, whose text is the call
 _ANSWERERS = frozenset(speaker for speaker, role in _SPEAKERS.items() if role == "assistant")
-_TOOL_SPEAKERS = {"tool", "function", "function_call", "tool_call", "tool_response", "observation", "ipython"}
-_CALLS = ("tool_calls", "function_call")
-TOOLS = "uses tools, which a row cannot hold"
+_FIELDS = frozenset({"role", "content", "from", "value", "weight", *tools.CALLS})
+_OF_RESULTS = frozenset({"tool_call_id", "name"})
 NO_TEXT = "holds parts that are no text"
-UNKNOWN_ROLE = "has a turn of a role that is none of system, user and assistant"
+UNKNOWN_ROLE = "has a turn of a role that is none of system, user, assistant and tool"
 NOT_TRAINED_ON = "has weight 0: it is not to be trained on"
 
 
@@ -39,10 +42,10 @@ def messages_of(where: str, field: str, turns: Any, unused: Counter[str]) -> lis
     for index, turn in enumerate(turns):
         here = f"{where}, field {field!r}, turn {index + 1}"
         found.append(_message(here, turn, is_last=index == len(turns) - 1))
-        names.update(name for name, value in turn.items() if not is_empty(value))
-    known = {"role", "content", "from", "value", "weight"}
-    unused.update(f"{field}.{name}" for name in names - known)
-    return found
+        known = _FIELDS | _OF_RESULTS if found[-1].role == "tool" else _FIELDS
+        names.update(name for name, value in turn.items() if name not in known and not is_empty(value))
+    unused.update(f"{field}.{name}" for name in names)
+    return tools.paired(found)
 
 
 def are_for_training(turns: Any) -> bool:
@@ -56,7 +59,10 @@ def history_of(where: str, history: Any, unused: Counter[str]) -> list[Message]:
     """Earlier turns: LLaMA-Factory's pairs of user and assistant (an empty text: no such turn), or messages."""
     pairs = _listed(where, "history", history)
     if pairs and isinstance(pairs[0], dict):
-        return messages_of(where, "history", pairs, unused)
+        earlier = messages_of(where, "history", pairs, unused)
+        if earlier[-1].tool_calls:
+            raise LeftOutError(tools.NO_RESULT)
+        return earlier
     found = []
     for index, pair in enumerate(pairs):
         if not isinstance(pair, list) or len(pair) != 2 or not all(one is None or isinstance(one, str) for one in pair):
@@ -99,28 +105,30 @@ def whole_text(where: str, value: str) -> str:
 
 def _message(where: str, turn: Any, *, is_last: bool) -> Message:
     speaker = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
-    if speaker in _TOOL_SPEAKERS or (speaker and not all(is_empty(turn.get(name)) for name in _CALLS)):
-        raise LeftOutError(TOOLS)
     role = _SPEAKERS.get(speaker) if isinstance(speaker, str) else None
     if isinstance(speaker, str) and role is None:
         raise LeftOutError(UNKNOWN_ROLE)
     content = turn.get("content", turn.get("value")) if role else None
+    calls: tuple[ToolCall, ...] = ()
     if isinstance(content, list):
         content = _joined(content)
-    elif content is None and role == "assistant":
-        content = ""
+    if speaker in _CALLERS:
+        said, calls = tools.spoken(turn.get("value", content))
+        content = turn.get("content", said) if "value" in turn else said
+    elif role == "assistant":
+        content, calls = "" if content is None else content, tools.calls_of(turn)
+    elif role and not all(is_empty(turn.get(name)) for name in tools.CALLS):
+        raise LeftOutError(tools.NOT_AN_ASSISTANTS)
+    elif role == "tool":
+        content = tools.result_of(content)
     if role is None or not isinstance(content, str):
         raise ConfigurationError(
-            f"{where}: expected 'role' (system, user or assistant) and 'content' (text), or 'from' and 'value'"
+            f"{where}: expected 'role' (system, user, assistant or tool) and 'content' (text), or 'from' and 'value'"
         )
     if is_last and role == "assistant" and is_zero(turn.get("weight")):
         raise LeftOutError(NOT_TRAINED_ON)
-    return Message(role=role, content=whole_text(where, content))
-
-
-def are_tools(value: Any) -> bool:
-    """Whether there are tools that a model may call; a column of texts says "[]" or "null" for none."""
-    return not is_empty(value) and not (isinstance(value, str) and value.strip() in ("[]", "{}", "null", "None"))
+    of_result = {name: str(turn.get(name) or "") for name in _OF_RESULTS} if role == "tool" else {}
+    return Message(role=role, content=whole_text(where, content), tool_calls=calls, **of_result)
 
 
 def is_zero(weight: Any) -> bool:

@@ -54,7 +54,10 @@ class Leaks:
     def quotes_benchmark(self, row: Row) -> bool:
         """Whether a turn of the row, question or answer, has a passage of a benchmark's question."""
         return bool(self._passages) and any(
-            passage in self._passages for message in row.messages for passage in passages_of(message.content)
+            passage in self._passages
+            for message in row.messages
+            for text in message.texts
+            for passage in passages_of(text)
         )
 
 

@@ -82,13 +82,13 @@ def _turns(row: Row) -> Iterator[_Turn]:
             continue
         answer = messages[place + 1] if place + 1 < len(messages) else None
         texts = [message.content]
-        if row.input and place == len(messages) - 2:
+        if row.input and place == len(messages) - 2 - len(row.tool_turns):
             texts.append(row.input + row.instruction)
         plain = [_plain(text) for text in texts]
         conversation += f"\0{plain[0]}"
         yield _Turn(
             asks=tuple(map(_hash, plain)),
-            answered=_hash(_plain(answer.content)) if answer and answer.role == "assistant" else 0,
+            answered=_hash(_plain("".join(answer.texts))) if answer and answer.role == "assistant" else 0,
             follows_up=follows_up,
             long=len(plain[0]) >= _LONG,
             conversation=_hash(conversation),

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from stdnum import iban, luhn
 
-from tasks.rows import Row
+from tasks.rows import Message, Row, ToolCall
 from tasks.text import national_ids, telephone
 
 Kind = Literal["email", "phone", "card", "key", "iban", "national id"]
@@ -100,7 +101,7 @@ def masked(text: str) -> tuple[str, Counter[Kind]]:
 
 
 def private_in(row: Row) -> Counter[Kind]:
-    """How much of each kind is in instruction, input, response and earlier turns."""
+    """How much of each kind is in instruction, input, response and other turns, and in what tools are called with."""
     counts: Counter[Kind] = Counter()
     for text in _texts(row):
         for one in find(text):
@@ -113,13 +114,28 @@ def masked_row(row: Row) -> Row:
     if not any(map(find, _texts(row))):
         return row
     masks = _Masks()
-    history = tuple(turn.model_copy(update={"content": masks.of(turn.content)}) for turn in row.history)
+    turns = {name: tuple(map(masks.of_turn, getattr(row, name))) for name in ("history", "tool_turns")}
     said = {name: masks.of(getattr(row, name)) for name in ("instruction", "input", "response")}
-    return row.model_copy(update={**said, "history": history})
+    calls = {"tool_calls": masks.of_calls(row.tool_calls), "tools": masks.of_json(row.tools)}
+    return row.model_copy(update={**said, **turns, **calls})
 
 
 def _texts(row: Row) -> Iterator[str]:
-    return itertools.chain((turn.content for turn in row.history), (row.instruction, row.input, row.response))
+    turns = (*row.history, *row.tool_turns)
+    calls = itertools.chain(row.tool_calls, *(turn.tool_calls for turn in turns))
+    told = (text for call in calls for text in _leaves(json.loads(call.function.arguments)))
+    own = (row.instruction, row.input, row.response)
+    return itertools.chain((turn.content for turn in turns), own, told, _leaves(row.definitions))
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """The texts and numbers of a JSON value, as texts."""
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list):
+        yield from itertools.chain.from_iterable(map(_leaves, value))
+    elif isinstance(value, str | int | float):
+        yield str(value)
 
 
 @dataclass
@@ -137,6 +153,31 @@ class _Masks:
             end = one.end
             self.counts[one.kind] += 1
         return "".join([*parts, text[end:]])
+
+    def of_turn(self, turn: Message) -> Message:
+        return turn.model_copy(update={"content": self.of(turn.content), "tool_calls": self.of_calls(turn.tool_calls)})
+
+    def of_calls(self, calls: Iterable[ToolCall]) -> tuple[ToolCall, ...]:
+        functions = (
+            call.function.model_copy(update={"arguments": self.of_json(call.function.arguments)}) for call in calls
+        )
+        return tuple(
+            call.model_copy(update={"function": function}) for call, function in zip(calls, functions, strict=True)
+        )
+
+    def of_json(self, text: str) -> str:
+        """JSON with masks in its texts, and in place of numbers."""
+        return json.dumps(self._within(json.loads(text)), ensure_ascii=False) if text else ""
+
+    def _within(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {self.of(name): self._within(part) for name, part in value.items()}
+        if isinstance(value, list):
+            return list(map(self._within, value))
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            return value
+        masked = self.of(str(value))
+        return masked if masked != str(value) else value
 
     def _mask(self, kind: Kind, value: str) -> str:
         if kind == "email":

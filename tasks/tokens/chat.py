@@ -40,13 +40,13 @@ class Turn:
 def turn_of(source: ModelSource) -> Turn:
     """How the model's template renders a response; ConfigurationError where it has no template, or no use for it."""
     config = source.json_file("tokenizer_config.json")
-    tokens = _named_tokens(source, config)
+    tokens = named_tokens(source, config)
     return turn(source.name, template_of(source), tokens, added_tokens(source).values())
 
 
 def takes_system_turns(source: ModelSource) -> bool:
     """Whether the template renders a conversation that begins with a system message."""
-    tokens = _named_tokens(source, source.json_file("tokenizer_config.json"))
+    tokens = named_tokens(source, source.json_file("tokenizer_config.json"))
     messages = [{"role": "system", "content": _ANSWER}, {"role": "user", "content": _QUESTION}]
     try:
         return _ANSWER in render(template_of(source), messages, tokens)
@@ -91,29 +91,39 @@ def marks(template: str, tokens: Mapping[str, str]) -> set[str]:
     return set(_MARK.findall(text))
 
 
-def render(template: str, messages: Sequence[Mapping[str, str]], tokens: Mapping[str, str]) -> str:
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    tokens: Mapping[str, str],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
     """The conversation as text; one that ends with a user's turn as the prompt that generation sees."""
     from jinja2.exceptions import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     asks = messages[-1]["role"] != "assistant"
     try:
-        how: dict[str, Any] = {"chat_template": template, "add_generation_prompt": asks, **tokens}
+        how: dict[str, Any] = {"chat_template": template, "add_generation_prompt": asks, "tools": tools, **tokens}
         rendered: Any = render_jinja_template([[dict(message) for message in messages]], **how)
     except (TemplateError, TypeError, ValueError, KeyError) as error:
         raise TemplateRefusal(f"{error}"[:200]) from error
     return str(rendered[0][0])
 
 
-def template_of(source: ModelSource) -> str:
-    """The chat template that an answer is rendered with."""
-    template: Any = source.text_file("chat_template.jinja")
+def template_of(source: ModelSource, name: str = "default") -> str:
+    """The chat template that an answer is rendered with: the one of that name, or the one that there is."""
+    template: Any = None
+    if name != "default":
+        template = source.text_file(f"additional_chat_templates/{name}.jinja")
+    if template is None:
+        template = source.text_file("chat_template.jinja")
     if template is None:
         template = source.json_file("tokenizer_config.json").get("chat_template")
     if template is None:
         template = source.json_file("chat_template.json").get("chat_template")
     if isinstance(template, list):  # several by name
-        template = {one["name"]: one["template"] for one in template}.get("default")
+        named = {one["name"]: one["template"] for one in template}
+        template = named.get(name, named.get("default"))
     if not template:
         raise ConfigurationError(f"model {source.name!r} has no chat template: add one to its tokenizer_config.json")
     return str(template).removesuffix("\n")  # which Jinja leaves out anyway
@@ -145,7 +155,7 @@ def stop_at(folder: Path, stops: Collection[int]) -> None:
         path.write_text(json.dumps({**generation, "eos_token_id": list(stops)}, indent=2) + "\n")
 
 
-def _named_tokens(source: ModelSource, config: Mapping[str, Any]) -> dict[str, str]:
+def named_tokens(source: ModelSource, config: Mapping[str, Any]) -> dict[str, str]:
     """From tokenizer_config.json, special_tokens_map.json or, by id, the model's own configuration."""
     tokens = dict(_strings(source.json_file("special_tokens_map.json"))) | dict(_strings(config))
     if "eos_token" not in tokens:

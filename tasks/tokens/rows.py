@@ -19,6 +19,7 @@ from tasks.rows import Message, Row, Turns
 from tasks.text.answers import THOUGHT_MARKS
 from tasks.tokens.chat import Turn, canonical_tokenizer, marks, template_of, turn, turn_of
 from tasks.tokens.spans import Span, Supervised
+from tasks.tokens.tools import UNKNOWN, ToolForm, left_out, tool_form
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,17 @@ class Skipped:
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """What a tokenizer knows of its chat template; `control` finds text that would speak as the template."""
+    """What a tokenizer knows of its chat template; `control` finds text that would speak as the template.
+
+    `tool_template` is the one for rows with tools, and `tools` how it takes them (None: not at all).
+    """
 
     turn: Turn
     end_id: int
     control: re.Pattern[str]
     prepends_space: bool
+    tool_template: str
+    tools: ToolForm | None
 
     @staticmethod
     @functools.lru_cache(maxsize=8)
@@ -58,8 +64,9 @@ class ChatFormat:
         added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
         named = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
         template = tokenizer.get_chat_template()
+        tool_template = tokenizer.get_chat_template(tools=[])
         found = turn(tokenizer.name_or_path, template, named, added)
-        control = {token for token, special in added.items() if special or token in template}
+        control = {token for token, special in added.items() if special or token in template + tool_template}
         control |= {*named.values(), *marks(template, named)}
         texts = sorted((token for token in control - THOUGHT_MARKS if token.strip()), key=len, reverse=True)
         first = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[0]
@@ -68,6 +75,8 @@ class ChatFormat:
             tokenizer.convert_tokens_to_ids(found.end),
             re.compile("|".join(map(re.escape, texts)) or r"(?!)"),
             first.startswith(("▁", "Ġ")),
+            tool_template,
+            tool_form(tool_template, named),
         )
 
 
@@ -80,19 +89,22 @@ def tokenise(row: Row, tokenizer: Any, max_length: int, turns: Turns = "last") -
 
     With `turns` "all", an answer before the response is supervised where the row begins with the very ids that the
     conversation up to that answer has as a row of its own. Templates that render earlier answers differently (Qwen3
-    drops their thoughts) or close them with other tokens leave it unsupervised.
+    drops their thoughts) or close them with other tokens leave it unsupervised. An answer that calls tools is one as
+    any other; what the tools answer never is. A template that does not know tools skips the rows that use some.
     """
-    if holds_control_tokens(row.messages, tokenizer):
+    if row.uses_tools and ChatFormat.of(tokenizer).tools is None:
+        return Skipped(row.id, UNKNOWN)
+    if holds_control_tokens(row.messages, tokenizer, row.tools):
         return Skipped(row.id, "contains a control token of the chat template")
     try:
-        ids, response_start = _rendered(row.messages, tokenizer)
+        ids, response_start = _rendered(row.messages, tokenizer, row.definitions)
     except ConfigurationError as error:
         return Skipped(row.id, str(error))
     whole = within(TokenisedRow(row.id, ids, response_start), max_length)
     if isinstance(whole, Skipped):
         return whole
     answers = row.earlier_answers if turns == "all" else []
-    earlier = _earlier(row.messages, answers, ids, response_start, tokenizer)
+    earlier = _earlier(row, answers, ids, response_start, tokenizer)
     return replace(whole, earlier=earlier, unsupervised=len(answers) - len(earlier))
 
 
@@ -101,16 +113,18 @@ def within(row: TokenisedRow, max_length: int) -> TokenisedRow | Skipped:
     return row if len(row.ids) <= max_length else Skipped(row.row_id, f"longer than {max_length} tokens")
 
 
-def holds_control_tokens(messages: Sequence[Message], tokenizer: Any) -> bool:
-    """Whether a message could end its own turn, or begin another."""
+def holds_control_tokens(messages: Sequence[Message], tokenizer: Any, tools: str = "") -> bool:
+    """Whether a message, or a definition of `tools`, could end its own turn, or begin another."""
     control = ChatFormat.of(tokenizer).control
-    return any(control.search(message.content) for message in messages)
+    return any(control.search(text) for message in messages for text in message.texts) or bool(control.search(tools))
 
 
-def _rendered(messages: Sequence[Message], tokenizer: Any) -> tuple[list[int], int]:
+def _rendered(
+    messages: Sequence[Message], tokenizer: Any, definitions: Sequence[dict[str, Any]]
+) -> tuple[list[int], int]:
     """The ids of a conversation up to the end of its last answer, and where that begins; raises ConfigurationError."""
     chat = ChatFormat.of(tokenizer)
-    prompt_text, text = prompt_and_text(messages, tokenizer)
+    prompt_text, text = prompt_and_text(messages, tokenizer, definitions)
     prompt_ids = tokenizer.encode(prompt_text, add_special_tokens=False)
     answer_ids = _continued(prompt_ids, prompt_text, text, tokenizer, chat)
     if chat.end_id in answer_ids:
@@ -121,14 +135,15 @@ def _rendered(messages: Sequence[Message], tokenizer: Any) -> tuple[list[int], i
 
 
 def _earlier(
-    messages: Sequence[Message], answers: Iterable[int], ids: Sequence[int], response_start: int, tokenizer: Any
+    row: Row, answers: Iterable[int], ids: Sequence[int], response_start: int, tokenizer: Any
 ) -> tuple[Span, ...]:
     """Those of the `answers` (places in the conversation) that stand in its `ids` as they would in the end."""
+    messages, definitions = row.messages, row.definitions
     spans: list[Span] = []
     free = 1  # of any answer; the first token is predicted by nothing
     for place in answers:
         try:
-            own, start = _rendered(messages[: place + 1], tokenizer)
+            own, start = _rendered(messages[: place + 1], tokenizer, definitions)
         except ConfigurationError:
             continue
         if free <= start and len(own) <= response_start and ids[: len(own)] == own:
@@ -136,16 +151,29 @@ def _earlier(
     return tuple(spans)
 
 
-def prompt_and_text(messages: Sequence[Message], tokenizer: Any) -> tuple[str, str]:
-    """The rendered conversation without its last answer, and with it; ConfigurationError where there are no such."""
-    plain = [message.model_dump() for message in messages]
+def prompt_and_text(
+    messages: Sequence[Message], tokenizer: Any, definitions: Sequence[dict[str, Any]] = ()
+) -> tuple[str, str]:
+    """The rendered conversation without its last answer, and with it; ConfigurationError where there are no such.
+
+    `definitions` are those of the tools that may be called in it.
+    """
+    plain, how = [message.model_dump() for message in messages], {}
+    if definitions or any(message.role == "tool" or message.tool_calls for message in messages):
+        chat = ChatFormat.of(tokenizer)
+        if chat.tools is None:
+            raise ConfigurationError(f"the conversation {UNKNOWN}")
+        plain = [chat.tools.plain(message) for message in messages]
+        how = {"tools": list(definitions) or None, "chat_template": chat.tool_template}
     try:
-        prompt_text = tokenizer.apply_chat_template(plain[:-1], tokenize=False, add_generation_prompt=True)
-        text = tokenizer.apply_chat_template(plain, tokenize=False)
+        prompt_text = tokenizer.apply_chat_template(plain[:-1], tokenize=False, add_generation_prompt=True, **how)
+        text = tokenizer.apply_chat_template(plain, tokenize=False, **how)
     except Exception as error:  # whatever a template raises, on purpose or not
         raise ConfigurationError(f"the chat template refuses it: {' '.join(str(error).split())[:100]}") from error
     if any(m.role == "system" and m.content.strip() not in prompt_text for m in messages[:-1]):
         raise ConfigurationError("the chat template leaves out its system message")
+    if what := left_out(messages[:-1], prompt_text) or left_out(messages, text):
+        raise ConfigurationError(f"the chat template leaves out {what}")
     if not text.startswith(prompt_text):
         raise ConfigurationError("the chat template renders its prompt differently once the answer follows")
     return prompt_text, text

@@ -42,7 +42,7 @@ def augmented(bucket: str) -> ArtifactRef:
 @pytest.mark.parametrize("form", ["alpaca", "messages"])
 def test_what_is_exported_comes_back_as_seeds(augmented: ArtifactRef, tmp_path: Path, form: RowFormat) -> None:
     path = tmp_path / "rows.jsonl"
-    assert export(augmented, path, form) == 3
+    assert export(augmented, path, form) == (3, 0)
     back = parse("rows.jsonl", path.read_bytes(), response_required=True)
     if form == "messages":  # instruction and input are one user turn there
         assert [row.messages for row in back] == [row.messages for row in ROWS]
@@ -73,7 +73,7 @@ def test_datasets_loads_every_form(
     import datasets
 
     path = tmp_path / "rows"
-    assert export(augmented, path, form) == 3
+    assert export(augmented, path, form) == (3, 0)
     kind = "parquet" if form == "parquet" else "json"
     loaded = datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded["id"] == [row.id for row in ROWS]
@@ -85,9 +85,9 @@ def test_datasets_loads_every_form(
 def test_rejected_rows_keep_agent_and_reason(augmented: ArtifactRef, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    assert export(augmented, tmp_path / "out.parquet", "parquet", "rejected") == 1
+    assert export(augmented, tmp_path / "out.parquet", "parquet", "rejected").rows == 1
     assert pq.read_table(tmp_path / "out.parquet")["reason"].to_pylist() == ["judged incorrect"]
-    assert export(augmented, tmp_path / "none.parquet", "parquet", "failed") == 0
+    assert export(augmented, tmp_path / "none.parquet", "parquet", "failed").rows == 0
     assert pq.read_table(tmp_path / "none.parquet").num_rows == 0
 
 

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
-from flows.preflight import check_models
+from flows.preflight import check_models, check_tools
+from infra.store.artifacts import ArtifactRef
 from tasks.models import ModelSource, resolve
 from tasks.train.settings import Distillation
 from tests.support.families import tiny_config
+from tests.support.templates import FAMILIES, source_of
+from tests.support.tool_templates import TOOL_FAMILIES
 
 Change = Callable[[Path], None]
 
@@ -107,6 +110,26 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     narrow = _with("config.json", max_position_embeddings=300)
     _, told = check_models(_copy(tmp_path / "model", narrow), resolve("demo", "teacher"), Distillation(max_length=384))
     assert told == ["student mine was made for texts of 300 tokens: longer rows are left out (kd.max_length is 384)"]
+
+
+def test_seeds_with_tools_are_told_of_before_anything_is_spent_on_them(tmp_path: Path) -> None:
+    def seeds(**counts: int) -> ArtifactRef:
+        return ArtifactRef(kind="seeds", uri="s3://b/seeds/f/", sha256="s", fingerprint="f", counts=counts)
+
+    student = source_of(TOOL_FAMILIES["qwen2.5"], tmp_path / "student", "mine")
+    teacher = source_of(FAMILIES["qwen2.5"], tmp_path / "teacher", "theirs")
+    assert check_tools(seeds(seeds=9), teacher, teacher) == ([], [])
+    assert check_tools(seeds(seeds=9, with_tools=9), student, student) == ([], [])
+    problems, remarks = check_tools(seeds(seeds=9, with_tools=9), student, teacher)
+    assert problems == [
+        "the chat template of teacher theirs knows no tools, and every seed uses some: choose a model made for tools, "
+        "or other seeds"
+    ]
+    assert remarks == []
+    assert check_tools(seeds(seeds=9, with_tools=2), teacher, student) == (
+        [],
+        ["the chat template of student theirs knows no tools: the 2 of 9 seeds that use some are left out"],
+    )
 
 
 def test_sizes_are_found_where_a_family_hides_them() -> None:

@@ -195,7 +195,7 @@ def _row(task: Task, scored: RowScore, answers: dict[str, Any], databases: dict[
         "row_id": row.id,
         "instruction": row.instruction,
         "input": row.input,
-        "reference": row.response,
+        "reference": row.response_text,
         "task_category": row.task_category,
         "language": row.language,
         "generated": greedy.text,

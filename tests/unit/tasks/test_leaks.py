@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from tasks.rows import Message, Row
+from tasks.rows import Function, Message, Row, ToolCall
 from tasks.text.leaks import BENCHMARK, HELD_OUT, NEAR_HELD_OUT, Leaks, passages_of
 from tasks.text.near import NearHeldOut, Rarity
 from tasks.text.overlap import HeldOut
@@ -105,10 +106,14 @@ def test_a_passage_of_a_benchmark_is_known_in_any_turn() -> None:
     question = "A train leaves Kiel at nine and another leaves Ulm at ten; when and where do the two trains meet?"
     leaks = Leaks(HeldOut(), None, frozenset(passages_of(question)))
     quoting = f"Solve this for me, please: {question.lower()} Show your work."
+    asking = ToolCall(id="call00001", function=Function(name="solve", arguments=json.dumps({"asked": quoting})))
     for row in (
         Row(instruction=quoting),
         Row(instruction="x", response=quoting),
         Row(instruction="x", history=(Message(role="user", content=quoting),)),
+        Row(instruction="x", tool_turns=(Message(role="tool", content=quoting),)),
+        Row(instruction="x", tool_calls=(asking,)),
+        Row(instruction="x", history=(Message(role="assistant", content="", tool_calls=(asking,)),)),
     ):
         assert leaks.reason(row) == BENCHMARK
     assert leaks.reason(Row(instruction="A train leaves Kiel at nine and arrives in Ulm at ten.")) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.rows import Message, Role, Row
+from tasks.rows import Function, Message, Role, Row, ToolCall
 from tasks.text.overlap import HeldOut, conversations
 
 
@@ -74,6 +74,16 @@ def test_the_same_question_is_found_however_it_is_written(heldout: Row, row: Row
 )
 def test_another_question_is_not_taken_for_it(heldout: Row, row: Row) -> None:
     assert not HeldOut.of([heldout]).asked_by(row)
+
+
+def test_what_tools_answer_changes_no_question() -> None:
+    call = ToolCall(id="call00001", function=Function(name="add", arguments='{"a": 17}'))
+    tool_turns = (Message(role="assistant", content="", tool_calls=(call,)), Message(role="tool", content="42"))
+    calling = WITH_INPUT.model_copy(update={"tool_turns": tool_turns})
+    turned = Row(instruction=f"{WITH_INPUT.input}\n\n{WITH_INPUT.instruction}", response="42")
+    for heldout, row in ((WITH_INPUT, calling), (calling, WITH_INPUT), (calling, turned), (turned, calling)):
+        assert HeldOut.of([heldout]).asked_by(row)
+    assert conversations(calling) == conversations(WITH_INPUT)
 
 
 def test_conversations_are_told_by_their_user_turns() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.rows import Message, Row
+from tasks.rows import Function, Message, Row, ToolCall
 from tasks.seeds.formats import parse
 from tasks.shipped import DEMO
 from tasks.text.private import find, masked, masked_row, private_in
@@ -135,6 +136,30 @@ def test_masks_hold_within_a_row_and_all_its_texts_are_masked() -> None:
     assert private_in(hidden) == Counter()
     plain = Row(instruction="Count the users", response="SELECT count(*) FROM users")
     assert masked_row(plain) is plain
+
+
+def test_what_tools_are_called_with_and_answer_is_masked_and_stays_json() -> None:
+    called = {"to": "jane@gmx.de", "cards": [4111111111111111, 5], "by bob@gmx.de": None, "now": True}
+    call = ToolCall(id="call00001", function=Function(name="mail", arguments=json.dumps(called)))
+    defined = json.dumps([{"type": "function", "function": {"name": "mail", "description": "Of bob@gmx.de"}}])
+    turns = (
+        Message(role="assistant", content="To jane@gmx.de.", tool_calls=(call,)),
+        Message(role="tool", content="bob@gmx.de sent it", tool_call_id=call.id, name="mail"),
+    )
+    row = Row(instruction="Write.", history=turns, tool_turns=turns, tool_calls=(call,), tools=defined)
+    assert private_in(row) == Counter(email=11, card=3)
+    hidden = masked_row(row)
+    assert private_in(hidden) == Counter()
+    assert hidden.history == hidden.tool_turns
+    assert [turn.content for turn in hidden.tool_turns] == ["To [email].", "[email 2] sent it"]
+    assert [json.loads(call.function.arguments) for call in (*hidden.history[0].tool_calls, *hidden.tool_calls)] == [
+        {"to": "[email]", "cards": ["[card]", 5], "by [email 2]": None, "now": True}
+    ] * 2
+    assert hidden.definitions[0]["function"] == {"name": "mail", "description": "Of [email 2]"}
+    for part in ("history", "tool_turns", "tool_calls", "tools"):
+        empty = {"history": (), "tool_turns": (), "tool_calls": (), "tools": ""}
+        alone = row.model_copy(update={**empty, part: getattr(row, part)})
+        assert private_in(masked_row(alone)) == Counter() != private_in(alone)
 
 
 @given(

@@ -9,7 +9,7 @@ import pytest
 
 from infra.store.artifacts import Workspace
 from tasks.augment import card
-from tasks.rows import KEPT, Message, Row, to_parquet
+from tasks.rows import KEPT, Function, Message, Row, ToolCall, to_parquet
 
 HOSTILE = "a|b\n\n# Heading\n| x | y |\n<script>alert(1)</script> ![x](javascript:1) `code` {{ n }} **bold**"
 USAGE = {"requests": 3, "from_cache": 1, "prompt_tokens": 1200, "completion_tokens": 40, "cost_usd": 0.25}
@@ -48,6 +48,27 @@ def test_rows_with_answers_before_their_response_are_counted() -> None:
     empty = Row(instruction="q", history=(Message(role="assistant", content=" "),))
     work = InMemory([row("user", "assistant", "user", "assistant"), row("system"), row()], [empty, row("assistant")])
     assert card.describe(work, 2)["conversations"] == 2
+
+
+CALL = ToolCall(id="call00001", function=Function(name="look_up", arguments='{"word": "x"}'))
+CALLING = Row(
+    instruction="q",
+    tool_turns=(
+        Message(role="assistant", content="", tool_calls=(CALL,)),
+        Message(role="tool", content=HOSTILE, tool_call_id=CALL.id, name="look_up"),
+    ),
+    tool_calls=(CALL,),
+)
+
+
+def test_rows_with_tools_are_counted_and_shown_as_text() -> None:
+    plain = Row(instruction="q", response="r")
+    assert card.describe(InMemory([CALLING, plain], [plain]), 2)["conversations"] == 1, "its call is an answer"
+    text = _card([CALLING, plain], counts={**COUNTS, "with_tools": 1_234})
+    assert "| Seeds with tools, neither expanded nor rewritten | 1,234 |" in text
+    assert 'tool_turns:\n\n    assistant: look_up {"word": "x"}\n    tool: a|b\n    \n    # Heading\n' in text
+    assert 'response:\n\n    {"name": "look_up", "arguments": {"word": "x"}}\n' in text
+    assert "tools" not in _card([plain])
 
 
 def _tables(markdown: str) -> list[list[str]]:

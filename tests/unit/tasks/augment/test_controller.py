@@ -16,7 +16,7 @@ from infra.sandbox.sql import ReadOnlyDatabase
 from tasks.augment.controller import Batch, verify, write_and_score
 from tasks.augment.settings import Augmentation
 from tasks.llm.usefulness import NoAnswer
-from tasks.rows import BEFORE_REWRITING, Row, databases_by_input
+from tasks.rows import BEFORE_REWRITING, WITH_TOOLS, Function, Message, Row, ToolCall, databases_by_input
 from tests.support.fake_agents import FakeAgents, honest, unkind
 
 ENGLISH = "Explain in a few sentences how a bicycle stays upright while somebody rides it."
@@ -328,3 +328,57 @@ def test_json_that_an_agent_is_shown_holds_the_candidates_and_the_rewriting() ->
     assert seen["category"]["instruction"] == ENGLISH
     assert seen["category"]["candidates"] == [{"instruction": "Name a colour of the rainbow (0)", "input": ""}]
     assert json.dumps(seen["preservation"]["rewritten"]["response"]) == '"A better response."'
+
+
+CALL = ToolCall(id="call00001", function=Function(name="look_up", arguments='{"word": "bicycle"}'))
+TOOL_TURNS = (
+    Message(role="assistant", content="", tool_calls=(CALL,)),
+    Message(role="tool", content="It leans.", tool_call_id=CALL.id, name="look_up"),
+)
+DEFINED = '[{"type": "function", "function": {"name": "look_up"}}]'
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tools": DEFINED},
+        {"tool_turns": TOOL_TURNS},
+        {"response": "", "tool_calls": (CALL,)},
+        {"history": (Message(role="user", content="q"), *TOOL_TURNS, Message(role="assistant", content="a"))},
+    ],
+)
+def test_rows_with_tools_are_judged_and_neither_expanded_nor_rewritten(change: dict[str, Any]) -> None:
+    row = SEED.model_copy(update=change)
+    agents = FakeAgents()
+    batch = _write(agents, row, SEED, expansions_per_seed=2)
+    assert Counter(agents.asked)["selection"] == 4
+    assert Counter(agents.asked)["rewriting"] == 3, "the seed without tools and its two expansions"
+    assert batch.counts[WITH_TOOLS] == 1
+    [kept] = [one for one in batch.rows if one.uses_tools]
+    names = ("instruction", "response", "history", "tools", "tool_turns", "tool_calls", "lineage")
+    assert [getattr(kept, name) for name in names] == [getattr(row, name) for name in names]
+    assert WITH_TOOLS not in _write(FakeAgents(), SEED).counts
+
+
+def test_rows_with_tools_without_a_response_are_left_out_with_the_reason() -> None:
+    batch = _write(FakeAgents(), SEED.model_copy(update={"response": "", "tools": DEFINED}))
+    [dropped] = batch.rejected
+    assert dropped.reason == "uses tools and has no response, and rows with tools are not rewritten"
+
+
+def test_agents_see_what_tools_found_and_nothing_of_it_is_run() -> None:
+    shown: dict[str, Any] = {}
+
+    def say(agent: str, seen: dict[str, Any]) -> Any:
+        shown.update(seen)
+        return honest(agent, seen)
+
+    row = Row(instruction="q", response="Two rows.", tools=DEFINED, tool_turns=TOOL_TURNS, database="shop")
+    batch = _verify(FakeAgents(say), row)
+    assert [one.id for one in batch.rows] == [row.id], "two rows, in words, are no SQL that fails"
+    assert shown["tools"] == json.loads(DEFINED)
+    assert shown["tool_turns_before_the_response"] == [
+        {"role": "assistant", "content": "", "tool_calls": [CALL.model_dump()]},
+        {"role": "tool", "content": "It leans.", "tool_call_id": "call00001", "name": "look_up"},
+    ]
+    assert "tool_calls" not in shown

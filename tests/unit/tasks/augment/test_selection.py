@@ -19,7 +19,7 @@ from tasks.augment.selection import (
     signature,
     similarity,
 )
-from tasks.rows import Message, Row
+from tasks.rows import Function, Message, Row, ToolCall
 from tasks.text.leaks import HELD_OUT, Leaks
 from tasks.text.overlap import HeldOut
 
@@ -113,6 +113,11 @@ def test_the_same_question_on_another_text_is_no_duplicate(tmp_path: Path) -> No
     assert _decided(tmp_path, [(0, again)], near_duplicate=None) == {}
 
 
+def _calling(number: int) -> Message:
+    call = ToolCall(id="call00001", function=Function(name="count", arguments=f'{{"of": {number}}}'))
+    return Message(role="assistant", content="", tool_calls=(call,))
+
+
 @pytest.mark.parametrize(
     "contexts",
     [
@@ -120,6 +125,10 @@ def test_the_same_question_on_another_text_is_no_duplicate(tmp_path: Path) -> No
         [{"history": (Message(role="system", content=f"You are agent {n} of a large company."),)} for n in range(3)],
         [{"database": name} for name in ("store", "school", "clinic")],
         [{"history": (Message(role=role, content="Hi"),)} for role in ("system", "user", "assistant")],
+        [{"tools": f'[{{"type": "function", "function": {{"name": "tool_{n}"}}}}]'} for n in range(3)],
+        [{"tool_turns": (Message(role="tool", content=f"{n} found"),)} for n in range(3)],
+        [{"history": (_calling(n),)} for n in range(3)],
+        [{"tool_turns": (_calling(n),)} for n in range(3)],
     ],
 )
 def test_the_same_question_in_another_context_is_no_duplicate(tmp_path: Path, contexts: list[dict[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from tasks.plan.plan import make_plan
 from tasks.plan.sizes import size_of
 from tasks.plan.stages import STAGES
 from tasks.plan.view import plan_markdown
-from tasks.rows import Message, Role, Row
+from tasks.rows import Function, Message, Role, Row, ToolCall
 from tasks.train.settings import Lora, Training, TrainingRun
 from tests.support.plan_known import GIB, GPU, known
 
@@ -199,6 +199,17 @@ def test_all_answers_of_a_conversation_are_supervised_tokens_unless_the_last_alo
     assert guessed([talk], "all").supervised == [32]
     assert guessed([talk], "last").supervised == [11]
     assert (guessed([talk], "all").others, guessed([talk], "last").others) == ([60], [80])
+
+
+def test_what_tools_are_called_with_is_supervised_and_what_they_answer_is_not() -> None:
+    call = ToolCall(id="call00001", function=Function(name="name", arguments='{"a": "' + "b" * 67 + '"}'))
+    tool_turns = (
+        Message(role="assistant", content="", tool_calls=(call,)),
+        Message(role="tool", content="c" * 40, tool_call_id=call.id, name="name"),
+    )
+    row = Row(instruction="d" * 40, response="e" * 40, tools="f" * 40, tool_turns=tool_turns)
+    assert (guessed([row], "all").supervised, guessed([row], "all").others) == ([32], [60])
+    assert (guessed([row], "last").supervised, guessed([row], "last").others) == ([11], [80])
 
 
 @pytest.mark.parametrize(

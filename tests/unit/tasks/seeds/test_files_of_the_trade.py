@@ -15,6 +15,7 @@ import pytest
 
 from infra.errors import ConfigurationError
 from tasks.rows import Message, Row
+from tasks.seeds import tools
 from tasks.seeds.account import Account, sentences
 from tasks.seeds.formats import read
 
@@ -51,7 +52,7 @@ def _read(data: bytes, *, response_required: bool = False, heldout: bool = False
 
 
 ONE = {"instruction": "Add.", "input": "1 and 2", "output": "3"}
-TOOLS, WEIGHT, PARTS = "uses tools, which a row cannot hold", "has weight 0: it is not to be trained on", "no text"
+WEIGHT, PARTS = "has weight 0: it is not to be trained on", "no text"
 NOTHING = "has nothing in it"
 
 # name: (file, rows in it, left out by reason, columns that are not used)
@@ -92,7 +93,7 @@ USED: dict[str, tuple[bytes, int, dict[str, int], dict[str, int]]] = {
         {WEIGHT: 2},
         {"weight": 1},
     ),
-    "OpenAI's tools": (
+    "tools that are none": (
         _lines(
             {**_said("q", "r"), "tools": [{"type": "function"}]},
             {**_said("q", "r"), "tools": []},
@@ -101,7 +102,7 @@ USED: dict[str, tuple[bytes, int, dict[str, int], dict[str, int]]] = {
             {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "{}"}]},
         ),
         5,
-        {TOOLS: 4},
+        {tools.NO_DEFINITION: 1, tools.NO_CALL: 2, tools.NOT_CALLED: 1},
         {},
     ),
     "reasoning apart from the answer": (

@@ -13,7 +13,7 @@ from tasks.rows import Row
 from tasks.seeds.account import Account
 from tasks.seeds.formats import read
 from tasks.seeds.logs import CUT_OFF, NO_ANSWER
-from tasks.seeds.turns import TOOLS
+from tasks.seeds.tools import NO_CALL, NO_DEFINITION
 
 ASKED = [{"role": "system", "content": "Be."}, {"role": "user", "content": "q"}]
 ANSWERED = {"id": "1", "choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": "r"}}]}
@@ -59,8 +59,8 @@ def test_a_line_is_what_was_asked_and_answered(line: dict[str, Any]) -> None:
         ({"request": {"messages": ASKED}, "response": ANSWERED, "error": "late"}, NO_ANSWER),
         ({"request": {"messages": ASKED}, "response": {"choices": [{"finish_reason": "length"}]}}, CUT_OFF),
         ({"request": {"input": "q"}, "response": {"status": "incomplete", "output": [SPOKEN]}}, CUT_OFF),
-        ({"request": {"input": "q"}, "response": {"output": [{"type": "function_call"}]}}, TOOLS),
-        ({"request": {"messages": ASKED, "tools": [{"type": "function"}]}, "response": ANSWERED}, TOOLS),
+        ({"request": {"input": "q"}, "response": {"output": [{"type": "function_call"}]}}, NO_CALL),
+        ({"request": {"messages": ASKED, "tools": [{"type": "function"}]}, "response": ANSWERED}, NO_DEFINITION),
     ],
 )
 def test_what_is_no_whole_answer_is_left_out_and_counted(line: dict[str, Any], reason: str) -> None:
