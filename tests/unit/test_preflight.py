@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from flows.preflight import check_models, check_tools
+from flows.preflight import check_models, check_tools, say_tools
+from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactRef
 from tasks.models import ModelSource, resolve
 from tasks.train.settings import Distillation
@@ -126,6 +127,8 @@ def test_seeds_with_tools_are_told_of_before_anything_is_spent_on_them(tmp_path:
         "or other seeds"
     ]
     assert remarks == []
+    with pytest.raises(ConfigurationError, match="teacher theirs knows no tools"):
+        say_tools(seeds(seeds=9, with_tools=9), student, teacher)
     assert check_tools(seeds(seeds=9, with_tools=2), teacher, student) == (
         [],
         ["the chat template of student theirs knows no tools: the 2 of 9 seeds that use some are left out"],
