@@ -14,7 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.store.parquet import unpacked
-from tasks.rows import CONVERSATIONS, KEPT, TRAIN, Message
+from tasks.rows import CONVERSATIONS, DIFFICULTIES, DIFFICULTY, KEPT, TRAIN, Message
+from tasks.text.answers import without_fences
+from tasks.text.units import word_count
 
 NAME = "card.md"
 _SAMPLES = 3
@@ -34,9 +36,13 @@ _TEMPLATES.filters["inline"] = _inline
 
 
 def describe(work: Workspace, batches: int) -> dict[str, Any]:
-    """Categories, languages, writers and lengths of the kept rows, and a few of them; one file in memory at a time."""
+    """Categories, languages, writers, difficulties and lengths of the kept rows, and a few of them.
+
+    One file is in memory at a time. Words of reasoning are those of the response without its code.
+    """
     categories, languages, writers = Counter[str](), Counter[str](), Counter[str]()
     lengths: dict[str, Counter[int]] = {"instruction": Counter(), "input": Counter(), "response": Counter()}
+    rows_of, words_of = Counter[str](), Counter[str]()
     samples: list[dict[str, Any]] = []
     conversations = 0
     for index in range(batches):
@@ -44,6 +50,10 @@ def describe(work: Workspace, batches: int) -> dict[str, Any]:
         categories.update(table["task_category"].to_pylist())
         languages.update(table["language"].to_pylist())
         writers.update("expansion" if "expansion" in steps else "seed" for steps in table["lineage"].to_pylist())
+        for response, verdicts in zip(table["response"].to_pylist(), table["verdicts"].to_pylist(), strict=True):
+            for difficulty in (one["verdict"] for one in verdicts if one["by"] == DIFFICULTY):
+                rows_of[difficulty] += 1
+                words_of[difficulty] += word_count(without_fences(response))
         histories = table["history"].to_pylist()
         conversations += sum(any(Message(**turn).is_answer for turn in history) for history in histories)
         for name, counter in lengths.items():
@@ -57,6 +67,11 @@ def describe(work: Workspace, batches: int) -> dict[str, Any]:
         "by_category": dict(categories.most_common()),
         "by_language": dict(languages.most_common()),
         "by_origin": dict(writers.most_common()),
+        "by_difficulty": {
+            difficulty: {"rows": rows_of[difficulty], "words": round(words_of[difficulty] / rows_of[difficulty])}
+            for difficulty in DIFFICULTIES
+            if rows_of[difficulty]
+        },
         "characters": {name: _summary(counter) for name, counter in lengths.items()},
         "samples": samples,
         CONVERSATIONS: conversations,

@@ -80,8 +80,8 @@ def test_rows_that_the_teacher_finds_improbable_are_warned_of(
     student = teacher + np.linspace(2, 1, len(ids))
     losses = Losses(np.array([int(row_id[:16], 16) for row_id in ids], np.uint64), student, teacher)
     monkeypatch.setattr(Losses, "of", lambda *_stores: losses)
-    monkeypatch.setattr("tasks.fit.stage.choose", lambda *given: dataclasses.replace(choose(*given), kept_N=kept_N))
     kept_N = np.arange(len(ids)) != 1  # of the two that are improbable, the first
+    monkeypatch.setattr("tasks.fit.stage.choose", lambda *given: dataclasses.replace(choose(*given), kept_N=kept_N))
     stage = ChooseRows(rows=rows, student=rows, teacher=rows, fit=Fit(keep=0.5 + improbable / 10))
     view = Seen()
     chosen = made(stage)
