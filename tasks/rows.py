@@ -22,6 +22,8 @@ from tasks.text.categories import UNNAMED
 TRAIN, HELDOUT = "train/", "heldout/"  # where a seeds artifact keeps its rows
 KEPT, REJECTED, FAILED = "kept/", "rejected/", "failed/"  # and an augment artifact
 PASSAGES = "passages.u64"  # of an artifact that says what no training row may hold
+DIFFICULTY = "difficulty"  # among the verdicts: how hard Rewriting finds a question that takes reasoning
+DIFFICULTIES = ("easy", "medium", "hard")
 BEFORE_REWRITING = "before rewriting"  # among the verdicts: the response that was corrected
 Role = Literal["system", "user", "assistant", "tool"]
 Turns = Literal["all", "last"]  # which of a conversation's answers are trained on

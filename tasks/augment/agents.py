@@ -1,7 +1,8 @@
 """The agents: a prompt file each, the JSON that each must answer, and their identity.
 
 The paper's four (Expansion, Rewriting, Selection, Verification) and the two checks that it asks of them:
-does an expansion stay in its task category, does a rewriting keep the meaning.
+does an expansion stay in its task category, does a rewriting keep the meaning. Beside them, one names task
+categories and one compares rows with held-out rows, several a request.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, ValidationError, ValidatorFunctionWrapHandler, model_validator
 
 from infra.store.artifacts import digest_of
-from tasks.llm.agent import Agent, AgentAnswer, Score, Text, Words, empty_as, first_of
+from tasks.llm.agent import Agent, AgentAnswer, AnswerT, Score, Text, Words, empty_as, first_of
 from tasks.rows import Row
 from tasks.text import categories
 
@@ -85,9 +86,33 @@ class CategoryVerdicts(AgentAnswer):
         return "" if len(self.verdicts) == asked else f"{len(self.verdicts)} verdicts on {asked} candidates"
 
 
+class PairVerdict(AgentAnswer):
+    difference: Text
+    same: bool
+
+
+class PairVerdicts(AgentAnswer):
+    verdicts: list[PairVerdict]
+
+    def unfit(self, shown: Mapping[str, Any]) -> str:
+        asked = len(shown.get("pairs") or self.verdicts)
+        return "" if len(self.verdicts) == asked else f"{len(self.verdicts)} verdicts on {asked} pairs"
+
+
 class Rewritten(AgentAnswer):
+    """`difficulty` comes first, for it decides how long the reasoning becomes; empty where nothing is reasoned."""
+
+    difficulty: Literal["easy", "medium", "hard", ""]
     instruction: Words
     response: Words
+
+    @model_validator(mode="before")
+    @classmethod
+    def _difficulty_may_be_missing(cls, value: Any) -> Any:
+        return {**value, "difficulty": value.get("difficulty") or ""} if isinstance(value, dict) else value
+
+    def unfit(self, shown: Mapping[str, Any]) -> str:
+        return "no difficulty in it" if shown.get("chain_of_thought") and not self.difficulty else ""
 
 
 class Shortened(AgentAnswer):
@@ -114,7 +139,7 @@ class Verdict(AgentAnswer):
 
 
 @dataclass(frozen=True)
-class SortingAgent(Agent[Categories]):
+class SortingAgent(Agent[AnswerT]):
     """Works on several rows at a time, which its settings hold."""
 
     def messages(self, row: Row, **settings: Any) -> list[dict[str, str]]:
@@ -122,6 +147,7 @@ class SortingAgent(Agent[Categories]):
 
 
 NAMING = SortingAgent("naming", Categories, _PACKAGE)
+COMPARISON = SortingAgent("comparison", PairVerdicts, _PACKAGE, stage=4)
 EXPANSION = Agent("expansion", Expansions, _PACKAGE, writes=True, stage=0)
 CATEGORY = Agent("category", CategoryVerdicts, _PACKAGE, stage=1)
 REWRITING = Agent("rewriting", Rewritten, _PACKAGE, writes=True, stage=2)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from typing import Any, Protocol, TypeVar
 
 from infra.store.artifacts import Workspace
 from infra.store.claims import Claims, Pauses, working_under
 
+
+class InALanguage(Protocol):
+    """A row, or what is asked of one."""
+
+    @property
+    def language(self) -> str: ...
+
+
+OneT = TypeVar("OneT", bound=InALanguage)
 AsTask = Callable[[str, Callable[[], Awaitable[None]]], Awaitable[None]]
 
 
@@ -62,6 +72,13 @@ class Batches:
 
     def _claim(self, part: str, index: int) -> str:
         return "all" if self.whole else f"{part}-{index:05}"
+
+
+def requests_of(ones: Iterable[OneT], size: int) -> Iterator[tuple[OneT, ...]]:
+    """What one request may hold: at most so many of one language, for they go to one model."""
+    for _language, of_it in groupby(sorted(ones, key=lambda one: one.language), key=lambda one: one.language):
+        alike = tuple(of_it)
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
 
 def done_name(part: str, index: int) -> str:

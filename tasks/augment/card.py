@@ -15,7 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
 from infra.store.parquet import unpacked
-from tasks.rows import CONVERSATIONS, KEPT, TRAIN, Message, Row, rows_of, without_nulls
+from tasks.rows import CONVERSATIONS, DIFFICULTIES, DIFFICULTY, KEPT, TRAIN, Message, Row, rows_of, without_nulls
+from tasks.text.answers import without_fences
+from tasks.text.units import word_count
 
 NAME = "card.md"
 _SAMPLES = 3
@@ -35,9 +37,13 @@ _TEMPLATES.filters["inline"] = _inline
 
 
 def describe(work: Workspace, batches: int) -> dict[str, Any]:
-    """Categories, languages, writers and lengths of the kept rows, and a few of them; one file in memory at a time."""
+    """Categories, languages, writers, difficulties and lengths of the kept rows, and a few of them.
+
+    One file is in memory at a time. Words of reasoning are those of the response without its code.
+    """
     categories, languages, writers = Counter[str](), Counter[str](), Counter[str]()
     lengths: dict[str, Counter[int]] = {"instruction": Counter(), "input": Counter(), "response": Counter()}
+    hard, words = Counter[str](), Counter[str]()
     samples: list[dict[str, Any]] = []
     conversations = 0
     for index in range(batches):
@@ -45,6 +51,10 @@ def describe(work: Workspace, batches: int) -> dict[str, Any]:
         categories.update(table["task_category"].to_pylist())
         languages.update(table["language"].to_pylist())
         writers.update("expansion" if "expansion" in steps else "seed" for steps in table["lineage"].to_pylist())
+        for response, verdicts in zip(table["response"].to_pylist(), table["verdicts"].to_pylist(), strict=True):
+            for difficulty in (one["verdict"] for one in verdicts if one["by"] == DIFFICULTY):
+                hard[difficulty] += 1
+                words[difficulty] += word_count(without_fences(response))
         turns = [table[name].to_pylist() for name in ("history", "tool_turns") if name in table.column_names]
         conversations += sum(any(map(_is_answer, itertools.chain(*of_row))) for of_row in zip(*turns, strict=True))
         for name, counter in lengths.items():
@@ -55,6 +65,11 @@ def describe(work: Workspace, batches: int) -> dict[str, Any]:
         "by_category": dict(categories.most_common()),
         "by_language": dict(languages.most_common()),
         "by_origin": dict(writers.most_common()),
+        "by_difficulty": {
+            difficulty: {"rows": hard[difficulty], "words": round(words[difficulty] / hard[difficulty])}
+            for difficulty in DIFFICULTIES
+            if hard[difficulty]
+        },
         "characters": {name: _summary(counter) for name, counter in lengths.items()},
         "samples": samples,
         CONVERSATIONS: conversations,

@@ -30,7 +30,7 @@ from tasks.augment.agents import (
 from tasks.augment.checks import python_of, run_checks
 from tasks.augment.settings import Augmentation
 from tasks.llm.usefulness import NoAnswer
-from tasks.rows import BEFORE_REWRITING, WITH_TOOLS, Row
+from tasks.rows import BEFORE_REWRITING, DIFFICULTY, WITH_TOOLS, Row
 from tasks.text.answers import without_fences
 from tasks.text.language import language_change
 from tasks.text.units import word_count
@@ -157,10 +157,10 @@ async def _improve(ask: Ask, batch: Batch, row: Row, options: Augmentation) -> R
     if row.uses_tools and not row.is_answered:
         return Dropped(row, "rewriting", "uses tools and has no response, and rows with tools are not rewritten")
     if options.rewriting and not row.uses_tools:
-        improved = await _rewrite(ask, batch, row)
+        improved = await _rewrite(ask, batch, row, options)
         if isinstance(improved, Dropped):
             return improved
-        row = await _shorten(ask, batch, improved, options.longest_reasoning)
+        row = await _shorten(ask, batch, improved, options.longest(improved.verdicts.get(DIFFICULTY, "")))
     elif not row.is_answered:
         return Dropped(row, "rewriting", "has no response and rewriting is off")
     if options.selection:
@@ -171,8 +171,13 @@ async def _improve(ask: Ask, batch: Batch, row: Row, options: Augmentation) -> R
     return row
 
 
-async def _rewrite(ask: Ask, batch: Batch, row: Row) -> Row | Dropped:
-    answer = await ask(REWRITING, row, chain_of_thought=wants_chain_of_thought(row.task_category))
+async def _rewrite(ask: Ask, batch: Batch, row: Row, options: Augmentation) -> Row | Dropped:
+    """Of a row that takes reasoning, the agent says first how hard it is, and keeps to the length for that."""
+    if wants_chain_of_thought(row.task_category):
+        answer = await ask(REWRITING, row, chain_of_thought=True, lengths=options.aims)
+        row = row.model_copy(update={"verdicts": {**row.verdicts, DIFFICULTY: answer.difficulty}})
+    else:
+        answer = await ask(REWRITING, row, chain_of_thought=False)
     if (answer.instruction, answer.response) == (row.instruction, row.response):
         return row.model_copy(update={"lineage": (*row.lineage, "rewriting")})
     if changed := _language_change(row, answer.instruction):

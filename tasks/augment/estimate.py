@@ -14,14 +14,16 @@ import json
 import random
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from infra import settings
 from infra.sandbox.python import PythonSandbox
 from infra.store.artifacts import ArtifactRef
-from tasks.augment import agents
-from tasks.augment.agents import NAMING
+from tasks.augment import agents, candidates
+from tasks.augment.agents import COMPARISON, NAMING
+from tasks.augment.comparing import compared
 from tasks.augment.controller import Ask, Batch, Dropped, verify, write_and_score
 from tasks.augment.naming import categories_of, named
 from tasks.augment.own_prompts import prompts_of
@@ -30,11 +32,12 @@ from tasks.llm.agent import Agent
 from tasks.llm.budget import Usage, UsageByAgent
 from tasks.llm.protocol import LLMEndpoint
 from tasks.llm.session import connected
-from tasks.rows import TRAIN, Row, databases_by_input, read_rows
+from tasks.rows import HELDOUT, TRAIN, Row, databases_by_input, read_rows
 from tasks.seeds.stage import open_databases
 
 _TYPICAL_RESPONSE = "word " * 200  # where no seed of the sample has a response
 _REASON = "word " * 25
+_DIFFERENCE = "word " * 10
 _OTHER = "other"
 _LONGEST = 10_000  # characters: half of what an agent may write
 
@@ -81,11 +84,13 @@ async def _measure(rows: list[Row], seeds: ArtifactRef, options: Augmentation, e
         ask = functools.partial(prompts_of(options.prompts).ask, client, usage)
         rows = await _named(ask, rows, options)
         written = await write_and_score(ask, rows, options, databases_by_input(rows), lambda: None)
+        pairs = _pairs(written.rows, seeds, options)
+        await compared(ask, pairs)
         kept = _reaching_verification(written.rows, options, scale)
         with PythonSandbox() as sandbox:
             checked = await verify(ask, kept, options, open_databases(seeds), sandbox)
         priced = all([any(await client.price(route)) for route in client.routes])
-    scales = _scales(scale, kept, options)
+    scales = _scales(scale, kept, options) | _scale_of_pairs(pairs, written.rows, scale, seeds, options)
     scaled = {agent: _scaled(used, scales[agent]) for agent, used in usage.items()}
     rows_out = round(len(checked.rows) * scales["verification"])
     dropped = [*checked.rejected, *checked.failed, *written.rejected, *written.failed, *_low(written, kept)]
@@ -100,11 +105,13 @@ async def _rehearse(rows: list[Row], seeds: ArtifactRef, options: Augmentation, 
     rehearsal = _Rehearsal(rows, options, endpoint.model)
     await _named(rehearsal.ask, rows, options)
     written = await write_and_score(rehearsal.ask, rows, options, databases_by_input(rows), lambda: None)
+    pairs = _pairs(written.rows, seeds, options)
+    await compared(rehearsal.ask, pairs)
     kept = _reaching_verification(written.rows, options, scale)
     if options.verification:
         for row in kept:
             await rehearsal.ask(agents.VERIFICATION, row)
-    scales = _scales(scale, kept, options)
+    scales = _scales(scale, kept, options) | _scale_of_pairs(pairs, written.rows, scale, seeds, options)
     usage, priced = UsageByAgent(), True
     async with connected(endpoint, options.model_copy(update={"budget_usd": None})) as client:
         for (agent, route), texts in rehearsal.said.items():
@@ -148,9 +155,11 @@ class _Rehearsal:
             case "category":
                 verdict = {"same_category": True, "category": row.task_category[:200]}
                 return {"verdicts": [verdict] * len(settings["candidates"])}
+            case "comparison":
+                return {"verdicts": [{"difference": _DIFFERENCE, "same": False}] * len(settings["pairs"])}
             case "rewriting":
-                steps = response if settings["chain_of_thought"] else ""
-                return {"instruction": f"{instruction}.", "response": steps + response}
+                steps, difficulty = (response, "medium") if settings["chain_of_thought"] else ("", "")
+                return {"difficulty": difficulty, "instruction": f"{instruction}.", "response": steps + response}
             case "shortening":
                 return {"response": "word " * settings["words"]}
             case "preservation":
@@ -193,7 +202,24 @@ def _low(written: Batch, kept: list[Row]) -> list[Dropped]:
     return [Dropped(row, "selection", why) for row in written.rows if row.id not in reached]
 
 
-def _scales(scale: float, kept: list[Row], options: Augmentation) -> Mapping[str, float]:
+def _pairs(rows: list[Row], seeds: ArtifactRef, options: Augmentation) -> list[candidates.ComparedPair]:
+    """The sample's rows with the held-out rows that they would be compared with, were there no others."""
+    of_heldout, of_seeds = (functools.partial(read_rows, seeds, part) for part in (HELDOUT, TRAIN))
+    with candidates.opened(settings.work_dir(), of_heldout(), of_seeds, options.compare_heldout) as found:
+        found.add(0, found.likely(rows))
+        found.choose()
+        return [pair for _index, pairs in found.batches(lambda _batch: rows) for pair in pairs()]
+
+
+def _scale_of_pairs(
+    pairs: list[candidates.ComparedPair], rows: list[Row], scale: float, seeds: ArtifactRef, options: Augmentation
+) -> dict[str, float]:
+    """From the sample's pairs to all of them, which are no more than so many of a held-out row."""
+    of_a_heldout_row = options.compare_heldout * (1 if len({row.language for row in rows}) == 1 else 2)
+    return {COMPARISON.name: min(scale, seeds.counts["heldout"] * of_a_heldout_row / max(len(pairs), 1))}
+
+
+def _scales(scale: float, kept: list[Row], options: Augmentation) -> dict[str, float]:
     """By agent, from the sample to everything; Verification sees no more than `max_rows`."""
     most = float("inf") if options.max_rows is None else options.max_rows
     verified = min(len(kept) * scale, most) / max(len(kept), 1)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import groupby
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from infra.stage import Made, OneArtifact, View
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
 from tasks.augment.agents import NAMING, agents_digest
+from tasks.augment.batches import requests_of
 from tasks.augment.controller import Ask
 from tasks.augment.own_prompts import prompts_of
 from tasks.augment.settings import Augmentation
@@ -97,16 +97,9 @@ async def named(ask: Ask, rows: Iterable[Row], categories: Mapping[str, str], ti
         tick(len(group))
 
     async with asyncio.TaskGroup() as tasks:
-        for group in _groups(row for row in rows if row.task_category == UNNAMED):
+        for group in requests_of((row for row in rows if row.task_category == UNNAMED), _SEEDS_A_REQUEST):
             tasks.create_task(name(group))
     return [row.model_copy(update={"task_category": found.get(row.id, row.task_category)}) for row in rows]
-
-
-def _groups(rows: Iterable[Row]) -> Iterator[tuple[Row, ...]]:
-    """Rows of one language, for they go to one model."""
-    for _language, of_it in groupby(sorted(rows, key=lambda row: row.language), key=lambda row: row.language):
-        alike = tuple(of_it)
-        yield from (alike[start : start + _SEEDS_A_REQUEST] for start in range(0, len(alike), _SEEDS_A_REQUEST))
 
 
 async def _names(ask: Ask, rows: tuple[Row, ...], categories: Mapping[str, str]) -> list[str]:

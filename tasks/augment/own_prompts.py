@@ -15,7 +15,7 @@ from jinja2 import TemplateSyntaxError
 
 from infra.errors import ConfigurationError
 from infra.store import storage
-from tasks.augment.agents import AGENTS, NAMING
+from tasks.augment.agents import AGENTS, COMPARISON, NAMING
 from tasks.llm.agent import Agent
 from tasks.llm.budget import UsageByAgent
 from tasks.llm.client import LLMClient
@@ -23,7 +23,7 @@ from tasks.rows import Row
 
 _END = ".jinja"
 _LONGEST = 100_000  # bytes
-_SHIPPED: tuple[Agent[Any], ...] = (NAMING, *AGENTS)
+_SHIPPED: tuple[Agent[Any], ...] = (NAMING, COMPARISON, *AGENTS)
 
 
 class Prompts:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import rensa
 from infra.files import scratch
 from infra.store.artifacts import digest_of
 from tasks.rows import Row
-from tasks.text.leaks import Leaks
+from tasks.text.leaks import RETOLD, Leaks
 
 LOW_SCORE = "score below {:g}"
 DUPLICATE = "near-duplicate of a better row"
@@ -53,8 +53,10 @@ class Selection:
     def close(self) -> None:
         self._database.close()
 
-    def add(self, batch: int, rows: Iterable[Row], leaks: Leaks | None = None) -> None:
-        """The rows of a batch, in their order; those that `leaks` has a reason against are not kept."""
+    def add(
+        self, batch: int, rows: Iterable[Row], leaks: Leaks | None = None, retold: Collection[str] = frozenset()
+    ) -> None:
+        """The rows of a batch, in their order; those that `leaks` has a reason against, or `retold` the id, go."""
         entries = [
             (
                 batch,
@@ -65,7 +67,7 @@ class Selection:
                 context_of(row),
                 signature(row.instruction),
                 signature(row.input),
-                leaks.reason(row) if leaks else None,
+                (leaks.reason(row) if leaks else None) or (RETOLD if row.id in retold else None),
             )
             for position, row in enumerate(rows)
         ]

@@ -21,8 +21,8 @@ from infra.stage import Made, OneArtifact, View
 from infra.store import storage
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
 from infra.store.claims import Claims
-from tasks.augment import card, selection
-from tasks.augment.agents import agents_digest
+from tasks.augment import candidates, card, comparing, selection
+from tasks.augment.agents import COMPARISON, agents_digest
 from tasks.augment.batches import AsTask, Batches, done_name
 from tasks.augment.controller import Batch, Dropped, verify, write_and_score
 from tasks.augment.own_prompts import prompts_of
@@ -47,7 +47,7 @@ from tasks.rows import (
 )
 from tasks.seeds.account import private_data
 from tasks.seeds.stage import open_databases
-from tasks.text.leaks import BENCHMARK, Leaks
+from tasks.text.leaks import BENCHMARK, RETOLD, Leaks
 from tasks.text.overlap import HeldOut
 
 KIND = "augment"
@@ -87,6 +87,8 @@ class Augment(OneArtifact):
                 "agents": agents_digest(prompts_of(self.options.prompts).agents),
             }
             spec |= {"near_heldout": self.near_heldout} if self.near_heldout is not None else {}
+            if self.options.compare_heldout:
+                spec["comparison"] = agents_digest([prompts_of(self.options.prompts)[COMPARISON]])
         protected = {"protected": self.protected} if self.protected else {}
         return Workspace(KIND, STAGE_VERSION, spec, {"seeds": self.seeds, **protected})
 
@@ -130,6 +132,12 @@ class Augment(OneArtifact):
                 f"{one['agent']}, {one['reason']}: {one['rows']:,}" for one in left_out if one["outcome"] == "failed"
             ]
             view.warn(f"{counts['failed']:,} rows got no usable answer: {'; '.join(reasons)}")
+        if counts.get("not_compared"):
+            reasons = [f"{reason}: {pairs:,}" for reason, pairs in facts["not_compared"].items()]
+            view.warn(
+                f"{counts['not_compared']:,} rows were not compared with the held-out rows that they are likest "
+                f"({'; '.join(reasons)}): some may ask what is held out"
+            )
         written = counts["seeds"] + counts["expanded"]
         return f"{counts['rows']:,} rows kept of {written:,} written from {counts['seeds']:,} seeds"
 
@@ -209,7 +217,11 @@ async def _augment(
     progress = _progress(seeds.counts["seeds"], tick)
     database_of = databases_by_input(read_rows(seeds, TRAIN))
     databases, prompts = open_databases(seeds), prompts_of(options.prompts)
-    with PythonSandbox() as sandbox, Claims(work.uri + "claims/") as claims:
+    min_score = options.min_score if options.selection else 0.0
+    pairing = candidates.opened(
+        settings.work_dir(), read_rows(seeds, HELDOUT), lambda: read_rows(seeds, TRAIN), options.compare_heldout
+    )
+    with PythonSandbox() as sandbox, Claims(work.uri + "claims/") as claims, pairing as pairs:
         async with connected(endpoint, options, options.max_rows, note) as client:
             batches = Batches(work, claims, as_task, _at_once(options), whole=options.budget_usd is not None)
 
@@ -217,28 +229,44 @@ async def _augment(
                 usage = UsageByAgent()
                 ask = functools.partial(prompts.ask, client, usage)
                 batch = await write_and_score(ask, rows, options, database_of, progress)
+                if options.compare_heldout:
+                    likely = await asyncio.to_thread(pairs.likely, filter(may_be_kept, batch.rows))
+                    await asyncio.to_thread(comparing.put_likely, work, index, likely)
                 await asyncio.to_thread(_put_batch, work, "written", index, batch, usage)
+
+            def may_be_kept(row: Row) -> bool:
+                return selection.score_of(row) >= min_score and leaks.reason(row) is None
+
+            async def compare(index: int, some: Callable[[], list[candidates.ComparedPair]]) -> None:
+                usage = UsageByAgent()
+                await comparing.compare(work, index, functools.partial(prompts.ask, client, usage), usage, some)
 
             async def check(index: int, chosen: selection.Selection) -> None:
                 usage = UsageByAgent()
-                rows, dropped = _selected(work, index, chosen)
+                rows, dropped = _selected(work, index, chosen, retold.get(index, {}))
                 batch = await verify(functools.partial(prompts.ask, client, usage), rows, options, databases, sandbox)
                 batch.rejected += dropped
                 await asyncio.to_thread(_put_batch, work, "verified", index, batch, usage)
                 progress(min(_SEEDS_PER_BATCH, seeds.counts["seeds"] - index * _SEEDS_PER_BATCH))
 
             await batches.each("written", lambda: _batches(seeds), write)
+            for index in range(count) if options.compare_heldout else ():
+                pairs.add(index, comparing.likely(work, index))
+            pairs.choose()
+            await batches.each(comparing.PART, lambda: pairs.batches(functools.partial(_written, work)), compare)
+            retold = comparing.retold(work, pairs.batch_count)
             with selection.opened(settings.work_dir()) as chosen:
                 for index in range(count):
-                    chosen.add(index, _written(work, index), leaks)
+                    chosen.add(index, _written(work, index), leaks, retold.get(index, {}))
                 chosen.decide(
-                    min_score=options.min_score if options.selection else 0.0,
+                    min_score=min_score,
                     near_duplicate=options.near_duplicate if options.selection else None,
                     max_rows=options.max_rows,
                 )
                 client.ledger.verify()
                 await batches.each("verified", lambda: ((index, chosen) for index in range(count)), check)
-    return _publish(work, count)
+        compared = pairs.batch_count
+    return _publish(work, count, compared)
 
 
 def _progress(seeds: int, tick: Tick) -> Callable[..., None]:
@@ -253,18 +281,22 @@ def _progress(seeds: int, tick: Tick) -> Callable[..., None]:
     return one
 
 
-def _selected(work: Workspace, index: int, chosen: selection.Selection) -> tuple[list[Row], list[Dropped]]:
+def _selected(
+    work: Workspace, index: int, chosen: selection.Selection, retold: Mapping[str, str]
+) -> tuple[list[Row], list[Dropped]]:
     reasons = chosen.reasons(index)
     rows, dropped = [], []
     for position, row in enumerate(_written(work, index)):
-        if position in reasons:
+        if reasons.get(position) == RETOLD:
+            dropped.append(Dropped(row, COMPARISON.name, RETOLD, retold[row.id]))
+        elif position in reasons:
             dropped.append(Dropped(row, "selection", reasons[position]))
         else:
             rows.append(row)
     return rows, dropped
 
 
-def _publish(work: Workspace, batches: int) -> ArtifactRef:
+def _publish(work: Workspace, batches: int, compared: int) -> ArtifactRef:
     """The record over kept, rejected and failed rows, and the dataset card; the counts add up."""
     counts = {"seeds": work.inputs["seeds"].counts["seeds"], "expanded": 0, "rows": 0, "rejected": 0, "failed": 0}
     facts: dict[str, Any] = {"rejected": {}, "failed": {}}
@@ -281,6 +313,14 @@ def _publish(work: Workspace, batches: int) -> ArtifactRef:
                     by_reason[reason] = by_reason.get(reason, 0) + number
                     counts[outcome] += number
         counts["rows"] += summary["rows"]
+    for index in range(compared):
+        summary = work.get_json(done_name(comparing.PART, index))
+        usage.merge(summary["usage"])
+        for name, value in summary["counts"].items():
+            counts[name] = counts.get(name, 0) + value
+        for reason, number in summary["not_compared"].items():
+            reasons = facts.setdefault("not_compared", {})
+            reasons[reason] = reasons.get(reason, 0) + number
     if counts["seeds"] + counts["expanded"] != counts["rows"] + counts["rejected"] + counts["failed"]:
         raise AssertionError(f"rows were lost or doubled: {counts}")
     if counts["rows"] == 0:

@@ -121,11 +121,12 @@ def rewrite(body: Body, rng: random.Random) -> AgentReply:
     SQL completion wants SQL only, so `chain_of_thought` changes nothing in this domain.
     """
     understood = _understood(body)
+    difficulty = {"difficulty": "easy"} if body.get("chain_of_thought") is True else {}
     if understood is None:
-        return {"instruction": _text(body, "instruction"), "response": _text(body, "response")}
+        return {**difficulty, "instruction": _text(body, "instruction"), "response": _text(body, "response")}
     request, database = understood
     instruction = phrase(request, database, rng) if rng.random() < 0.3 else _text(body, "instruction")
-    return {"instruction": instruction, "response": _written(request, database, WRONG_RATE, rng)}
+    return {**difficulty, "instruction": instruction, "response": _written(request, database, WRONG_RATE, rng)}
 
 
 def check_preservation(body: Body, rng: random.Random) -> AgentReply:
@@ -235,10 +236,30 @@ def name(body: Body, _rng: random.Random) -> AgentReply:
     return {"categories": [named] * len(seeds)}
 
 
+def compare_pairs(body: Body, _rng: random.Random) -> AgentReply:
+    """Two requests are the same where both are understood as one."""
+    pairs = body.get("pairs")
+    if not isinstance(pairs, list) or not all(isinstance(one, dict) for pair in pairs for one in pair.values()):
+        raise BadAgentRequestError("field 'pairs' must be a list of pairs of objects")
+    verdicts = []
+    for pair in pairs:
+        first, second = (_request(_text(pair[name], "asked")) for name in ("first", "second"))
+        same = first is not None and first == second
+        verdicts.append({"difference": "" if same else "they ask for different rows", "same": same})
+    return {"verdicts": verdicts}
+
+
+def _request(asked: str) -> SqlRequest | None:
+    instruction, _, schema = asked.rpartition("\n\n")
+    database = database_of_schema(schema)
+    return parse(instruction, database) if database else None
+
+
 _AGENTS: dict[str, Callable[[Body, random.Random], AgentReply]] = {
     "naming": name,
     "expansion": expand,
     "category": check_categories,
+    "comparison": compare_pairs,
     "preservation": check_preservation,
     "rewriting": rewrite,
     "selection": select,

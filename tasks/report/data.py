@@ -14,7 +14,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from tasks.evaluate.analysis.analysis import Analysis
 from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis
 
-AGENTS = ("naming", "expansion", "category", "rewriting", "shortening", "preservation", "selection", "verification")
+AGENTS = (
+    "naming",
+    "expansion",
+    "category",
+    "rewriting",
+    "shortening",
+    "preservation",
+    "comparison",
+    "selection",
+    "verification",
+)
 VARIANTS = ("base", "sft", "sft_control", "kd", "teacher")
 MASS_BINS = 20
 

@@ -13,6 +13,7 @@ from tasks.text.overlap import HeldOut
 
 HELD_OUT = "asks what a held-out row asks"
 NEAR_HELD_OUT = "asks nearly what a held-out row asks"
+RETOLD = "asks what a held-out row asks, in other words or another language"
 BENCHMARK = "shares a passage with a question of a benchmark"
 _PASSAGE = 13  # words, as in the decontamination of GPT-3's data (Brown et al. 2020)
 _SHORTEST = 6  # words of a question that is looked for as a whole

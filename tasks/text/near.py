@@ -2,8 +2,8 @@
 
 Texts are compared by the cosine of their character 4-grams within words, each weighed by how rare it is (TF-IDF):
 order and endings hardly count, a name or a rare word much. Two texts with different numbers ask two things.
-A translation, or a paraphrase that shares few words, is not found. Memory: some 50 bytes for each gram of a held-out
-row.
+A translation, or a paraphrase that shares few words, is not found: `tasks.text.retold` says which may be one. Memory:
+some 50 bytes for each gram of a held-out row.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tasks.rows import Row
 
 _GRAM = 4
-_FEATURES = 1 << 20
+FEATURES = 1 << 20
 _LONGEST = 2_000  # characters of a text that are compared
 _FEWEST_GRAMS = 8  # of texts that can be near to others; shorter ones are equal or not
 _KNOWN = 100_000
@@ -40,9 +40,14 @@ class _Text:
     def of(text: str) -> _Text:
         plain = unicodedata.normalize("NFKC", text[:_LONGEST]).casefold()
         words = _WORD.findall(plain)
-        grams = {zlib.crc32(gram.encode()) % _FEATURES for word in words for gram in _grams(word)}
         numbers = tuple(sorted(word for word in words if any(map(str.isdigit, word))))
-        return _Text(np.fromiter(sorted(grams), np.int64, len(grams)), numbers)
+        return _Text(grams_of(words), numbers)
+
+
+def grams_of(words: Iterable[str]) -> NDArray[np.int64]:
+    """The numbers of all grams of some words, each once, in order."""
+    grams = {zlib.crc32(gram.encode()) % FEATURES for word in words for gram in _grams(word)}
+    return np.fromiter(sorted(grams), np.int64, len(grams))
 
 
 def _grams(word: str) -> Iterable[str]:
@@ -58,20 +63,17 @@ class Rarity:
 
     def __init__(self) -> None:
         self._texts = 0
-        self._with = np.zeros(_FEATURES, np.int64)
+        self._with = np.zeros(FEATURES, np.int64)
 
     @staticmethod
-    def of(rows: Iterable[Row]) -> Rarity:
-        """From the first rows, which are enough to know."""
+    def of(rows: Iterable[Row], grams_by_text: Callable[[Row], Iterable[NDArray[np.int64]]] | None = None) -> Rarity:
+        """From the first rows, which are enough to know; a row's texts are its instruction and its input, or others."""
         found = Rarity()
         for row in islice(rows, _KNOWN):
-            found.add(row)
+            for grams in (grams_by_text or _grams_by_text)(row):
+                found._with[grams] += 1
+                found._texts += 1
         return found
-
-    def add(self, row: Row) -> None:
-        for text in _texts(row):
-            self._with[_Text.of(text).grams] += 1
-            self._texts += 1
 
     def weights(self) -> NDArray[np.float32]:
         """The inverse document frequency of each gram: 1 for one of every text, more for rarer ones."""
@@ -114,7 +116,7 @@ class NearHeldOut:
         grams = np.concatenate([text.grams for text in texts]) if texts else np.zeros(0, np.int64)
         owners = np.repeat(np.arange(len(texts), dtype=np.int32), [len(text.grams) for text in texts])
         norms = np.sqrt(np.bincount(owners, self._weights[grams] ** 2, minlength=len(texts)))
-        starts = np.concatenate([[0], np.cumsum(np.bincount(grams, minlength=_FEATURES))])
+        starts = np.concatenate([[0], np.cumsum(np.bincount(grams, minlength=FEATURES))])
         few = {place: text.grams.tobytes() for place, text in enumerate(texts) if len(text.grams) < _FEWEST_GRAMS}
         return _Index(owners[np.argsort(grams, kind="stable")], starts, np.maximum(norms, 1e-9), few)
 
@@ -149,5 +151,5 @@ def _goes_on(row: Row) -> bool:
     return any(message.role != "system" for message in row.history)
 
 
-def _texts(row: Row) -> tuple[str, str]:
-    return row.instruction, row.input
+def _grams_by_text(row: Row) -> Iterable[NDArray[np.int64]]:
+    return (_Text.of(text).grams for text in (row.instruction, row.input))

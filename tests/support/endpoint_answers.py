@@ -9,6 +9,8 @@ import random
 from typing import Any
 
 from tests.support.judge_answers import is_judge, judged
+from tests.support.leaks import QUESTIONS
+from tests.support.words import WORDS, listed
 
 DECLINED = "declined"  # by a content policy, and the message quotes the key: only where it is asked for
 TEXT_FAULTS = ("truncated", "wrong_schema", "refusal", "empty", "big")
@@ -16,29 +18,8 @@ REFUSAL = "I'm sorry, but I can't help with that."
 BIG_TEXT = "word " * 200_000
 
 
-def _listed(words: str) -> list[str]:
-    return words.split()
-
-
-_WORDS = _listed("""
-account adapter airport amount anchor answer apple archive arrow artist autumn balance barrel basket battery beacon
-benefit bicycle blanket border bottle branch bridge budget builder button cabinet camera canal candle captain carbon
-carpet castle ceiling century chamber channel chapter charter circle climate clock cluster coffee column comet compass
-concert copper corner cotton courier cradle crystal culture current curtain cushion decade delivery desert dialect
-diamond district doctor dragon drawer dynamo eagle editor elbow engine envelope episode escape estate fabric factory
-falcon farmer feather ferry fiction filter flavour flight flower forest fortune fossil fountain frame freight garden
-gesture glacier glove granite gravel guitar hammer harbour harvest hazard helmet heron hollow horizon hotel hunter
-island jacket journal jungle kettle kitchen ladder language lantern laundry leather lecture ledger lemon letter
-library lizard locket lumber machine magnet mango marble market meadow medal melody mirror mixture molecule monsoon
-morning mountain museum mustard napkin needle nephew notebook nozzle number oasis object ocean office olive orbit
-orchard organ oyster packet paddle palace paper parcel parrot passage pattern pebble pencil pepper picture pigeon
-pillow planet plaster pocket poem pottery powder prairie prism profit puzzle quarry rabbit radio railway raven recipe
-reef ribbon river rocket saddle salmon sample satellite scarf season sentence shadow shelter signal silver sketch
-socket spiral sponge squirrel stadium statue summit surface tablet tailor teapot temple theatre thunder ticket timber
-tractor treaty tunnel turbine umbrella valley vessel village violin volcano wagon walnut window winter zebra
-""")
-_LINKS = _listed("the a of with for and near beside under before after between without inside toward")
-_STARTS = _listed("Explain Describe Compare Summarize List Classify Estimate Rewrite Translate Outline")
+_LINKS = listed("the a of with for and near beside under before after between without inside toward")
+_STARTS = listed("Explain Describe Compare Summarize List Classify Estimate Rewrite Translate Outline")
 
 
 def answer(payload: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -68,7 +49,13 @@ def _category(payload: dict[str, Any], dice: random.Random) -> dict[str, Any]:
 
 
 def _rewriting(payload: dict[str, Any], dice: random.Random) -> dict[str, Any]:
-    return {"instruction": f"{payload['instruction']} {dice.choice(_WORDS)}", "response": f"It is {_text(dice, 50)}."}
+    rewritten = {
+        "instruction": f"{payload['instruction']} {dice.choice(WORDS)}",
+        "response": f"It is {_text(dice, 50)}.",
+    }
+    if payload.get("chain_of_thought"):
+        rewritten["difficulty"] = dice.choice(("easy", "medium", "hard"))
+    return rewritten
 
 
 def _preservation(_payload: dict[str, Any], dice: random.Random) -> dict[str, Any]:
@@ -86,7 +73,7 @@ def _verification(_payload: dict[str, Any], dice: random.Random) -> dict[str, An
 
 
 def _text(dice: random.Random, words: int) -> str:
-    chosen = dice.choices(_WORDS, k=words)
+    chosen = dice.choices(WORDS, k=words)
     links = dice.choices(_LINKS, k=words // 3)
     for place, link in enumerate(links):
         chosen[3 * place] = link
@@ -100,7 +87,15 @@ def _naming(payload: dict[str, Any], _dice: random.Random) -> dict[str, Any]:
     return {"categories": [names[hashlib.sha256(word.encode()).digest()[0] % len(names)] for word in words]}
 
 
+def _comparison(payload: dict[str, Any], _dice: random.Random) -> dict[str, Any]:
+    """An honest judge of the planted questions: those of one line ask for the same thing."""
+    asked = [(pair["first"]["asked"], pair["second"]["asked"]) for pair in payload["pairs"]]
+    same = [any(first in line[:5] and second in line[:5] for line in QUESTIONS) for first, second in asked]
+    return {"verdicts": [{"difference": "" if is_same else "another question", "same": is_same} for is_same in same]}
+
+
 _ANSWERS = {
+    "comparison": _comparison,
     "naming": _naming,
     "expansion": _expansion,
     "category": _category,

@@ -23,7 +23,12 @@ def honest(agent: str, shown: dict[str, Any]) -> dict[str, Any]:
             "instructions": [{**new, "instruction": f"{new['instruction']} ({n})"} for n in range(shown.get("n", 0))]
         },
         "category": {"verdicts": [{"same_category": True, "category": "x"} for _ in shown.get("candidates", [])]},
-        "rewriting": {"instruction": shown.get("instruction", "")[:20_000], "response": "A better response."},
+        "comparison": {"verdicts": [{"difference": "all of it", "same": False} for _ in shown.get("pairs", [])]},
+        "rewriting": {
+            "difficulty": "medium",
+            "instruction": shown.get("instruction", "")[:20_000],
+            "response": "A better response.",
+        },
         "shortening": {"response": "In short."},
         "preservation": {"instruction": "same", "answer": "same", "reason": "kept"},
         "selection": {"informativeness": 8, "helpfulness": 8, "generality": 8, "reason": "fine"},

@@ -1,8 +1,8 @@
 """Where artifacts lie: a fingerprint that changes makes every finished stage be done, and paid for, again.
 
 The digests are those of the code before a stage became a value (704b6c8), but for `augment`, whose agents have longer
-prompts since they were given criteria and examples, and one that shortens. Change one only with its stage's version,
-and say why in the note.
+prompts since they were given criteria and examples, one that shortens, and one that says how hard a question is before
+it reasons. Change one only with its stage's version, and say why in the note.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def test_what_was_made_before_is_found() -> None:
         ),
     }
     assert {name: next(iter(stage.workspaces().values())).fingerprint for name, stage in stages.items()} == {
-        "augment": "42ce87a9a5f86281d85fa0df2d1d41f5",
+        "augment": "dda787a1f57e10ad5fa9c8810ccb51e4",
         "augment off": "0f849e7697f51fbc99a905987a34d378",
         "sft": "f4818b782b29f71ff84e46d00f679e6d",
         "sft_control": "5023ab0c0d5b2d9cdc23df9f3858a8d8",
@@ -104,6 +104,15 @@ def test_what_was_made_before_is_found() -> None:
         "harness": "5c2f59e42766bb6389f67b7672e7a350",
         "report": "f3f069b86e6d3c7da30d1a661811d1bf",
     }
+
+
+def test_comparing_with_held_out_rows_is_another_dataset_and_not_comparing_is_the_one_of_before() -> None:
+    def fingerprint(**options: Any) -> str:
+        return Augment(seeds=_ref("seeds"), options=Augmentation(**options), agent_model="m").workspace().fingerprint
+
+    assert fingerprint() == fingerprint(compare_heldout=0)
+    assert len({fingerprint(compare_heldout=most) for most in (0, 5, 6)}) == 3
+    assert "compare_heldout" not in Augmentation().identity()
 
 
 def test_peoples_labels_change_the_report_by_their_content_and_nothing_that_was_judged(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def _leaks(heldout: list[Row], others: list[Row], near: float | None = 0.8) -> L
 
 
 def test_fifty_planted_questions_are_found_by_kind() -> None:
-    """The README tells these figures: what is retold or translated is not found."""
+    """The README tells these figures: what is retold or translated is found by an agent alone (`test_comparing`)."""
     planted = {kind: [Row(instruction=forms[place]) for forms in QUESTIONS] for place, kind in enumerate(KINDS, 1)}
     planted["equal"] = [Row(instruction=f"  {row.instruction.upper()}!") for row in HELD]
     others = [Row(instruction=forms[5]) for forms in QUESTIONS]

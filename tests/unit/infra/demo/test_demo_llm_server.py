@@ -72,9 +72,15 @@ def test_expansion_writes_n_requests_of_the_same_category() -> None:
 
 def test_rewriting_answers_in_sql_only_even_when_asked_for_a_chain_of_thought() -> None:
     written = ask({"agent": "rewriting", "response": "", "chain_of_thought": True, **QUESTION})
-    assert set(written) == {"instruction", "response"}
+    assert set(written) == {"difficulty", "instruction", "response"}
     assert "select" in written["response"].lower()
     assert "\n" not in written["response"]
+
+
+def test_a_comparison_is_of_what_is_requested() -> None:
+    asked = f"{QUESTION['instruction']}\n\n{QUESTION['input']}"
+    pairs = [{"first": {"asked": asked}, "second": {"asked": other}} for other in (asked, asked.replace("?", " not"))]
+    assert [one["same"] for one in ask({"agent": "comparison", "pairs": pairs})["verdicts"]] == [True, False]
 
 
 def test_selection_scores_from_one_to_ten() -> None:

@@ -11,6 +11,7 @@ from tasks.augment import agents
 from tasks.augment.agents import (
     AGENTS,
     CATEGORY,
+    COMPARISON,
     EXPANSION,
     NAMING,
     REWRITING,
@@ -28,18 +29,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "naming": {"seeds": [], "categories": {}},
     "expansion": {"n": 2},
     "category": {"candidates": []},
+    "comparison": {"pairs": []},
     "rewriting": {"chain_of_thought": False},
     "shortening": {"words": 9},
     "preservation": {"rewritten": {"instruction": "i", "response": "r"}},
 }
-ALL = (NAMING, *AGENTS)
+LENGTHS = {"short": 41, "medium": 142, "long": 343}
+ALL: tuple[Agent[Any], ...] = (NAMING, COMPARISON, *AGENTS)
 WRITERS = [agent for agent in ALL if agent.writes]
 JUDGES = [agent for agent in AGENTS if not agent.writes]
 GOOD: dict[str, dict[str, Any]] = {
     "naming": {"categories": ["c"]},
     "expansion": {"instructions": [{"instruction": "i", "input": "", "response": "r"}]},
     "category": {"verdicts": [{"same_category": True, "category": "c"}]},
-    "rewriting": {"instruction": "i", "response": "r"},
+    "comparison": {"verdicts": [{"difference": "d", "same": True}]},
+    "rewriting": {"difficulty": "hard", "instruction": "i", "response": "r"},
     "shortening": {"response": "r"},
     "preservation": {"instruction": "same", "answer": "same", "reason": "r"},
     "selection": {"informativeness": 1, "helpfulness": 10, "generality": 5, "reason": "r"},
@@ -68,9 +72,11 @@ def test_settings_are_shown_and_reach_the_prompt() -> None:
     system, user = EXPANSION.messages(Row(instruction="x"), n=7)
     assert "Write 7 new instructions" in system["content"]
     assert json.loads(user["content"])["n"] == 7
-    thinking, direct = (REWRITING.messages(Row(instruction="x"), chain_of_thought=on)[0] for on in (True, False))
-    assert "step by step" in thinking["content"]
-    assert "step by step" not in direct["content"]
+    thinking = REWRITING.messages(Row(instruction="x"), chain_of_thought=True, lengths=LENGTHS)[0]["content"]
+    direct = REWRITING.messages(Row(instruction="x"), chain_of_thought=False)[0]["content"]
+    for words in ("step by step", "Short, about 41 words", "Medium, about 142 words", "Long, about 343", "difficulty"):
+        assert words in thinking
+        assert words not in direct
 
 
 @named
@@ -128,7 +134,7 @@ def test_words_around_one_fence_a_label_and_a_byte_order_mark_are_form(agent: Ag
 
 @pytest.mark.parametrize("form", ["{}", "```json\n{}\n```", "So:\n```json\n{}\n```\nDone."])
 def test_a_fence_inside_a_text_ends_nothing(form: str) -> None:
-    expected = {"instruction": "i", "response": "Like this:\n```python\nprint({})\n```\nor so."}
+    expected = {"difficulty": "", "instruction": "i", "response": "Like this:\n```python\nprint({})\n```\nor so."}
     assert REWRITING.read(form.replace("{}", json.dumps(expected), 1)).model_dump() == expected
 
 
@@ -142,7 +148,7 @@ def test_a_thought_may_precede_it(agent: Agent[Any]) -> None:
 @named
 def test_a_missing_field_is_refused_and_an_extra_one_left_out(agent: Agent[Any]) -> None:
     good = GOOD[agent.name]
-    for field in good:
+    for field in good.keys() - {"difficulty"}:
         with pytest.raises(BadAnswer, match="required"):
             agent.read(json.dumps({name: value for name, value in good.items() if name != field}))
     for extra in ({"surprise": 1, **good}, {**good, "confidence": {"correct": True, "deep": [None]}}):
@@ -188,6 +194,30 @@ def test_an_answer_that_does_not_fit_what_was_asked_is_none() -> None:
         EXPANSION.read('{"instructions": []}', EXPANSION.messages(row, n=3)[1]["content"])
 
 
+def test_a_question_that_takes_reasoning_gets_a_difficulty_and_no_other_needs_one() -> None:
+    reasons, direct = (
+        REWRITING.messages(Row(instruction="x"), chain_of_thought=on, lengths=LENGTHS)[1]["content"]
+        for on in (True, False)
+    )
+    plain = {"instruction": "i", "response": "r"}
+    assert REWRITING.read(json.dumps(plain), direct).difficulty == ""
+    for missing in (plain, {"difficulty": None, **plain}, {"difficulty": "", **plain}):
+        with pytest.raises(BadAnswer, match="no difficulty in it"):
+            REWRITING.read(json.dumps(missing), reasons)
+    assert REWRITING.read(json.dumps({"difficulty": "easy", **plain}), reasons).difficulty == "easy"
+    with pytest.raises(BadAnswer, match="difficulty"):
+        REWRITING.read(json.dumps({"difficulty": "so so", **plain}), reasons)
+    assert "difficulty" in REWRITING.schema["required"]
+
+
+def test_as_many_verdicts_as_pairs() -> None:
+    shown = COMPARISON.messages(Row(instruction="x"), pairs=[{"first": {}, "second": {}}] * 2)[1]["content"]
+    verdict = {"difference": "", "same": True}
+    assert len(COMPARISON.read(json.dumps({"verdicts": [verdict] * 2}), shown).verdicts) == 2
+    with pytest.raises(BadAnswer, match="1 verdicts on 2 pairs"):
+        COMPARISON.read(json.dumps({"verdicts": [verdict]}), shown)
+
+
 @named
 def test_a_repeated_field_is_refused(agent: Agent[Any]) -> None:
     whole = json.dumps(GOOD[agent.name])
@@ -207,7 +237,7 @@ def test_an_object_that_was_cut_off_anywhere_is_refused(agent: Agent[Any]) -> No
 @pytest.mark.parametrize("wrong", [None, 3.5, [1], {"a": "b"}, "x" * 20_001], ids=lambda wrong: repr(wrong)[:12])
 def test_a_field_of_another_type_or_size_is_refused(agent: Agent[Any], wrong: Any) -> None:
     for field in GOOD[agent.name]:
-        if wrong is None and field in ("reason", "evidence", "tests"):
+        if wrong is None and field in ("reason", "evidence", "tests", "difficulty"):
             continue  # says that there is nothing to say
         with pytest.raises(BadAnswer, match=field):
             agent.read(json.dumps({**GOOD[agent.name], field: wrong}))
@@ -274,7 +304,7 @@ def test_hostile_text_is_refused_at_once_in_few_words(agent: Agent[Any], hostile
     ],
 )
 def test_a_writers_slip_of_punctuation_is_mended(slip: str) -> None:
-    assert REWRITING.read(slip).model_dump() == {"instruction": "i", "response": "r"}
+    assert REWRITING.read(slip).model_dump() == {"difficulty": "", "instruction": "i", "response": "r"}
 
 
 def test_a_writers_bare_line_break_and_quotation_marks_are_kept() -> None:

@@ -118,6 +118,21 @@ def test_a_card_tells_what_private_data_there_was() -> None:
     assert "private" not in _card([Row(instruction="x")])
 
 
+def test_a_card_tells_how_hard_the_questions_were_and_how_long_their_reasoning() -> None:
+    said = {"easy": ["one two", "one two three four"], "hard": ["one\n```python\nx = 1\n```\ntwo three"]}
+    rows = [Row(instruction="x", response=text, verdicts={"difficulty": d}) for d in said for text in said[d]]
+    text = _card([*rows, Row(instruction="y", response="no reasoning at all")])
+    assert "| reasoning | rows | words, mean |\n|---|---:|---:|\n| easy | 2 | 3 |\n| hard | 1 | 3 |\n" in text
+    assert "| reasoning |" not in _card([Row(instruction="y")])
+
+
+def test_a_card_tells_what_was_compared_and_what_was_not() -> None:
+    counts = {**COUNTS, "compared": 1_200, "not_compared": 3}
+    line = "| Rows compared with a held-out row | 1,200 pairs, not compared 3 (budget reached) |"
+    assert line in _card([Row(instruction="x")], counts=counts, not_compared={"budget reached": 3})
+    assert "compared" not in _card([Row(instruction="x")])
+
+
 def test_a_card_says_so_where_nothing_was_left_out() -> None:
     text = _card([Row(instruction="x")], counts={**COUNTS, "rejected": 0})
     assert "Nothing." in text

@@ -256,8 +256,9 @@ def test_routes_and_fallbacks_reach_the_providers_in_order(setting: Setting) -> 
 
 
 def test_requests_carry_the_schema_and_the_settings(setting: Setting) -> None:
-    providers = setting.providers(lambda request: '{"instruction": "i", "response": "r"}')
-    rewrite = lambda client: client.ask(setting.usage, REWRITING, ROW, chain_of_thought=True)  # noqa: E731
+    providers = setting.providers(lambda request: '{"difficulty": "easy", "instruction": "i", "response": "r"}')
+    told = {"chain_of_thought": True, "lengths": {"short": 1, "medium": 2, "long": 3}}
+    rewrite = lambda client: client.ask(setting.usage, REWRITING, ROW, **told)  # noqa: E731
     setting.run(rewrite, temperature=0.3, max_output_tokens=77)
     (request,) = providers.asked
     assert (request.temperature, request.max_tokens, request.schema) == (0.3, 77, REWRITING.schema)

@@ -177,13 +177,21 @@ LONG = " ".join(["so"] * 50)
 SAME, LOST = ({"instruction": "same", "answer": answer, "reason": "r"} for answer in ("same", "changed"))
 
 
-def _reasoned(shorter: str, *, checked: dict[str, str] = SAME, category: str = "mathematics", words: int = 20) -> Row:
+def _reasoned(
+    shorter: str,
+    *,
+    checked: dict[str, str] = SAME,
+    category: str = "mathematics",
+    difficulty: str = "hard",
+    words: Any = 20,
+) -> Row:
     """What Shortening makes of a long rewriting, whose own check is content."""
 
     def say(agent: str, shown: dict[str, Any]) -> Any:
         if agent == "preservation":
             return checked if shown["rewritten"]["response"] == shorter else SAME
-        said = {"rewriting": {"instruction": SEED.instruction, "response": LONG}, "shortening": {"response": shorter}}
+        rewritten = {"difficulty": difficulty, "instruction": SEED.instruction, "response": LONG}
+        said = {"rewriting": rewritten, "shortening": {"response": shorter}}
         return said.get(agent) or honest(agent, shown)
 
     seed = SEED.model_copy(update={"task_category": category})
@@ -201,11 +209,38 @@ def test_long_reasoning_is_shortened_where_the_answer_stays() -> None:
 
 @pytest.mark.parametrize(
     "how",
-    [{"checked": LOST}, {"category": "poetry"}, {"words": 0}, {"words": 50}],
-    ids=["the answer changed", "no reasoning", "switched off", "short enough"],
+    [
+        {"checked": LOST},
+        {"category": "poetry"},
+        {"words": 0},
+        {"words": 50},
+        {"words": {"short": 10, "medium": 20, "long": 50}},
+    ],
+    ids=["the answer changed", "no reasoning", "switched off", "short enough", "short enough for a hard one"],
 )
 def test_reasoning_stays_as_it_is_otherwise(how: dict[str, Any]) -> None:
     assert _reasoned("So it is.", **how).response == LONG
+
+
+@pytest.mark.parametrize("difficulty", ["easy", "medium"])
+def test_what_is_long_goes_by_the_difficulty(difficulty: str) -> None:
+    row = _reasoned("So it is.", difficulty=difficulty, words={"short": 10, "medium": 49, "long": 50})
+    assert (row.response, row.verdicts["difficulty"]) == ("So it is.", difficulty)
+
+
+def test_rewriting_is_told_the_lengths_where_it_reasons_and_the_row_keeps_the_difficulty() -> None:
+    told: list[Any] = []
+
+    def say(agent: str, shown: dict[str, Any]) -> Any:
+        if agent == "rewriting":
+            told.append(shown.get("lengths"))
+        return honest(agent, shown)
+
+    seeds = [SEED.model_copy(update={"task_category": category}) for category in ("mathematics", "poetry")]
+    batch = _write(FakeAgents(say), *seeds, reasoning_words={"short": 7, "medium": 70, "long": 700})
+    assert sorted(told, key=bool) == [None, {"short": 7, "medium": 70, "long": 400}], "400 is shortened"
+    found = {row.task_category: row.verdicts.get("difficulty") for row in batch.rows}
+    assert found == {"mathematics": "medium", "poetry": None}
 
 
 def test_what_became_no_shorter_is_not_taken() -> None:

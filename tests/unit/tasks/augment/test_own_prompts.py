@@ -8,7 +8,7 @@ import pytest
 
 from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactRef
-from tasks.augment.agents import AGENTS, EXPANSION, NAMING, SELECTION
+from tasks.augment.agents import AGENTS, COMPARISON, EXPANSION, NAMING, SELECTION
 from tasks.augment.own_prompts import Prompts, write
 from tasks.augment.settings import Augmentation
 from tasks.augment.stage import Augment
@@ -19,7 +19,8 @@ OWN = "Score like a lawyer. JSON with informativeness, helpfulness, generality, 
 
 def test_what_is_written_out_reads_back_as_it_is_shipped(tmp_path: Path) -> None:
     written = write(tmp_path / "prompts")
-    assert sorted(path.stem for path in written) == sorted(agent.name for agent in (NAMING, *AGENTS))
+    beside = [NAMING.name, COMPARISON.name]
+    assert sorted(path.stem for path in written) == sorted([*beside, *(agent.name for agent in AGENTS)])
     own = Prompts(str(tmp_path / "prompts"))
     assert [agent.prompt for agent in own.agents] == [agent.prompt for agent in AGENTS]
     with pytest.raises(ConfigurationError, match="holds naming.jinja already"):
