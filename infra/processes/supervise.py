@@ -128,7 +128,8 @@ def run_supervised(
             raise _failure(name, code, folder, log, oom_kills_before, log_uri)
         finally:
             _keep_log(name, log, log_uri)
-            on_log(log.read_text(errors="replace") if log.exists() else "")
+            if log.exists() and (text := log.read_text(errors="replace")):
+                on_log(text)
 
 
 def _follow(

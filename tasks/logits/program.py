@@ -109,8 +109,12 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
 def score_side_by_side(
     job: Job, shards: Sequence[Shard], parts: Sequence[Share], agenda: Path, progress: Progress
 ) -> int:
-    """Score these shards by an engine on each part of the machine; how often one was asked for."""
+    """Score these shards by an engine on each part of the machine; how often one was asked for.
+
+    The teacher is fetched once, before them.
+    """
     write_agenda(agenda, shards)
+    teacher = ModelSource(name=job.teacher.name, path=str(job.teacher.fetch()))
 
     def on_event(engine: int, event: Event) -> None:
         progress.hear(engine, event["event"], **{name: value for name, value in event.items() if name != "event"})
@@ -121,7 +125,7 @@ def score_side_by_side(
     results = run_side_by_side(
         "logits-engine",
         program.command(SCORER),
-        {**job.spec(), "agenda": str(agenda)},
+        {**replace(job, teacher=teacher).spec(), "agenda": str(agenda)},
         parts,
         on_event=on_event,
         on_loss=on_loss,

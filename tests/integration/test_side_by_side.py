@@ -31,6 +31,7 @@ from infra.processes import child
 def main(spec, reporter):
     what = os.environ["WHAT"]
     pathlib.Path(spec["folder"], f"{os.getpid()}.pid").write_text(what)
+    print("here is", what)
     reporter.event("at work")
     others = lambda: len(list(pathlib.Path(spec["folder"]).glob("*.pid")))
     while others() < spec["engines"]:
@@ -98,7 +99,7 @@ def test_each_engine_runs_on_its_own_part_and_all_results_come_back(tmp_path: Pa
     assert found == [{"cores": sorted(share.cores), "devices": str(n)} for n, share in enumerate(shares)]
     assert sorted(engine for engine, _ in ran.events) == [0, 1]
     assert set(os.sched_getaffinity(0)) == set(cores)
-    assert len(ran.logs) == 2
+    assert ran.logs == ["here is work\n"] * 2
 
 
 def test_the_death_of_one_is_told_in_its_own_words_and_the_others_go_on(tmp_path: Path) -> None:
