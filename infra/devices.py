@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from dataclasses import dataclass
+from itertools import takewhile
 
 GPU = "gpu"  # the limit on how many of them all runs together may hold
 _DRIVER_S = 60.0
@@ -18,15 +19,24 @@ class Gpus:
     memory: int | None = None
 
 
-def gpus() -> int:
-    """How many GPUs a process of ours may use here: those named to it, else what the driver lists; 0 on a CPU."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip()])
+def visible() -> list[str]:
+    """The GPUs that a process of ours may use here, as CUDA_VISIBLE_DEVICES names them: by number or UUID, MIG's too.
+
+    Those named to it, up to the first that is none, as CUDA reads them; else what the driver lists; none on a CPU.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        devices = [device.strip() for device in named.split(",") if device.strip()]
+        return list(takewhile(lambda device: device not in ("-1", "NoDevFiles"), devices))
     try:
-        return len(os.listdir("/proc/driver/nvidia/gpus"))
+        return [str(number) for number in range(len(os.listdir("/proc/driver/nvidia/gpus")))]
     except FileNotFoundError:
-        return 0
+        return []
+
+
+def gpus() -> int:
+    """How many GPUs a process of ours may use here."""
+    return len(visible())
 
 
 def here() -> Gpus | None:

@@ -98,6 +98,8 @@ class StageView:
                 self.note(_resumed(event))
             elif event["event"] == "checkpoint_pace" and event["interval_s"] > _LONG_PACE_S:
                 self.note(f"a checkpoint every {event['interval_s'] / 60:,.0f} min: one takes {event['cost_s']:,.0f} s")
+            elif event["event"] == "warning":
+                self.warn(event["text"])
             elif event["event"] == "checkpoint_lost":
                 self.warn(f"a checkpoint could not be stored ({event['why']}); training goes on")
 

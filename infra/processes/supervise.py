@@ -91,15 +91,17 @@ def run_supervised(
     quiet_s: float = 60.0,
     timeout_h: float | None = None,
     log_uri: str | None = None,
+    on_log: Callable[[str], None] = lambda text: None,
+    check: Callable[[], None] = check_leases,
 ) -> dict[str, Any]:
     """Run `command … FOLDER` to its end and return its `result.json`.
 
     The child finds `spec.json` in FOLDER, and is told of our environment what an engine needs, and `env`. Its whole
-    log goes to `log_uri` in storage too. `on_event` hears of its events, and of `traffic` (bytes moved so far), ever
-    more rarely, where there is none for `quiet_s`. Raises
-    ConfigurationError (also after `timeout_h`), OutOfMemoryError or TransientError with the child's own sentence where
-    it wrote one, and the end of its log where it did not; LeaseLost where another has taken over what this
-    is a part of.
+    log goes to `log_uri` in storage too, and to `on_log`. `on_event` hears of its events, and of
+    `traffic` (bytes moved so far), ever more rarely, where there is none for `quiet_s`. Raises ConfigurationError (also
+    after `timeout_h`), OutOfMemoryError or TransientError with the child's own sentence where it wrote one, and the end
+    of its log where it did not; and what `check` raises, which is called all the while (LeaseLost where another has
+    taken over what this is a part of).
     """
     settings.work_dir().mkdir(parents=True, exist_ok=True)
     remove_folders_of_the_dead(settings.work_dir())
@@ -107,7 +109,8 @@ def run_supervised(
     own = f"-{os.getpid()}-"
     scratch = tempfile.TemporaryDirectory(prefix=name + own, dir=settings.work_dir(), ignore_cleanup_errors=True)
     # for engines' sockets above all, whose path has 107 bytes: `scratch` may lie too deep
-    short = tempfile.TemporaryDirectory(prefix=_SHORT + own, ignore_cleanup_errors=True)
+    inside = Path(tempfile.gettempdir()).name.startswith(f"{_SHORT}-")  # one of ours, which goes with all that is in it
+    short = tempfile.TemporaryDirectory(prefix="" if inside else _SHORT + own, ignore_cleanup_errors=True)
     with scratch, short:
         folder = Path(scratch.name)
         environment = for_engine() | {"TMPDIR": short.name} | dict(env or {})
@@ -118,13 +121,15 @@ def run_supervised(
         oom_kills_before = _kernel_oom_kills()
         try:
             with guarded([*command, str(folder)], log, environment) as process, events.open() as stream:
-                code = _follow(process, stream, on_event, stall_timeout_s, quiet_s, timeout_h)
+                code = _follow(process, stream, on_event, stall_timeout_s, quiet_s, timeout_h, check)
             result = folder / "result.json"
             if code == 0 and result.exists():
                 return json.loads(result.read_text())
             raise _failure(name, code, folder, log, oom_kills_before, log_uri)
         finally:
             _keep_log(name, log, log_uri)
+            if log.exists() and (text := log.read_text(errors="replace")):
+                on_log(text)
 
 
 def _follow(
@@ -134,13 +139,14 @@ def _follow(
     stall_timeout_s: float,
     quiet_s: float,
     timeout_h: float | None,
+    check: Callable[[], None],
 ) -> int | None:
     """Pass on events until the process ends; None means that it stalled."""
     started = reported = alive = looked = time.monotonic()
     traffic, seen, quiet = Traffic(process.pid), 0, quiet_s
     partial = ""
     while True:
-        check_leases()
+        check()
         ended = process.poll() is not None
         now = time.monotonic()
         for line in stream.readlines():

@@ -1,10 +1,11 @@
-"""Over how many GPUs a model is spread that scores rows."""
+"""Over how many GPUs a model is spread that scores rows, and how many of it score side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from infra.devices import Gpus
+from infra.processes.shares import engines_on
 from tasks.engines.memory import BF16, fewest_gpus, scoring_memory, unheard
 from tasks.engines.sizes import known_size
 from tasks.logits.settings import Scoring
@@ -27,3 +28,8 @@ def scoring_parallel(
         return scoring_memory(size, BF16, scoring.max_length, scoring.max_batched_tokens, parallel)
 
     return fewest_gpus(size, gpus, scoring.gpu_memory, takes, "a lower scoring.max_batched_tokens", tell)
+
+
+def scoring_engines(scoring: Scoring, parallel: int, gpus: Gpus | None) -> int:
+    """Of `parallel` GPUs each: as many as `scoring` says, else as many as fit; ConfigurationError where they do not."""
+    return engines_on(gpus.number if gpus else 0, scoring.engines, parallel, "scoring.engines")

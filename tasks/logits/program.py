@@ -1,48 +1,46 @@
-"""The scoring program: starts the engine once, scores the shards that are missing, uploads each as it is done.
+"""The scoring program: tokenises and plans once, has the missing shards scored by one engine or several, sums up.
 
 python -m tasks.logits.program FOLDER
 
-Any number of these work on one store side by side: each claims a shard in storage before it scores it, and ends
-when all shards are there, whoever scored them.
+Any number of these work on one store side by side, and each may run several engines: all claim the shards that they
+score (`tasks.logits.scorer`). One engine runs in this process; several run beside each other in processes of their own.
 """
 
 from __future__ import annotations
 
-import itertools
+import functools
 import sys
-import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from infra import devices
-from infra.errors import ConfigurationError
-from infra.processes import child
+from infra.errors import ConfigurationError, TransientError
+from infra.processes import child, program
+from infra.processes.shares import Share, shares
+from infra.processes.side_by_side import run_side_by_side
+from infra.processes.supervise import Event
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef, Workspace
-from infra.store.claims import Claims, Pauses
-from tasks.engines.scoring import Engine, TransformersEngine, VLLMEngine, vllm_options
+from tasks.logits.agenda import write_agenda
 from tasks.logits.coverage import CoverageCounter
-from tasks.logits.parallel import scoring_parallel
-from tasks.logits.settings import Scoring
+from tasks.logits.parallel import scoring_engines, scoring_parallel
+from tasks.logits.progress import Progress
+from tasks.logits.scorer import REFUSED, Job, score
+from tasks.logits.settings import STALL_TIMEOUT_S, Scoring
 from tasks.logits.shards import Shard, plan
-from tasks.logits.store.reader import ShardError, read_shard, write_shard, write_tokenizer
+from tasks.logits.store.reader import ShardError, read_shard, write_tokenizer
 from tasks.models import ModelSource, load_tokenizer
 from tasks.rows import KEPT, Row, Turns, read_rows
-from tasks.tokens.rows import Skipped, TokenisedRow, cut, tokenise, within
-from tasks.tokens.scored import ScoredRow
+from tasks.tokens.rows import Skipped, TokenisedRow, tokenise, within
 from tasks.tokens.spans import REWRITTEN, unsupervised_fact
 from tasks.tokens.written import check_same_tokens, is_written, read_written
 
-CLAIMS, REFUSED = "claims/", "refused/"
+SCORER = "tasks.logits.scorer"
 _NAMED_ROWS = 20
-_TOKENS_PER_CALL = 16_384  # several steps of the engine: it idles between calls
 
 
 def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
@@ -59,25 +57,19 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     damaged: list[str] = []
     missing = [shard for shard in shards if not _is_whole(work, shard, damaged)]
     total = sum(shard.supervised_tokens for shard in shards)
-    found = total - sum(shard.supervised_tokens for shard in missing)
-    scored_tokens, seconds = 0, 0.0
-    with Claims(work.uri + CLAIMS) as claims:
-        queue = Queue(work, missing, claims)
-        ours = iter(queue)
-        if (first := next(ours, None)) is not None:
-            with reporter.loading(scoring.engine):
-                engine = _engine(scoring, teacher, k, max(len(row.ids) for row in rows), reporter)
-            started = time.monotonic()
-
-            def on_progress(tokens: int, supervised: int) -> None:
-                speed = tokens / (time.monotonic() - started)
-                reporter.progress(found + queue.by_others + supervised, total, tokens_s=speed)
-
-            with child.abort_if_a_child_dies(reporter.folder, "the teacher's engine"):
-                shards_to_score = itertools.chain([first], ours)
-                scored_tokens = score_shards(engine, shards_to_score, work, k, scoring.max_error, on_progress)
-            seconds = time.monotonic() - started
-            engine.close()
+    supervised = {shard.name: shard.supervised_tokens for shard in missing}
+    if missing:  # a teacher that does not fit is refused before it is fetched
+        parallel = scoring_parallel(scoring, teacher, devices.here(), reporter.note)
+        scoring = scoring.model_copy(update={"tensor_parallel": parallel})
+    engines = min(scoring_engines(scoring, scoring.tensor_parallel, devices.here()), len(missing))
+    progress = Progress(reporter, engines, total - sum(supervised.values()), total)
+    job = Job(work, teacher, k, scoring, max(len(row.ids) for row in rows), supervised)
+    if engines > 1:
+        parts = shares(engines, scoring.tensor_parallel)
+        claims = score_side_by_side(job, missing, parts, reporter.folder / "agenda", progress)
+    else:
+        rows_of = {shard.name: shard.rows for shard in missing}
+        claims = score(job, rows_of.__getitem__, reporter, functools.partial(progress.hear, 0))
     write_tokenizer(work, teacher)
     coverage, stored_bytes = CoverageCounter(k), 0
     refused = {row_id: None for shard in shards for row_id in _refused(work, shard)}  # in order
@@ -101,83 +93,46 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     facts = {
         "coverage": coverage.summary(),
         "bytes_per_token": round(stored_bytes / total, 1),
-        "tokens_s": round(scored_tokens / seconds) if scored_tokens else None,
+        "tokens_s": round(progress.tokens_s) if progress.tokens else None,
         "shards_found": len(shards) - len(missing),
         "shards_repaired": damaged,
         "skipped": dict(skipped),
         **unsupervised_fact({REWRITTEN: sum(row.unsupervised for row in rows)}),
         "refused_rows": list(refused)[:_NAMED_ROWS],
         "engine": scoring.engine,
+        "engines": engines,
+        "claims_per_shard": round(claims / len(missing), 2) if missing else None,
     }
     return {"counts": counts, "facts": facts}
 
 
-class Queue:
-    """The shards that are not stored yet, each claimed for us while we have it; over when all are stored."""
-
-    def __init__(self, work: Workspace, shards: Sequence[Shard], claims: Claims):
-        self.by_others = 0  # supervised tokens
-        self._work = work
-        self._left = list(shards)
-        self._claims = claims
-
-    def __iter__(self) -> Iterator[Shard]:
-        pauses = Pauses()
-        while self._left:
-            waiting = []
-            for shard in self._left:
-                if self._is_stored(shard):
-                    self.by_others += shard.supervised_tokens
-                elif not self._claims.take(shard.name):
-                    waiting.append(shard)
-                else:
-                    pauses = Pauses()
-                    if self._is_stored(shard):  # since we looked
-                        self.by_others += shard.supervised_tokens
-                    else:
-                        yield shard
-                    self._claims.release(shard.name)
-            self._left = waiting
-            if waiting:
-                time.sleep(pauses.next())
-
-    def _is_stored(self, shard: Shard) -> bool:
-        return self._work.has(shard.name)
-
-
-def score_shards(
-    engine: Engine,
-    shards: Iterable[Shard],
-    work: Workspace,
-    k: int,
-    max_error: float,
-    on_progress: Callable[[int, int], None],
+def score_side_by_side(
+    job: Job, shards: Sequence[Shard], parts: Sequence[Share], agenda: Path, progress: Progress
 ) -> int:
-    """Score these shards and put each into the store as it is done; returns the tokens that were scored.
+    """Score these shards by an engine on each part of the machine; how often one was asked for.
 
-    A row for which the teacher gives no numbers (NaN) is left out, and named beside its shard.
-
-    `on_progress` hears, after each batch, the tokens scored and the supervised tokens among them so far.
+    The teacher is fetched once, before them.
     """
-    tokens = supervised = 0
-    for shard in shards:
-        scored = []
-        for batch in cut(shard.rows, _TOKENS_PER_CALL):
-            scored.extend(engine.score(batch, k))
-            tokens += sum(len(row.ids) for row in batch)
-            supervised += sum(row.supervised_tokens for row in batch)
-            on_progress(tokens, supervised)
-        if bad := [row.row_id for row in scored if not _in_numbers(row)]:
-            work.put_json(REFUSED + shard.name, bad)
-        write_shard(work, shard.name, [row for row in scored if _in_numbers(row)], max_error)
-    return tokens
+    write_agenda(agenda, shards)
+    teacher = ModelSource(name=job.teacher.name, path=str(job.teacher.fetch()))
 
+    def on_event(engine: int, event: Event) -> None:
+        progress.hear(engine, event["event"], **{name: value for name, value in event.items() if name != "event"})
 
-def _in_numbers(row: ScoredRow) -> bool:
-    """−inf is a number here: a probability of 0."""
-    return bool(np.isfinite(row.logprobs_RK[:, 0]).all()) and not (
-        np.isnan(row.logprobs_RK).any() or np.isnan(row.actual_logprobs_R).any()
+    def on_loss(engine: int, error: TransientError) -> None:
+        progress.lose(engine, str(error).splitlines()[0])
+
+    results = run_side_by_side(
+        "logits-engine",
+        program.command(SCORER),
+        {**replace(job, teacher=teacher).spec(), "agenda": str(agenda)},
+        parts,
+        on_event=on_event,
+        on_loss=on_loss,
+        on_log=functools.partial(print, flush=True),  # ours is what people find in storage
+        stall_timeout_s=STALL_TIMEOUT_S,
     )
+    return sum(result["claims"] for result in results)
 
 
 def _refused(work: Workspace, shard: Shard) -> list[str]:
@@ -227,15 +182,6 @@ def _as_tokens(
     tokenizer = load_tokenizer(teacher)
     for row in read_rows(rows, KEPT):
         yield row, tokenise(row, tokenizer, max_length, turns)
-
-
-def _engine(scoring: Scoring, teacher: ModelSource, k: int, longest: int, reporter: child.Reporter) -> Engine:
-    if scoring.engine == "transformers":
-        return TransformersEngine(teacher.fetch())
-    # a teacher that does not fit is refused before it is fetched
-    parallel = scoring_parallel(scoring, teacher, devices.here(), reporter.note)
-    options = vllm_options(torch.cuda.is_available(), parallel, scoring.gpu_memory, scoring.max_batched_tokens)
-    return VLLMEngine(teacher.fetch(), k, longest, options)
 
 
 if __name__ == "__main__":

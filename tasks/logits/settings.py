@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.logits.store.format import MAX_ERROR
 
+STALL_TIMEOUT_S = 1800.0  # a large teacher takes long to load
+
 
 class Scoring(BaseModel):
     """How the teacher scores. `max_length`, `max_error` and `tokens_per_shard` change what is stored."""
@@ -24,6 +26,9 @@ class Scoring(BaseModel):
     )
     tokens_per_shard: int = Field(65_536, ge=1, description="tokens a shard; a kill costs at most one shard")
     tensor_parallel: int = Field(0, ge=0, description="GPUs that hold one teacher together (0: the fewest that do)")
+    engines: int = Field(
+        0, ge=0, description="teachers side by side, each on GPUs of its own (0: as many as fit; on a CPU one)"
+    )
     gpu_memory: float = Field(0.9, gt=0, le=1, description="share of the GPU's memory that vLLM may take")
     max_batched_tokens: int = Field(4096, ge=256, description="tokens a step; memory grows with it times vocabulary")
     timeout_h: float | None = Field(None, gt=0, description="hours after which scoring is ended (default: never)")

@@ -13,8 +13,8 @@ from infra.processes.supervise import Event, run_supervised
 from infra.processes.vllm_environment import vllm_environment
 from infra.stage import Made, OneArtifact, View, skipped_note
 from infra.store.artifacts import ArtifactRef, Workspace, facts_of
-from tasks.logits.parallel import scoring_parallel
-from tasks.logits.settings import Scoring
+from tasks.logits.parallel import scoring_engines, scoring_parallel
+from tasks.logits.settings import STALL_TIMEOUT_S, Scoring
 from tasks.logits.store.reader import SHARDS, TOKENIZER
 from tasks.models import ModelSource
 from tasks.rows import Turns
@@ -23,7 +23,6 @@ from tasks.tokens.spans import turns_identity, unsupervised_note
 
 KIND = "logits"
 STAGE_VERSION = 4
-_STALL_TIMEOUT_S = 1800.0  # a large teacher takes long to load
 
 
 class ScoreTeacher(OneArtifact):
@@ -61,12 +60,17 @@ class ScoreTeacher(OneArtifact):
         return Workspace(KIND, STAGE_VERSION, spec, {"rows": self.rows})
 
     def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
-        return {devices.GPU: devices.gpu_slots(scoring_parallel(self.scoring, self.teacher, devices.here()))}
+        return {devices.GPU: devices.gpu_slots(self._gpus(devices.here()))}
 
     def needs(self, offered: Gpus | None) -> Needs | None:
         if offered is None and not self.scoring.tensor_parallel:
             return None
-        return Needs.of_engine(scoring_parallel(self.scoring, self.teacher, offered))
+        return Needs.of_engine(self._gpus(offered))
+
+    def _gpus(self, offered: Gpus | None) -> int:
+        """Of all engines together."""
+        parallel = scoring_parallel(self.scoring, self.teacher, offered)
+        return parallel * scoring_engines(self.scoring, parallel, offered)
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
         return score(work, self.rows, self.teacher, self.k, self.scoring, view.follow(describe), self.turns)
@@ -95,7 +99,9 @@ def score(
     on_event: Callable[[Event], None],
     turns: Turns = "last",
 ) -> ArtifactRef:
-    """Score in a supervised process; finished shards are kept over kills and retries."""
+    """Score in a supervised process, which starts one for each engine where there are several; finished shards are kept
+    over kills and retries.
+    """
     spec = {
         "rows": rows.model_dump(),
         "teacher": teacher.model_dump(),
@@ -110,7 +116,7 @@ def score(
         spec,
         on_event=on_event,
         env=vllm_environment(),
-        stall_timeout_s=_STALL_TIMEOUT_S,
+        stall_timeout_s=STALL_TIMEOUT_S,
         timeout_h=scoring.timeout_h,
         log_uri=f"{work.uri}log.txt",
     )
@@ -119,4 +125,5 @@ def score(
 
 def describe(event: Event) -> str:
     """A progress event as a short note."""
-    return f"{event['tokens_s']:,.0f} tokens/s"
+    by = f" by {event['engines']} engines" if event["engines"] > 1 else ""
+    return f"{event['tokens_s']:,.0f} tokens/s{by}"

@@ -91,6 +91,16 @@ class PlanInputs:
         gpus = Gpus(self.machine.devices, self.machine.memory)
         return least_parallel(model, gpus, share, takes) or splits(model, gpus.number)[-1]
 
+    def engines_that_fit(self, scoring: Scoring) -> int:
+        """Of a model over so many devices as `scoring` says."""
+        return max(1, self.machine.devices // scoring.tensor_parallel)
+
+    def engines(self, scoring: Scoring) -> int:
+        """Of those, as many as score side by side; a CPU has one unless more are asked for."""
+        if self.machine.is_cpu:
+            return scoring.engines or 1
+        return min(scoring.engines or self.engines_that_fit(scoring), self.engines_that_fit(scoring))
+
     @property
     def agents_price_known(self) -> bool:
         return self.agents_are_free or (self.agents is not None and self.agents.priced)

@@ -65,6 +65,12 @@ def _of_tensor_parallel(known: PlanInputs) -> Iterator[Problem]:
                     f"{setting}.tensor_parallel {parallel} does not divide the {role}'s {size.heads} attention heads "
                     f"and {size.kv_heads} key/value heads: use {_one_of(fit)}"
                 )
+    scoring = known.scoring_of(known.teacher)
+    if scoring.engines > (fit_at_once := known.engines_that_fit(scoring)) and scoring.tensor_parallel <= devices:
+        yield _stop(
+            f"scoring.engines is {scoring.engines}, each on {scoring.tensor_parallel} of {devices} devices: "
+            f"at most {fit_at_once} fit (0 takes as many as fit)"
+        )
 
 
 def _of_rows(known: PlanInputs) -> Iterator[Problem]:
@@ -165,10 +171,12 @@ def _of_no_gpu(known: PlanInputs, plan: Plan) -> Iterator[Problem]:
 
 
 def _of_idle_devices(known: PlanInputs, plan: Plan) -> Iterator[Problem]:
+    scoring = known.scoring_of(known.teacher)
     for stage in plan.stages:
         idle = known.machine.devices - (stage.devices or known.machine.devices)
         if stage.name in ("logits", "evaluate") and idle > 0 and stage.hours > _IDLE_HOURS:
-            more = ": runs side by side share it" if stage.name == "logits" else ""
+            too_few = stage.name == "logits" and known.engines(scoring) < known.engines_that_fit(scoring)
+            more = ": set scoring.engines to 0" if too_few else ""
             yield _warning(
                 f"{stage.name} leaves {idle} of {known.machine.devices} devices idle for {stage.hours:,.1f} hours{more}"
             )

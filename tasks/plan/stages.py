@@ -87,12 +87,14 @@ def _training(known: PlanInputs, name: str, training: Training) -> StagePlan:
 
 
 def _scoring(known: PlanInputs, name: str, model: Size) -> StagePlan:
-    """Every row in one pass of the model."""
+    """Every row in one pass of the model, of which engines side by side do a part each."""
     fits = known.fitting(known.scoring.max_length)
     usable = round(known.rows * fits.share)
     tokens = usable * fits.tokens
     scoring = known.scoring_of(model)
-    devices = known.machine.devices if known.machine.is_cpu else scoring.tensor_parallel
+    engines, on_cpu = known.engines(scoring), known.machine.is_cpu
+    devices = known.machine.devices if on_cpu else engines * scoring.tensor_parallel
+    memory = costs.scoring_memory(known.machine, model, scoring) * (engines if on_cpu else 1)
     seconds = costs.start_seconds(known.machine, "logits", model)
     seconds += costs.seconds(known.machine, costs.forward_flops(model, tokens), devices)
     return StagePlan(
@@ -100,7 +102,7 @@ def _scoring(known: PlanInputs, name: str, model: Size) -> StagePlan:
         done=not known.to_do(name),
         rows=usable,
         tokens=round(tokens),
-        memory_bytes=_shared(known, costs.scoring_memory(known.machine, model, scoring)),
+        memory_bytes=_shared(known, memory),
         devices=devices,
         hours=seconds / 3600,
     )

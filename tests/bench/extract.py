@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     from infra.store import storage
     from infra.store.artifacts import Workspace
     from tasks.engines.scoring import VLLMEngine, vllm_options
-    from tasks.logits.program import score_shards
+    from tasks.logits.scorer import score_shards
     from tasks.logits.settings import Scoring
     from tasks.logits.shards import plan
     from tasks.models import load_tokenizer, resolve

@@ -20,7 +20,7 @@ from tasks.engines.scoring import TransformersEngine
 from tasks.evaluate.heldout import program as evaluation
 from tasks.evaluate.heldout.scoring import RowScore
 from tasks.evaluate.settings import Evaluation
-from tasks.logits import program
+from tasks.logits import program, scorer
 from tasks.logits.settings import Scoring
 from tasks.logits.store.reader import SHARDS, TOKENIZER, TopKReader
 from tasks.models import ModelSource, resolve
@@ -58,7 +58,7 @@ def _scored(
     rows: ArtifactRef, bad: set[str], monkeypatch: pytest.MonkeyPatch, folder: Path, seed: int
 ) -> tuple[Workspace, dict[str, Any], Broken]:
     engine = Broken(bad)
-    monkeypatch.setattr(program, "_engine", lambda *_: engine)
+    monkeypatch.setattr(scorer, "make_engine", lambda job: engine)
     scoring = SCORING.model_copy(update={"tokens_per_shard": 3000 + seed})
     teacher = resolve("demo", "teacher")
     work = scoring_workspace(rows, teacher, K, scoring)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactRef
 from tasks.engines.scoring import TransformersEngine
-from tasks.logits.program import score_shards
+from tasks.logits.scorer import score_shards
 from tasks.logits.settings import Scoring
 from tasks.logits.shards import plan
 from tasks.logits.store.reader import SHARDS, TOKENIZER, TopKReader, write_tokenizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class MemoryStore:
         self.objects: dict[str, tuple[bytes, str]] = {}
         self.error: Exception | None = None
         self._versions = itertools.count(1)
+        self._writing = threading.Lock()
 
     def replace(self, patch: pytest.MonkeyPatch) -> MemoryStore:
         """Be the storage until the test is over."""
@@ -46,11 +48,13 @@ class MemoryStore:
     def put(
         self, uri: str, data: bytes, *, only_if_absent: bool = False, only_if_match: str | None = None
     ) -> str | None:
-        tag = self.objects[uri][1] if uri in self.objects else None
-        if (only_if_absent and tag) or (only_if_match and tag != only_if_match):
-            return None
-        self.objects[uri] = (data, f'"{next(self._versions)}"')
-        return self.objects[uri][1]
+        with self._writing:
+            tag = self.objects[uri][1] if uri in self.objects else None
+            if (only_if_absent and tag) or (only_if_match and tag != only_if_match):
+                return None
+            written = f'"{next(self._versions)}"'
+            self.objects[uri] = (data, written)
+            return written
 
     def get(self, uri: str) -> bytes | None:
         return self.objects[uri][0] if uri in self.objects else None

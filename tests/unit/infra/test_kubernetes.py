@@ -136,7 +136,7 @@ def test_gpus_and_shared_memory_reach_the_pod() -> None:
 
 
 def test_the_pod_of_a_stage_has_what_the_stage_needs(tmp_path: Path) -> None:
-    """A 72B teacher on four of eight 80 GB GPUs; a 7B student with a rank on each, which loads the weights."""
+    """A 72B teacher, which four 80 GB GPUs hold, twice on eight; a 7B student with a rank on each, which loads weights."""
     teacher, student = (_qwen(tmp_path, name) for name in ("72B", "7B"))
     rows = ArtifactRef(kind="augment", uri="s3://b/a/", sha256="a", fingerprint="a")
     run, offered = TrainingRun(zero_stage=2, offload="none"), Gpus(8, 79 * 2**30)
@@ -157,8 +157,8 @@ def test_the_pod_of_a_stage_has_what_the_stage_needs(tmp_path: Path) -> None:
         (shared,) = (v["emptyDir"] for v in job["spec"]["template"]["spec"]["volumes"] if v["name"] == "shared-memory")
         pods[name] = (resources["limits"], resources["requests"], shared["sizeLimit"])
     half = ({"nvidia.com/gpu": 4}, {"cpu": "16", "memory": "64Gi"}, "32Gi")
-    assert pods["logits"] == half
     assert pods["evaluate"] == half
+    assert pods["logits"] == ({"nvidia.com/gpu": 8}, {"cpu": "32", "memory": "128Gi"}, "64Gi")
     assert pods["sft"] == ({"nvidia.com/gpu": 8}, {"cpu": "32", "memory": "242Gi"}, "64Gi")
 
 
@@ -171,6 +171,8 @@ def test_what_nobody_knows_is_left_to_the_pool_and_what_somebody_set_is_not(tmp_
         stage.needs(Gpus(1, 79 * 2**30))
     set_by_hand = stage.model_copy(update={"scoring": Scoring(tensor_parallel=8)})
     assert set_by_hand.needs(None) == Needs.of_engine(8)
+    one = stage.model_copy(update={"scoring": Scoring(engines=1)})
+    assert one.needs(Gpus(8, 79 * 2**30)) == Needs.of_engine(4)
     sft = Train(name="sft", model=teacher, data=rows, training=Training(), run=TrainingRun(), seed=0)
     assert sft.needs(None) is None
 

@@ -35,6 +35,7 @@ def _said(event: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
             {"event": "checkpoint_lost", "why": "the store is full"},
             "a checkpoint could not be stored (the store is full); training goes on",
         ),
+        ({"event": "warning", "text": "engine 3 of 8 is lost"}, "engine 3 of 8 is lost"),
         (
             {"event": "traffic", "bytes": 14_500_000_000, "seconds": 62.0},
             "still at work: 14.5 GB read and written in 62 s",

@@ -67,8 +67,19 @@ def test_hours_come_from_operations_and_the_share_of_the_peak_that_is_used() -> 
     training = 6 * student.parameters * 300_000 / (4 * 50e12)
     assert _stage(plan, "sft").hours * 3600 == pytest.approx(start + training)
     start = 60 + 2 * teacher.parameters / 1e9
-    assert _stage(plan, "logits").hours * 3600 == pytest.approx(start + 2 * teacher.parameters * 1e5 / (2 * 50e12))
-    assert _stage(plan, "logits").devices == 2
+    assert _stage(plan, "logits").hours * 3600 == pytest.approx(start + 2 * teacher.parameters * 1e5 / (4 * 50e12))
+    assert _stage(plan, "logits").devices == 4
+    one = _stage(_plan(scoring=Scoring(tensor_parallel=2, engines=1)), "logits")
+    assert one.hours * 3600 == pytest.approx(start + 2 * teacher.parameters * 1e5 / (2 * 50e12))
+    assert (one.devices, one.memory_bytes) == (2, _stage(plan, "logits").memory_bytes)
+    assert _stage(_plan(scoring=Scoring(tensor_parallel=3)), "logits").devices == 3  # one is left over
+
+
+def test_engines_on_a_cpu_share_its_cores_and_hold_their_weights_each() -> None:
+    cpu = dataclasses.replace(GPU, name="cpu")
+    one, two = (_stage(_plan(machine=cpu, scoring=Scoring(engines=n)), "logits") for n in (0, 2))
+    assert one.hours == two.hours
+    assert two.memory_bytes == 2 * (one.memory_bytes or 0)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +133,7 @@ def test_money_is_the_agents_and_the_devices_hours() -> None:
     priced = _plan(machine=dataclasses.replace(GPU, usd_per_device_hour=3.0))
     assert priced.usd == pytest.approx(6.0 + 3.0 * priced.device_hours)
     sft, logits = _stage(priced, "sft"), _stage(priced, "logits")
-    assert priced.device_hours > 4 * sft.hours + 2 * logits.hours
+    assert priced.device_hours > 4 * sft.hours + 4 * logits.hours
 
 
 def test_a_judge_is_asked_for_five_variants_and_may_cost_all_their_budgets() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -127,9 +128,18 @@ def test_more_ranks_than_devices_stop() -> None:
 
 
 def test_idle_devices_are_noticed_where_they_idle_for_long() -> None:
-    stops, text = _only(rows=100_000_000, disk_free=10**15, agents=None)
+    many: dict[str, Any] = {"rows": 100_000_000, "disk_free": 10**15, "agents": None}
+    assert _plan(**many).problems == []
+    stops, text = _only(**many, scoring=Scoring(tensor_parallel=2, engines=1))
     assert not stops
     assert text.startswith("logits leaves 2 of 4 devices idle for")
+    assert text.endswith("hours: set scoring.engines to 0")
+
+
+def test_more_engines_than_fit_stop() -> None:
+    stops, text = _only(scoring=Scoring(tensor_parallel=2, engines=3))
+    assert stops
+    assert text == "scoring.engines is 3, each on 2 of 4 devices: at most 2 fit (0 takes as many as fit)"
 
 
 def test_people_see_problems_first_and_what_is_done() -> None:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from infra.store.artifacts import ArtifactRef, Workspace
 from tasks.engines.scoring import TransformersEngine
-from tasks.logits.program import score_shards
+from tasks.logits.scorer import score_shards
 from tasks.logits.settings import Scoring
 from tasks.logits.shards import plan
 from tasks.logits.store.reader import SHARDS, TOKENIZER, TopKReader, write_tokenizer

@@ -1,0 +1,198 @@
+"""One engine that scores: in the program's own process where it is alone, else in one of several side by side.
+
+python -m tasks.logits.scorer FOLDER
+
+Any number of these work on one store, of one machine or of many: each claims a shard in storage before it scores it,
+and ends when all shards are there, whoever scored them.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infra.processes import child
+from infra.store import storage
+from infra.store.artifacts import Workspace
+from infra.store.claims import Claims, Pauses
+from tasks.engines.scoring import Engine, TransformersEngine, VLLMEngine, vllm_options
+from tasks.logits.agenda import rows_of
+from tasks.logits.settings import Scoring
+from tasks.logits.shards import Shard
+from tasks.logits.store.reader import SHARDS, write_shard
+from tasks.models import ModelSource
+from tasks.tokens.rows import TokenisedRow, cut
+from tasks.tokens.scored import ScoredRow
+
+CLAIMS, REFUSED = "claims/", "refused/"
+_TOKENS_PER_CALL = 16_384  # several steps of the engine: it idles between calls
+Tell = Callable[..., None]  # tell(event, **fields)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every engine of a machine is told.
+
+    `longest` is the longest row in tokens; `supervised` has the missing shards, each with its supervised tokens.
+    """
+
+    work: Workspace
+    teacher: ModelSource
+    k: int
+    scoring: Scoring
+    longest: int
+    supervised: Mapping[str, int]
+
+    def spec(self) -> dict[str, Any]:
+        """The same as JSON."""
+        return {
+            "workspace": self.work.description(),
+            "teacher": self.teacher.model_dump(),
+            "k": self.k,
+            "scoring": self.scoring.model_dump(),
+            "longest": self.longest,
+            "supervised": dict(self.supervised),
+        }
+
+    @staticmethod
+    def of(spec: Mapping[str, Any]) -> Job:
+        return Job(
+            Workspace.from_description(spec["workspace"]),
+            ModelSource.model_validate(spec["teacher"]),
+            spec["k"],
+            Scoring.model_validate(spec["scoring"]),
+            spec["longest"],
+            spec["supervised"],
+        )
+
+
+def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
+    """Score beside others; returns how often a shard was asked for."""
+    rows = functools.partial(rows_of, Path(spec["agenda"]))
+    return {"claims": score(Job.of(spec), rows, reporter, reporter.event)}
+
+
+def score(job: Job, rows: Callable[[str], Sequence[TokenisedRow]], reporter: child.Reporter, tell: Tell) -> int:
+    """Score what nobody else has, until all is stored; the engine starts once there is something for it to do.
+
+    `rows` gives those of a shard by its name. `tell` hears what `tasks.logits.progress` understands. Returns how often
+    a shard was asked for.
+    """
+    with Claims(job.work.uri + CLAIMS) as claims:
+        queue = Queue(job.work, job.supervised, claims, tell)
+        names = iter(queue)
+        if (first := next(names, None)) is not None:
+            with reporter.loading(job.scoring.engine):
+                engine = make_engine(job)
+            tell("begun")
+
+            def on_progress(tokens: int, supervised: int) -> None:
+                tell("scoring", tokens=tokens, partial=supervised - queue.by_us)
+
+            with child.abort_if_a_child_dies(reporter.folder, "the teacher's engine"):
+                shards = (Shard(name, rows(name)) for name in itertools.chain([first], names))
+                score_shards(engine, shards, job.work, job.k, job.scoring.max_error, on_progress)
+            engine.close()
+    return queue.asked
+
+
+def make_engine(job: Job) -> Engine:
+    folder, scoring = job.teacher.fetch(), job.scoring
+    if scoring.engine == "transformers":
+        return TransformersEngine(folder)
+    import torch
+
+    options = vllm_options(
+        torch.cuda.is_available(), scoring.tensor_parallel, scoring.gpu_memory, scoring.max_batched_tokens
+    )
+    return VLLMEngine(folder, job.k, job.longest, options)
+
+
+class Queue:
+    """The shards that are not stored yet, each claimed for us while we have it; over when all are stored.
+
+    Everyone goes through them in an order of its own, so that few want the same one. `tell` hears of what is stored.
+    """
+
+    def __init__(self, work: Workspace, supervised: Mapping[str, int], claims: Claims, tell: Tell):
+        self.asked = 0  # for a claim
+        self.by_us = 0  # supervised tokens
+        self._work = work
+        self._claims = claims
+        self._tell = tell
+        self._left = {name: supervised[name] for name in random.sample(list(supervised), len(supervised))}
+
+    def __iter__(self) -> Iterator[str]:
+        pauses = Pauses()
+        while self._left:
+            for name in list(self._left):
+                if name not in self._left:
+                    continue
+                if self._is_stored(name):
+                    self._drop(name, *(SHARDS + other for other in storage.keys(self._work.uri + SHARDS)))
+                    continue
+                self.asked += 1
+                if not self._claims.take(name):
+                    continue
+                pauses = Pauses()
+                if not self._is_stored(name):  # since we looked
+                    yield name
+                    self.by_us += self._left[name]
+                self._drop(name)
+                self._claims.release(name)
+            if self._left:
+                time.sleep(pauses.next())
+
+    def _is_stored(self, name: str) -> bool:
+        return self._work.has(name)
+
+    def _drop(self, *stored: str) -> None:
+        self._tell("stored", shards={name: self._left.pop(name) for name in stored if name in self._left})
+
+
+def score_shards(
+    engine: Engine,
+    shards: Iterable[Shard],
+    work: Workspace,
+    k: int,
+    max_error: float,
+    on_progress: Callable[[int, int], None],
+) -> int:
+    """Score these shards and put each into the store as it is done; returns the tokens that were scored.
+
+    A row for which the teacher gives no numbers (NaN) is left out, and named beside its shard.
+
+    `on_progress` hears, after each batch, the tokens scored and the supervised tokens among them so far.
+    """
+    tokens = supervised = 0
+    for shard in shards:
+        scored = []
+        for batch in cut(shard.rows, _TOKENS_PER_CALL):
+            scored.extend(engine.score(batch, k))
+            tokens += sum(len(row.ids) for row in batch)
+            supervised += sum(row.supervised_tokens for row in batch)
+            on_progress(tokens, supervised)
+        if bad := [row.row_id for row in scored if not _in_numbers(row)]:
+            work.put_json(REFUSED + shard.name, bad)
+        write_shard(work, shard.name, [row for row in scored if _in_numbers(row)], max_error)
+    return tokens
+
+
+def _in_numbers(row: ScoredRow) -> bool:
+    """−inf is a number here: a probability of 0."""
+    return bool(np.isfinite(row.logprobs_RK[:, 0]).all()) and not (
+        np.isnan(row.logprobs_RK).any() or np.isnan(row.actual_logprobs_R).any()
+    )
+
+
+if __name__ == "__main__":
+    child.run(main, Path(sys.argv[-1]))

@@ -1,0 +1,130 @@
+"""Several engines of one machine score one store: it is that of one engine, whichever of them are killed on the way."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from infra.errors import TransientError
+from infra.store import storage
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
+from tasks.logits import stage
+from tasks.logits.settings import Scoring
+from tasks.logits.store.reader import SHARDS, TopKReader
+from tasks.models import resolve
+from tests.support.processes import named, of_home
+from tests.support.stages import scoring_workspace
+
+K = 5
+ONE = Scoring(engine="transformers", max_length=256, tokens_per_shard=600, engines=1)
+TWO = ONE.model_copy(update={"engines": 2})
+
+
+class Scored:
+    """A store of its own that `scoring` makes, and what was heard on the way."""
+
+    def __init__(self, rows: ArtifactRef, tag: str):
+        teacher = resolve("demo", "teacher")
+        made = scoring_workspace(rows, teacher, K, ONE)
+        self.work = Workspace(made.kind, made.version, {**made.spec, "for": tag}, made.inputs)
+        self.events: list[dict[str, Any]] = []
+        self._rows, self._teacher = rows, teacher
+
+    def score(self, scoring: Scoring, kill: int = 0, kill_from: int = 0) -> ArtifactRef:
+        """Kill so many engines as soon as more than `kill_from` per cent of the tokens are scored."""
+        left = kill
+
+        def on_event(event: dict[str, Any]) -> None:
+            nonlocal left
+            self.events.append(event)
+            if left and event["event"] == "progress" and 100 * event["done"] > kill_from * event["total"]:
+                for process in scorers()[:left]:
+                    process.kill()
+                    left -= 1
+
+        return stage.score(self.work, self._rows, self._teacher, K, scoring, on_event)
+
+    def written(self) -> dict[str, Any]:
+        """Each shard's time and tag in storage."""
+        bucket, prefix = storage.split_uri(self.work.uri + SHARDS)
+        listed = storage.client().list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", [])
+        return {Path(entry["Key"]).name: (entry["LastModified"], entry["ETag"]) for entry in listed}
+
+    @property
+    def warnings(self) -> list[str]:
+        return [event["text"] for event in self.events if event["event"] == "warning"]
+
+    def rows(self) -> list[Any]:
+        """What is stored of each row, in order."""
+        ref = self.work.find()
+        assert ref is not None
+        return [
+            (row.row_id, list(row.ids), row.spans, row.topk_ids_RK.tolist(), row.logprobs_RK.tolist())
+            for row in TopKReader(ref)
+        ]
+
+
+def scorers() -> list[psutil.Process]:
+    """The engines' own processes, not their guardians."""
+    found = named(of_home(os.environ["DISTILFLOW_HOME"]), "tasks.logits.scorer")
+    return [process for process in found if "infra.processes.guardian" not in " ".join(process.cmdline())]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums of as many threads are equal to the last bit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def alone(rows: ArtifactRef) -> Scored:
+    """What one engine makes of the rows."""
+    scored = Scored(rows, "alone")
+    scored.score(ONE)
+    return scored
+
+
+def test_two_engines_make_the_store_of_one_and_one_progress(rows: ArtifactRef, alone: Scored) -> None:
+    both = Scored(rows, "both")
+    ref = both.score(TWO)
+    facts = ArtifactReader(ref).record.facts
+    assert facts["engines"] == 2
+    assert facts["coverage"] == ArtifactReader(alone.work.find() or ref).record.facts["coverage"]
+    assert ref.counts == (alone.work.find() or ref).counts
+    assert both.rows() == alone.rows()
+    counts = Counter(event["event"] for event in both.events)
+    assert counts["loading"] == 1
+    progress = [event for event in both.events if event["event"] == "progress"]
+    assert progress[-1]["done"] == progress[-1]["total"] == ref.counts["tokens"]
+    assert both.warnings == []
+    assert scorers() == []
+
+
+def test_a_killed_engine_costs_its_shard_and_when_all_are_killed_a_rerun_continues(
+    rows: ArtifactRef, alone: Scored
+) -> None:
+    killed = Scored(rows, "killed")
+    with pytest.raises(TransientError, match="exit code 137"):
+        killed.score(TWO, kill_from=10, kill=2)
+    assert scorers() == []
+    before = killed.written()
+    assert 0 < len(before) < len(alone.written())
+    assert len(killed.warnings) == 1  # of the first; the last one's end is the error
+
+    killed.events.clear()
+    ref = killed.score(TWO, kill_from=60, kill=1)
+    (warning,) = killed.warnings
+    assert warning.startswith("engine ")
+    assert "of 2 is lost, and the others do its part: logits-engine-" in warning
+    after = killed.written()
+    assert {name: after[name] for name in before} == before  # nothing that was there was scored again
+    assert ArtifactReader(ref).record.facts["shards_found"] == len(before)
+    assert killed.rows() == alone.rows()
