@@ -208,7 +208,7 @@ def download(work: Workspace, scratch: Path, layout: dict[str, int], rank: Rank)
 
 def stage_of_last(work: Workspace) -> int | None:
     """The ZeRO stage of the last whole checkpoint, the only one that can go on from it; None without any."""
-    whole = _named(work.read(_LATEST))
+    whole = _named(storage.get(work.uri + _LATEST) or b"")
     state = _state(work, whole[-1]) if whole else None
     return state.layout.get("zero_stage") if state else None
 
