@@ -64,6 +64,8 @@ class OfPreset:
             if shown.get("type") == "boolean":  # the form would send "off" for a switch that nobody touched
                 shown["enum"] = [True, False]
                 del shown["type"]
+            if any(kind.get("type") == "boolean" for kind in shown.get("anyOf", ())):
+                shown["enum"] = [True, False, *(kind["const"] for kind in shown.pop("anyOf") if "const" in kind)]
             if "anyOf" in shown:  # and all defaults of the settings that it names first
                 shown["anyOf"].sort(key=lambda kind: "$ref" in kind)
             if values := _preset_values(self.part, name):
@@ -87,9 +89,9 @@ class Settings:
     fit: Fit = field(default_factory=Fit)
 
 
-def _paper(run: TrainingRun) -> Settings:
+def _paper() -> Settings:
     """The paper's settings (section 4.1): 100k rows, 3 epochs, rate 2e-5, K = 10, equal weights."""
-    return Settings(Augmentation(max_rows=100_000), Training(), Distillation(), Scoring(), Evaluation(), run)
+    return Settings(Augmentation(max_rows=100_000), Training(), Distillation(), Scoring(), Evaluation(), TrainingRun())
 
 
 _DEMO: dict[str, Any] = {
@@ -111,16 +113,13 @@ PRESETS: dict[str, Settings] = {
         benchmarks=Benchmarks(max_new_tokens=64),
         data=Reading(near_heldout=None),  # its questions are made of a few words: near is not the same
     ),
-    "0.5B": _paper(TrainingRun(zero_stage=1, micro_batch=16)),
-    "1.5B": _paper(TrainingRun(zero_stage=2, micro_batch=8)),
-    "3B": _paper(TrainingRun(zero_stage=2, micro_batch=4)),
-    "7B": _paper(TrainingRun(zero_stage=3, micro_batch=2)),
+    **{size: _paper() for size in STUDENTS},
 }
 
 
 def preset_for(student: str) -> Settings:
     """The student's preset; a model of the user's own gets the paper's settings."""
-    return PRESETS.get(student, _paper(TrainingRun()))
+    return PRESETS.get(student, _paper())
 
 
 def _preset_values(part: str, name: str) -> str:

@@ -16,7 +16,8 @@ from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
 from tasks.logits.store.format import MAX_ERROR
 from tasks.plan.hardware import Machine
-from tasks.train.settings import Training, TrainingRun
+from tasks.train.memory import Placement
+from tasks.train.settings import Training
 
 # Measured with `python -m tests.bench store` at K = 1, 2, 5, 10, 20 and 50 on a vocabulary of 262,144: within 4 %.
 _STORE_BASE, _STORE_IDS, _STORE_GAPS = 2.4, 1.26, 0.755  # bytes a token, and a token and rank
@@ -32,10 +33,10 @@ _START_S = {"train": 60.0, "logits": 60.0, "evaluate": 20.0}
 _START_CPU_S = {"train": 25.0, "logits": 20.0, "evaluate": 30.0}
 
 
-def training_flops(student: Size, training: Training, run: TrainingRun, tokens: float) -> float:
+def training_flops(student: Size, training: Training, way: Placement, tokens: float) -> float:
     """Operations of a training on so many tokens, all epochs together."""
     per_token = 4 if training.lora else 6
-    return (per_token + 2 * run.gradient_checkpointing) * student.active * tokens
+    return (per_token + 2 * way.gradient_checkpointing) * student.active * tokens
 
 
 def forward_flops(model: Size, tokens: float) -> float:

@@ -16,6 +16,8 @@ from tasks.logits.settings import Scoring
 from tasks.plan import costs
 from tasks.plan.hardware import Machine
 from tasks.plan.lengths import Fitting, Lengths
+from tasks.train.memory import Placement
+from tasks.train.placement import Demand, choose
 from tasks.train.settings import Distillation, Training, TrainingRun
 
 VARIANTS = 5  # base, sft, sft_control, kd, teacher
@@ -112,9 +114,23 @@ class PlanInputs:
     def fitting(self, max_length: int) -> Fitting:
         return self.lengths.fitting(max_length)
 
-    def micro_batch_tokens(self, training: Training) -> int:
+    def micro_batch_tokens(self, training: Training, micro_batch: int) -> int:
         """Of a large micro-batch: as many rows as it may hold, of the 95th percentile's length."""
-        return round(self.run.micro_batch * self.fitting(training.max_length).long_row)
+        return round(micro_batch * self.fitting(training.max_length).long_row)
+
+    def placement_of(self, training: Training) -> Placement:
+        """What the run says of its layout, and will choose where it says nothing."""
+        demand = Demand(
+            shape=self.student.shape,
+            ranks=self.ranks,
+            memory=self.machine.memory,
+            global_batch=training.global_batch,
+            row_tokens=self.fitting(training.max_length).tokens,
+            longest=lambda rows: self.micro_batch_tokens(training, rows),
+            lora=training.lora,
+            half=not self.machine.is_cpu,
+        )
+        return choose(self.run, demand)
 
     def to_do(self, stage: str) -> bool:
         return stage not in self.done

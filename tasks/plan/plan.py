@@ -13,6 +13,7 @@ from tasks.plan.model import AgentPlan, Plan, Problem
 from tasks.plan.stages import stages_of
 from tasks.train.memory import checkpoint_bytes
 from tasks.train.pace import WRITE_BYTES_S, interval_s
+from tasks.train.placement import describe
 
 
 def make_plan(known: PlanInputs, problems: Callable[[PlanInputs, Plan], Sequence[Problem]]) -> Plan:
@@ -93,9 +94,12 @@ def _disk(known: PlanInputs, store: int) -> int:
 
 def _chosen(known: PlanInputs) -> list[str]:
     """What nobody set and the run will choose, in the names of the settings."""
-    if known.machine.is_cpu:
-        return []
     said = []
+    if "auto" in (known.run.zero_stage, known.run.offload, known.run.micro_batch, known.run.gradient_checkpointing):
+        trainings = [("sft", known.sft), ("kd", known.kd)]
+        said += [f"{name} {describe(known.placement_of(how))}" for name, how in trainings if known.to_do(name)]
+    if known.machine.is_cpu:
+        return said
     if not known.scoring.tensor_parallel and known.to_do("logits"):
         said.append(f"scoring.tensor_parallel {known.scoring_of(known.teacher).tensor_parallel}")
     if not known.evaluation.tensor_parallel and known.evaluation.engine == "vllm" and known.to_do("evaluate"):

@@ -39,9 +39,10 @@ def _of_settings(known: PlanInputs) -> Iterator[Problem]:
     if not known.machine.is_cpu and known.ranks > known.machine.devices:
         yield _stop(f"run.processes asks for {known.ranks} ranks and there are {known.machine.devices} devices")
     for name, training in (("sft", known.sft), ("kd", known.kd)):
-        if known.to_do(name) and known.run.micro_batch * known.ranks > training.global_batch:
+        rows = known.run.micro_batch
+        if known.to_do(name) and rows != "auto" and rows * known.ranks > training.global_batch:
             yield _warning(
-                f"{known.ranks} ranks × run.micro_batch {known.run.micro_batch} is more than {name}.global_batch "
+                f"{known.ranks} ranks × run.micro_batch {rows} is more than {name}.global_batch "
                 f"{training.global_batch}: a rank gets {-(-training.global_batch // known.ranks)} rows at once"
                 + (", some get none" if known.ranks > training.global_batch else "")
             )
@@ -118,9 +119,10 @@ def _of_memory(known: PlanInputs, plan: Plan) -> Iterator[Problem]:
     said: dict[str, list[str]] = {}
     for stage in _too_large(plan, plan.memory_bytes):
         if stage.name in trainings:
-            tokens = known.micro_batch_tokens(trainings[stage.name])
+            way = known.placement_of(trainings[stage.name])
+            tokens = known.micro_batch_tokens(trainings[stage.name], way.micro_batch)
             half, lora = not known.machine.is_cpu, trainings[stage.name].lora
-            text = advice(known.student.shape, known.run, known.ranks, tokens, lora, half=half)
+            text = advice(known.student.shape, way, known.ranks, tokens, lora, half=half)
             said.setdefault(text, []).append(stage.name)
     for text, names in said.items():
         yield _stop(f"{', '.join(names)}: out of memory on devices of {device}: {text}")

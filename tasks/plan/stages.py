@@ -69,11 +69,12 @@ def _training(known: PlanInputs, name: str, training: Training) -> StagePlan:
     usable = round(known.rows * known.keep * fits.share)
     steps = total_steps(usable, training.epochs, training.global_batch, training.max_steps)
     tokens = steps * training.global_batch * fits.tokens
-    flops = costs.training_flops(known.student, training, known.run, tokens)
+    way = known.placement_of(training)
+    flops = costs.training_flops(known.student, training, way, tokens)
     devices = min(known.ranks, known.machine.devices)
     seconds = costs.start_seconds(known.machine, "train", known.student)
-    batch, half = known.micro_batch_tokens(training), not known.machine.is_cpu
-    memory = training_memory(known.student.shape, known.run, known.ranks, batch, training.lora, half=half)
+    batch, half = known.micro_batch_tokens(training, way.micro_batch), not known.machine.is_cpu
+    memory = training_memory(known.student.shape, way, known.ranks, batch, training.lora, half=half)
     return StagePlan(
         name=name,
         done=not known.to_do(name),

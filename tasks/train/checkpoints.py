@@ -206,6 +206,13 @@ def download(work: Workspace, scratch: Path, layout: dict[str, int], rank: Rank)
     (scratch / _STATE).write_text(json.dumps(record))
 
 
+def stage_of_last(work: Workspace) -> int | None:
+    """The ZeRO stage of the last whole checkpoint, the only one that can go on from it; None without any."""
+    whole = _named(storage.get(work.uri + _LATEST) or b"")
+    state = _state(work, whole[-1]) if whole else None
+    return state.layout.get("zero_stage") if state else None
+
+
 def found(scratch: Path) -> dict[str, Any] | None:
     """What `download` left: tag, step, loss curve; whether it is `usable`, and in DeepSpeed's `universal` form."""
     state = scratch / _STATE

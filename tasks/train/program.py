@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,10 +39,12 @@ from tasks.train.data.spool import ExampleStore, write_spool
 from tasks.train.launch import nodes
 from tasks.train.launch.ranks import Rank
 from tasks.train.loop import StepPlan, run_steps
-from tasks.train.memory import advice, check_fits, checkpoint_bytes
+from tasks.train.memory import Placement, advice, check_fits, checkpoint_bytes
 from tasks.train.model.student import Student
 from tasks.train.pace import CheckpointPace
+from tasks.train.placement import Demand, choose, describe
 from tasks.train.run import TrainingContext
+from tasks.train.settings import TrainingRun
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=1)
@@ -67,6 +70,7 @@ def _train(run: TrainingContext, reporter: child.Reporter) -> dict[str, Any]:
     with reporter.loading("DeepSpeed") if run.rank.is_first else contextlib.nullcontext():
         base = _one_rank_first(run.rank, run.source.fetch)
         spool, data_facts = _prepared(run, reporter.folder / "examples")
+        run = replace(run, placement=_placement(run, base, spool, reporter))
         _check_memory(run, base, spool)
         plan = _plan(run, len(spool))
         owned = checkpoints.take_over(run.work, run.launch) if run.rank.is_first else None
@@ -155,7 +159,7 @@ def _plan(run: TrainingContext, examples: int) -> StepPlan:
     return StepPlan(
         steps=total_steps(examples, training.epochs, training.global_batch, training.max_steps),
         global_batch=training.global_batch,
-        micro_batches=-(-training.global_batch // (run.rank.ranks * run.how.micro_batch)),
+        micro_batches=-(-training.global_batch // (run.rank.ranks * run.placement.micro_batch)),
     )
 
 
@@ -201,23 +205,57 @@ def _log(
     return log
 
 
+def _placement(run: TrainingContext, base: Path, spool: ExampleStore, reporter: child.Reporter) -> Placement:
+    """What the first rank chooses for all of them, where `run.how` leaves something open."""
+    chosen: list[Placement | None] = [None]
+    if run.rank.is_first:
+        way = Placement.model_validate({name: value for name, value in _said(run.how) if value != "auto"})
+        if (shape := _shape(base)) is not None:
+            demand = Demand(
+                shape=shape,
+                ranks=run.rank.ranks,
+                memory=_device_memory(run),
+                global_batch=run.training.global_batch,
+                row_tokens=float(spool.lengths.mean()),
+                longest=lambda rows: _tokens_at_once(spool, rows),
+                lora=run.training.lora,
+                half=run.on_gpu,
+            )
+            way = choose(run.how, demand, checkpoints.stage_of_last(run.work))
+        if "auto" in dict(_said(run.how)).values():
+            reporter.note(f"{describe(way)}: chosen for {run.rank.ranks} ranks of {_device_memory(run) >> 30} GiB")
+        chosen[0] = way
+    device = torch.device("cuda", run.rank.number % run.rank.on_node) if run.on_gpu else torch.device("cpu")
+    torch.distributed.broadcast_object_list(chosen, src=0, device=device)
+    assert chosen[0] is not None
+    return chosen[0]
+
+
+def _said(how: TrainingRun) -> list[tuple[str, Any]]:
+    return [(name, getattr(how, name)) for name in Placement.model_fields]
+
+
 def _check_memory(run: TrainingContext, base: Path, spool: ExampleStore) -> None:
     """Refuse what cannot fit, before weights are loaded. On a CPU, ranks share the memory, offloaded or not."""
     if (shape := _shape(base)) is None:
         return
-    ranks, lora, tokens = run.rank.ranks, run.training.lora, _tokens_at_once(run, spool)
+    way = run.placement if run.on_gpu else run.placement.model_copy(update={"offload": "none"})
+    tokens, memory = _tokens_at_once(spool, way.micro_batch), _device_memory(run)
+    check_fits(shape, way, run.rank.ranks, tokens, run.training.lora, memory, half=run.on_gpu)
+
+
+def _device_memory(run: TrainingContext) -> int:
+    """Bytes that a rank has."""
     if run.on_gpu:
-        memory = torch.cuda.get_device_properties(run.rank.number % run.rank.on_node).total_memory
-        check_fits(shape, run.how, ranks, tokens, lora, memory)
-    else:
-        how, memory = run.how.model_copy(update={"offload": "none"}), psutil.virtual_memory().total
-        check_fits(shape, how, ranks, tokens, lora, memory // run.rank.on_node, half=False)
+        return int(torch.cuda.get_device_properties(run.rank.number % run.rank.on_node).total_memory)
+    return psutil.virtual_memory().total // run.rank.on_node
 
 
 def _advice(run: TrainingContext, base: Path, spool: ExampleStore) -> str:
     if (shape := _shape(base)) is None:
         return "use a smaller run.micro_batch, a higher run.zero_stage or a larger device"
-    return advice(shape, run.how, run.rank.ranks, _tokens_at_once(run, spool), run.training.lora, half=run.on_gpu)
+    tokens = _tokens_at_once(spool, run.placement.micro_batch)
+    return advice(shape, run.placement, run.rank.ranks, tokens, run.training.lora, half=run.on_gpu)
 
 
 def _shape(base: Path) -> ModelShape | None:
@@ -228,8 +266,8 @@ def _shape(base: Path) -> ModelShape | None:
         return None
 
 
-def _tokens_at_once(run: TrainingContext, spool: ExampleStore) -> int:
-    return int(np.sort(spool.lengths)[-run.how.micro_batch :].sum())
+def _tokens_at_once(spool: ExampleStore, rows: int) -> int:
+    return int(np.sort(spool.lengths)[-rows:].sum())
 
 
 def _scratch(reporter: child.Reporter) -> Path:

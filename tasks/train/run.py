@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import resources
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from tasks.models import ModelSource
 from tasks.rows import Turns
 from tasks.train.data.order import rows_of_parts
 from tasks.train.launch.ranks import Rank
+from tasks.train.memory import Placement
 from tasks.train.model.losses import DistillationLoss
 from tasks.train.settings import Distillation, Part, Training, TrainingRun
 
@@ -27,7 +30,10 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """One training, as the rank that does its part sees it. `kd` is `training` where there is a teacher."""
+    """One training, as the rank that does its part sees it. `kd` is `training` where there is a teacher.
+
+    `placement` is what `how` comes to once the rows are known.
+    """
 
     training: Training
     kd: Distillation | None
@@ -38,11 +44,11 @@ class TrainingContext:
     turns: Turns
     only: ArtifactRef | None
     also: tuple[Part, ...]
-    deepspeed: dict[str, Any]
     launch: str
     seed: int
     rank: Rank
     on_gpu: bool
+    placement: Placement = field(default_factory=Placement)
 
     @staticmethod
     def of(spec: Mapping[str, Any]) -> TrainingContext:
@@ -57,7 +63,6 @@ class TrainingContext:
             turns=spec["turns"],
             only=ArtifactRef.model_validate(spec["only"]) if spec["only"] else None,
             also=tuple(map(Part.model_validate, spec["also"])),
-            deepspeed=spec["deepspeed"],
             launch=spec["launch"],
             seed=spec["seed"],
             rank=Rank.here(),
@@ -71,9 +76,16 @@ class TrainingContext:
         return rows_of_parts(self.training.global_batch, [1 - sum(shares), *shares])
 
     @property
+    def deepspeed(self) -> dict[str, Any]:
+        """DeepSpeed's configuration for the ZeRO stage."""
+        name = f"deepspeed/zero{self.placement.zero_stage}.json"
+        config: dict[str, Any] = json.loads(resources.files("infra").joinpath(name).read_text())
+        return config
+
+    @property
     def layout(self) -> dict[str, int]:
         """What a checkpoint depends on."""
-        return {"ranks": self.rank.ranks, "zero_stage": self.how.zero_stage}
+        return {"ranks": self.rank.ranks, "zero_stage": self.placement.zero_stage}
 
     @property
     def dtype(self) -> torch.dtype:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from infra.store.artifacts import ArtifactRef
+
+Offload = Literal["none", "optimizer", "parameters"]
+LEAST_STAGE: dict[Offload, int] = {"none": 0, "optimizer": 1, "parameters": 3}  # of ZeRO, which partitions that much
 
 
 class Lora(BaseModel):
@@ -96,16 +99,17 @@ class TrainingRun(BaseModel):
         description="what starts the nodes of a hostfile: one of DeepSpeed's launchers, or each_node: the same "
         "command runs on every node (pods of a Kubernetes indexed job, srun)",
     )
-    micro_batch: int = Field(
-        16,
-        ge=1,
-        description="rows a rank computes at once, on average (they are packed by tokens); lower it when "
-        "memory runs out",
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="rows a rank computes at once, on average (they are packed by tokens); auto, here and below: what "
+        "is fastest and fits",
     )
-    gradient_checkpointing: bool = Field(False, description="computes activations twice to save memory")
-    zero_stage: int = Field(2, ge=0, le=3, description="DeepSpeed ZeRO stage")
-    offload: Literal["none", "optimizer", "parameters"] = Field(
-        "none", description="what lies in the machine's memory instead of the GPU's (parameters: ZeRO-3 only)"
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        "auto", description="computes activations twice to save memory"
+    )
+    zero_stage: Annotated[int, Field(ge=0, le=3)] | Literal["auto"] = Field("auto", description="DeepSpeed ZeRO stage")
+    offload: Offload | Literal["auto"] = Field(
+        "auto", description="what lies in the machine's memory instead of the GPU's (parameters: ZeRO-3 only)"
     )
     checkpoint_every_s: float | None = Field(
         None,
@@ -123,7 +127,7 @@ class TrainingRun(BaseModel):
 
     @model_validator(mode="after")
     def _partitions_what_it_offloads(self) -> Self:
-        least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
-        if {"offload", "zero_stage"} <= self.model_fields_set and self.zero_stage < least:
+        if self.offload != "auto" and self.zero_stage != "auto" and self.zero_stage < LEAST_STAGE[self.offload]:
+            least = LEAST_STAGE[self.offload]
             raise ValueError(f"run.offload={self.offload} needs run.zero_stage={least} or more, not {self.zero_stage}")
         return self

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any, ClassVar, Literal, get_args
 
 from infra import devices
@@ -17,13 +15,14 @@ from infra.processes.supervise import Event, run_supervised
 from infra.stage import Made, OneArtifact, View, skipped_note
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef, Workspace, facts_of
-from tasks.engines.sizes import known_size
+from tasks.engines.sizes import ModelShape, known_size
 from tasks.models import ModelSource
 from tasks.rows import Turns
 from tasks.tokens.spans import turns_identity, unsupervised_note
 from tasks.train.launch import local, nodes
 from tasks.train.launch.nodes import PROGRAM, Launch
 from tasks.train.memory import held_in_memory
+from tasks.train.placement import Demand, choose
 from tasks.train.settings import Distillation, Part, Training, TrainingRun
 
 STAGE_VERSION = 4
@@ -84,8 +83,22 @@ class Train(OneArtifact):
         if not ranks or self.run.hostfile:
             return None
         size = known_size(self.model)
-        held = held_in_memory(size.shape, self.run, ranks, self.training.lora) if size else 0
-        return Needs.of_engine(ranks, held)
+        memory = offered.memory if offered else None
+        return Needs.of_engine(ranks, self._held(size.shape, ranks, memory or 0) if size else 0)
+
+    def _held(self, shape: ModelShape, ranks: int, memory: int) -> int:
+        """Bytes of the machine's memory, where a device has so many; rows may all be as long as they may be."""
+        longest, how = self.training.max_length, self.training
+        demand = Demand(
+            shape=shape,
+            ranks=ranks,
+            memory=memory,
+            global_batch=how.global_batch,
+            row_tokens=longest,
+            longest=lambda rows: rows * longest,
+            lora=how.lora,
+        )
+        return held_in_memory(shape, choose(self.run, demand), ranks, how.lora)
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
         follow = view.follow(describe)
@@ -114,7 +127,6 @@ def train(
     """Train under the DeepSpeed launcher in supervised processes; resumes from the last checkpoint."""
     hosts = nodes.read_hosts(run.hostfile) if run.hostfile else None
     node = nodes.this_node(run, hosts) if hosts else 0
-    zero = resources.files("infra").joinpath(f"deepspeed/zero{run.zero_stage}.json").read_text()
     spec = {
         "objective": "sft" if stage in ("sft", "sft_control") else "kd",
         "model": model.model_dump(),
@@ -125,7 +137,6 @@ def train(
         "turns": turns,
         "run": run.model_dump(),
         "workspace": work.description(),
-        "deepspeed": json.loads(zero),
         "seed": seed,
     }
     if hosts and node:

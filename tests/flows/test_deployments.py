@@ -96,8 +96,8 @@ def test_the_run_form_fills_in_nothing_and_tells_what_the_presets_are() -> None:
             assert "$ref" not in first, f"the form sends all defaults of {first}"
     told = {model: {n: f["description"] for n, f in settings[model]["properties"].items()} for model in settings}
     assert told["Training"]["learning_rate"].endswith("(preset: 2e-05; demo: 0.0012)")
-    assert told["TrainingRun"]["zero_stage"].endswith("(preset: 2; 0.5B: 1; 7B: 3)")
-    assert told["TrainingRun"]["gradient_checkpointing"].endswith("(preset: off)")
+    assert told["TrainingRun"]["zero_stage"].endswith("(preset: auto)")
+    assert told["TrainingRun"]["gradient_checkpointing"].endswith("(preset: auto)")
     assert told["Augmentation"]["max_rows"].endswith("(preset: 100000; demo: none)")
     assert "preset" not in told["TrainingRun"]["hostfile"]
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
+from flows.distill import distill
+from flows.grid import grid
 from infra.errors import ConfigurationError
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef, facts_of
 from tasks.augment import stage as augment
 from tasks.llm.own_server import serving
 from tasks.models import load_tokenizer, resolve
+from tasks.plan.hardware import Hardware
 from tasks.plan.model import Plan, StagePlan
 from tasks.rows import KEPT, read_rows
 from tasks.seeds.stage import Sources
@@ -119,10 +126,40 @@ def test_without_hub_and_key_a_plan_still_comes_out(monkeypatch: pytest.MonkeyPa
         "7B distilled from 72B · plan for 1 × A100-80, nothing spent",
         "✗ student '7B': offline",
         "set OPENAI_API_KEY",
-        "sft, sft_control, kd: out of memory",
+        "more than vLLM may take of 79 GiB: use more or larger devices, or a smaller teacher",
         "student and teacher are as large as in the built-in table",
     ):
         assert words_shown in " ".join(found.stdout.split()), words_shown
+
+
+SHIPPED = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text())["deployments"]
+RUNS: dict[str, dict[str, Any]] = {}
+for deployment in SHIPPED:
+    told = deployment.get("parameters", {})
+    if deployment["entrypoint"] == "flows.distill.distill":
+        RUNS[deployment["name"]] = told
+    elif deployment["entrypoint"] == "flows.sweep.sweep":
+        points = grid(told["students"], told["teachers"], told["ks"], None, {}, told["shared"])
+        RUNS |= {f"sweep {point.name}": point.parameters for point in points}
+
+
+@pytest.mark.usefixtures("prefect", "bucket")
+@pytest.mark.parametrize("name", RUNS)
+def test_what_is_shipped_is_planned_for_eight_h100_without_a_problem_but_hub_and_key(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its own parameters, but for the seeds, which are the user's; models are those of the built-in table."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**13))
+    node = Hardware(device="H100", devices=8)
+    told = distill.validate_parameters({"hardware": node} | RUNS[name] | {"seeds": "demo", "plan_only": True})
+    assert told["hardware"] == node
+    plan = distill(**told)
+    assert isinstance(plan, Plan)
+    about = [problem.text for problem in plan.problems]
+    assert [text for text in about if "offline" not in text and "OPENAI_API_KEY" not in text] == []
+    assert (plan.device, plan.devices) == ("H100", 8)
+    assert plan.chosen, "nothing is set by hand"
 
 
 @pytest.mark.usefixtures("prefect", "bucket")

@@ -189,7 +189,7 @@ def test_adapters_train_and_are_merged(rows: ArtifactRef, uninterrupted: Artifac
     training = TRAINING.model_copy(update={"lora": Lora(rank=8, alpha=32)})
     ways = ({"zero_stage": 1, "processes": 1}, {"zero_stage": 3})
     runs = [RUN.model_copy(update={**way, "tensorboard": str(tmp_path)}) for way in ways]
-    refs = [_train(rows, training, run, tag=10 + run.zero_stage) for run in runs]
+    refs = [_train(rows, training, run, tag=10 + number) for number, run in enumerate(runs)]
     assert _difference(*refs) <= 1e-3
     assert _curve(refs[0])[-1][1] < 0.8 * _curve(refs[0])[0][1]
     before, after = load(Path(resolve("demo", "student").fetch()) / "model.safetensors"), _weights(refs[0])

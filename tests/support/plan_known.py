@@ -38,7 +38,7 @@ def known(**changed: Any) -> PlanInputs:
         scoring=Scoring(tensor_parallel=2),
         kd=Distillation(global_batch=100, max_steps=50),
         evaluation=Evaluation(),
-        run=TrainingRun(micro_batch=8),
+        run=TrainingRun(micro_batch=8, zero_stage=2, offload="none", gradient_checkpointing=False),
         k=10,
         machine=GPU,
         seeds=800,

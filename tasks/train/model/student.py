@@ -60,13 +60,13 @@ class Student:
         self._base = base
         config = _config(run, plan, universal)
         # in the dtype of the weights in use, from which DeepSpeed makes its fp32 copy; under ZeRO-3 a rank holds a part
-        in_parts = HfDeepSpeedConfig(config) if run.how.zero_stage == 3 else None
+        in_parts = HfDeepSpeedConfig(config) if run.placement.zero_stage == 3 else None
         model: Any = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False, dtype=run.dtype)
         del in_parts  # which holds for all models that are loaded while it lives
         use_packed_attention(model)
         if run.training.lora is not None:
             model = with_adapters(model, run.training.lora)
-        if run.how.gradient_checkpointing:
+        if run.placement.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._model = model
         module = SupervisedLoss(model, run.loss)
@@ -97,17 +97,18 @@ class Student:
         """Put the model into the workspace."""
         run, tokenizer = self._run, load_tokenizer(self._run.source)
         stops = stop_ids(run.source, ChatFormat.of(tokenizer).end_id, None)
-        export(self.engine, run.work, self._base, stops, run.how.zero_stage, run.training.lora, run.dtype, card)
+        export(self.engine, run.work, self._base, stops, run.placement.zero_stage, run.training.lora, run.dtype, card)
 
 
 def _config(run: TrainingContext, plan: StepPlan, universal: bool) -> dict[str, Any]:
     """DeepSpeed's: that of the ZeRO stage, with what this run adds."""
-    config, zero = dict(run.deepspeed), dict(run.deepspeed["zero_optimization"])
+    config = run.deepspeed
+    zero = config["zero_optimization"]
     place = {"device": "cpu", "pin_memory": run.on_gpu}
-    if run.how.offload != "none":
+    if run.placement.offload != "none":
         zero["offload_optimizer"] = place
         config["zero_force_ds_cpu_optimizer"] = False
-    if run.how.offload == "parameters":
+    if run.placement.offload == "parameters":
         zero["offload_param"] = place
     rates = {"lr": run.training.learning_rate, "weight_decay": run.training.weight_decay}
     optimizer = config["optimizer"] | {"params": config["optimizer"]["params"] | rates}

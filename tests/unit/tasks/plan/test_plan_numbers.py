@@ -22,7 +22,8 @@ from tasks.plan.sizes import size_of
 from tasks.plan.stages import STAGES
 from tasks.plan.view import plan_markdown
 from tasks.rows import Function, Message, Role, Row, ToolCall
-from tasks.train.settings import Lora, Training, TrainingRun
+from tasks.train.memory import Placement
+from tasks.train.settings import Lora, Training
 from tests.support.plan_known import GIB, GPU, known
 
 BILLIONS = {"0.5B": 0.494, "1.5B": 1.544, "3B": 3.086, "7B": 7.616, "14B": 14.770, "32B": 32.764, "72B": 72.706}
@@ -88,8 +89,8 @@ def test_engines_on_a_cpu_share_its_cores_and_hold_their_weights_each() -> None:
 def test_a_training_computes_so_many_operations_a_parameter_and_token(
     lora: Lora | None, checkpointing: bool, per_token: int
 ) -> None:
-    student, run = size_of("0.5B", None), TrainingRun(gradient_checkpointing=checkpointing)
-    found = costs.training_flops(student, Training(lora=lora), run, 1000)
+    student, way = size_of("0.5B", None), Placement(gradient_checkpointing=checkpointing)
+    found = costs.training_flops(student, Training(lora=lora), way, 1000)
     assert found == per_token * student.parameters * 1000
 
 

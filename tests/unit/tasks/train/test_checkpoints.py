@@ -158,6 +158,13 @@ def test_of_another_stages_checkpoint_only_its_steps_are_known(work: Workspace, 
     assert (state["step"], state["usable"]) == (10, False)
 
 
+@pytest.mark.usefixtures("bucket")
+def test_the_stage_of_the_last_checkpoint_is_known_before_anything_is_brought(work: Workspace, tmp_path: Path) -> None:
+    assert checkpoints.stage_of_last(work) is None
+    _saved(work, tmp_path, [5], 1)
+    assert checkpoints.stage_of_last(work) == LAYOUT["zero_stage"]
+
+
 def test_what_a_killed_launch_left_is_neither_kept_nor_mixed_with_what_the_next_one_saves(
     bucket: MemoryStore, work: Workspace, tmp_path: Path
 ) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from infra.errors import OutOfMemoryError
 from tasks.engines.sizes import ModelShape
-from tasks.train.memory import advice, check_fits, estimate
-from tasks.train.settings import Lora, TrainingRun
+from tasks.train.memory import Placement, advice, check_fits, estimate
+from tasks.train.settings import Lora
 from tests.support.families import tiny_config
 
 QWEN: dict[str, Any] = {
@@ -47,12 +47,12 @@ def test_states_are_deepspeeds_own_estimate(ranks: int, offload: Any) -> None:
 
     shape = ModelShape.of(QWEN_7B)
     cpu = offload != "none"
-    ours = estimate(shape, TrainingRun(zero_stage=3, offload=offload), ranks, 0).states
+    ours = estimate(shape, Placement(zero_stage=3, offload=offload), ranks, 0).states
     _, theirs, _ = estimate_zero3_model_states_mem_needs(
         shape.parameters, shape.largest_layer, ranks, cpu_offload=cpu, cpu_offload_params=offload == "parameters"
     )
     assert ours == pytest.approx(theirs, abs=2)
-    ours = estimate(shape, TrainingRun(zero_stage=2, offload="optimizer" if cpu else "none"), ranks, 0).states
+    ours = estimate(shape, Placement(zero_stage=2, offload="optimizer" if cpu else "none"), ranks, 0).states
     assert ours == pytest.approx(
         estimate_zero2_model_states_mem_needs(shape.parameters, ranks, cpu_offload=cpu)[1], abs=2
     )
@@ -60,9 +60,9 @@ def test_states_are_deepspeeds_own_estimate(ranks: int, offload: Any) -> None:
 
 def test_every_stage_and_what_is_advised_take_less() -> None:
     shape = ModelShape.of(QWEN_7B)
-    by_stage = [estimate(shape, TrainingRun(zero_stage=stage), 8, 8192).total for stage in (0, 1, 2, 3)]
+    by_stage = [estimate(shape, Placement(zero_stage=stage), 8, 8192).total for stage in (0, 1, 2, 3)]
     assert by_stage == sorted(by_stage, reverse=True)
-    plain = TrainingRun(zero_stage=2, micro_batch=2)
+    plain = Placement(zero_stage=2, micro_batch=2)
     saved = estimate(shape, plain.model_copy(update={"gradient_checkpointing": True}), 8, 8192)
     assert saved.activations < estimate(shape, plain, 8, 8192).activations / 5
     text = advice(shape, plain, 8, 8192)
@@ -74,7 +74,7 @@ def test_every_stage_and_what_is_advised_take_less() -> None:
         "run.offload",
     ):
         assert words in text
-    least = TrainingRun(zero_stage=3, micro_batch=1, gradient_checkpointing=True, offload="parameters")
+    least = Placement(zero_stage=3, micro_batch=1, gradient_checkpointing=True, offload="parameters")
     assert advice(shape, least, 8, 8192, Lora()).endswith("tokens at once: use more or larger devices")
 
 
@@ -106,11 +106,11 @@ def test_states_under_adapters_by_hand() -> None:
         3: 4 * gathered + 2 * frozen // 4 + 18 * trained // 4,
     }
     for stage, wanted in by_stage.items():
-        found = estimate(shape, TrainingRun(zero_stage=stage), 4, 0, lora).states  # type: ignore[arg-type]
+        found = estimate(shape, Placement(zero_stage=stage), 4, 0, lora).states  # type: ignore[arg-type]
         assert found == pytest.approx(wanted, abs=4), stage
     on_cpu = {0: 4 * frozen + 16 * trained, 2: 4 * frozen + 4 * trained + 16 * trained // 4}
     for stage, wanted in on_cpu.items():
-        run = TrainingRun(zero_stage=stage)  # type: ignore[arg-type]
+        run = Placement(zero_stage=stage)  # type: ignore[arg-type]
         assert estimate(shape, run, 4, 0, lora, half=False).states == pytest.approx(wanted, abs=4), stage
 
 
@@ -123,10 +123,10 @@ def test_adapters_cost_what_deepspeed_says_of_a_model_of_their_size(ranks: int, 
 
     shape, lora = ModelShape.of(QWEN_7B), Lora(rank=16)
     trained, cpu = shape.adapters(lora.rank), offload != "none"
-    ours = estimate(shape, TrainingRun(zero_stage=2, offload=offload), ranks, 0, lora).states
+    ours = estimate(shape, Placement(zero_stage=2, offload=offload), ranks, 0, lora).states
     theirs = estimate_zero2_model_states_mem_needs(trained, ranks, cpu_offload=cpu)[1]
     assert ours == pytest.approx(theirs + 2 * shape.parameters, abs=4)
-    ours = estimate(shape, TrainingRun(zero_stage=3, offload=offload), ranks, 0, lora).states
+    ours = estimate(shape, Placement(zero_stage=3, offload=offload), ranks, 0, lora).states
     _, theirs, _ = estimate_zero3_model_states_mem_needs(
         trained, shape.largest_layer, ranks, cpu_offload=cpu, cpu_offload_params=False
     )
@@ -134,7 +134,7 @@ def test_adapters_cost_what_deepspeed_says_of_a_model_of_their_size(ranks: int, 
 
 
 def test_what_cannot_fit_is_refused_with_what_to_change_and_what_just_fits_is_not() -> None:
-    shape, run, gib = ModelShape.of(QWEN_7B), TrainingRun(zero_stage=2, micro_batch=2), 2**30
+    shape, run, gib = ModelShape.of(QWEN_7B), Placement(zero_stage=2, micro_batch=2), 2**30
     states = estimate(shape, run, 8, 0).states
     check_fits(shape, run, 8, 8192, None, states)
     with pytest.raises(OutOfMemoryError, match=r"does not fit into 24.0 GiB a device: ZeRO-2 on 8 .*zero_stage to 3"):
@@ -147,7 +147,7 @@ def test_what_cannot_fit_is_refused_with_what_to_change_and_what_just_fits_is_no
 def test_the_estimate_on_a_cpu_is_no_more_than_what_training_there_takes(stage: Any, ranks: int) -> None:
     """Adam in fp32 takes 16 bytes a parameter at the least; what fits must not be refused."""
     shape = ModelShape.of(QWEN)
-    everything = ranks * estimate(shape, TrainingRun(zero_stage=stage), ranks, 0, half=False).states
+    everything = ranks * estimate(shape, Placement(zero_stage=stage), ranks, 0, half=False).states
     split = 4 * shape.parameters if stage else 0  # each partition's copy of the weights
     whole = 4 * shape.parameters * (ranks - 1) if stage < 3 else 8 * shape.largest_layer * ranks
     assert everything <= 16 * shape.parameters + split + whole + ranks
