@@ -58,10 +58,12 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     missing = [shard for shard in shards if not _is_whole(work, shard, damaged)]
     total = sum(shard.supervised_tokens for shard in shards)
     supervised = {shard.name: shard.supervised_tokens for shard in missing}
+    engines = 0
     if missing:  # a teacher that does not fit is refused before it is fetched
-        parallel = scoring_parallel(scoring, teacher, devices.here(), reporter.note)
+        gpus = devices.here()
+        parallel = scoring_parallel(scoring, teacher, gpus, reporter.note)
+        engines = min(scoring_engines(scoring, parallel, gpus), len(missing))
         scoring = scoring.model_copy(update={"tensor_parallel": parallel})
-    engines = min(scoring_engines(scoring, scoring.tensor_parallel, devices.here()), len(missing))
     progress = Progress(reporter, engines, total - sum(supervised.values()), total)
     job = Job(work, teacher, k, scoring, max(len(row.ids) for row in rows), supervised)
     if engines > 1:
