@@ -1,10 +1,11 @@
 """How scoring grows with the engines of a machine: 1, 2, 4 and 8 of a fixed rate, and two real ones on a core each.
 
-    python -m tests.bench scoring_scale [--rate 10000] [--shards 16] [--real-tokens 60000]
+    python -m tests.bench scoring_scale [--rate 10000] [--shards 32] [--real-tokens 60000]
 
 The fixed-rate engines stand in for GPUs: each sleeps for as long as a teacher of that rate (tokens a second) would
 compute, on `shards` shards of 16,384 tokens an engine; processes, the agenda, claims, compression and SeaweedFS are
-real. `efficiency_N` is the tokens a second of N over N times those of one, from when all are up to the last batch.
+real. `efficiency_N` is the tokens a second of N over N times those of one, from when all are up to the last batch: the
+last shard that one engine does alone is in it, so few shards an engine show that rather than the path.
 `encode_tokens_s` is what one core encodes, prompt and response: what bounds all engines together, times the cores.
 `busy` is the part of all cores that was at work meanwhile, ours and others': near 1, efficiency shows the machine
 rather than our path. `real_ratio`: two engines (transformers, random weights) with a core each, over one with a core.
@@ -34,7 +35,7 @@ _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4}
 def run(arguments: list[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="scoring_scale")
     parser.add_argument("--rate", type=float, default=10_000.0)
-    parser.add_argument("--shards", type=int, default=16)
+    parser.add_argument("--shards", type=int, default=32)
     parser.add_argument("--real-tokens", type=int, default=60_000)
     options = parser.parse_args(arguments)
     from infra.services.embedded import embedded_storage
