@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from infra import devices
 from infra.errors import ConfigurationError
 from infra.processes import child
 from infra.store.artifacts import ArtifactRef, Workspace
@@ -28,6 +29,7 @@ from tasks.evaluate.heldout.execution import mark
 from tasks.evaluate.heldout.scoring import load_model
 from tasks.models import ModelSource, load_tokenizer
 from tasks.rollout.choice import draw, limit, why_left_out
+from tasks.rollout.parallel import rollout_parallel
 from tasks.rollout.settings import Rounds
 from tasks.rows import KEPT, REJECTED, Row, read_rows, to_parquet
 from tasks.seeds.stage import open_databases
@@ -109,7 +111,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
                 if not task.work.has(DONE + name):  # since we looked
                     if generator is None:
                         with reporter.loading(task.how.engine):
-                            generator = _generator(task)
+                            generator = _generator(task, reporter)
                         began = time.monotonic()
                     _answer(task, name, rows, generator, on_answers)
                 claims.release(name)
@@ -142,13 +144,12 @@ def _summary(task: _Task, names: list[str]) -> dict[str, Any]:
     }
 
 
-def _generator(task: _Task) -> Generator:
+def _generator(task: _Task, reporter: child.Reporter) -> Generator:
     how, ends = task.how, task.ends
     if how.engine == "transformers":
         return TransformersGenerator(load_model(task.student), ends, how.max_new_tokens, how.batch_rows)
-    return vllm_generator(
-        task.student.fetch(), ends, ends.context, how.max_new_tokens, how.tensor_parallel, how.gpu_memory
-    )
+    parallel = rollout_parallel(how, task.student, ends.context, devices.here(), reporter.note)
+    return vllm_generator(task.student.fetch(), ends, ends.context, how.max_new_tokens, parallel, how.gpu_memory)
 
 
 def _answer(task: _Task, name: str, rows: list[Row], generator: Generator, on_answers: Callable[[int], None]) -> None:

@@ -6,6 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from infra.errors import ConfigurationError
+from tasks.train.data.order import rows_of_parts
 from tasks.train.settings import Distillation
 
 _OF_ROLLOUTS = {"n", "temperature", "top_p", "max_new_tokens", "prompts", "engine"}
@@ -40,7 +42,9 @@ class Rounds(BaseModel):
     max_new_tokens: int = Field(1024, ge=1, description="longest answer in tokens; one that is cut off is left out")
     engine: Literal["vllm", "transformers"] = Field("vllm", description="what generates: vllm, or the slow reference")
     batch_rows: int = Field(32, ge=1, description="prompts that the reference answers at once")
-    tensor_parallel: int = Field(1, ge=1, description="GPUs that hold one student together in vLLM")
+    tensor_parallel: int = Field(
+        0, ge=0, description="GPUs that hold one student together in vLLM (0: the fewest that do)"
+    )
     gpu_memory: float = Field(0.9, gt=0, le=1, description="share of the GPU's memory that vLLM may take")
     timeout_h: float | None = Field(None, gt=0, description="hours after which answering is ended (default: never)")
 
@@ -52,6 +56,15 @@ class Rounds(BaseModel):
                 "nothing holds the student to the teacher's top K, and training collapses"
             )
         return self
+
+    def check_batch(self, global_batch: int) -> None:
+        """Raises ConfigurationError where a batch has no row for one of the two kinds."""
+        rows = rows_of_parts(global_batch, [1 - self.on_policy_share, self.on_policy_share])
+        if not rows[1] or (self.on_policy_share < 1 and not rows[0]):
+            raise ConfigurationError(
+                f"kd.global_batch={global_batch} has no row for a share of {self.on_policy_share:g} "
+                "(rounds.on_policy_share): raise one of them"
+            )
 
     def identity(self) -> dict[str, Any]:
         """What changes the answers."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from infra import devices
+from infra.devices import Gpus
+from infra.needs import Needs
 from infra.processes import program
 from infra.processes.supervise import Event, run_supervised
 from infra.processes.vllm_environment import vllm_environment
@@ -13,6 +15,7 @@ from infra.stage import Made, OneArtifact, View, skipped_note
 from infra.store.artifacts import ArtifactRef, Workspace, facts_of
 from tasks.logits.stage import ScoreTeacher
 from tasks.models import ModelSource
+from tasks.rollout.parallel import rollout_parallel
 from tasks.rollout.settings import Rounds
 from tasks.rows import KEPT, REJECTED
 from tasks.tokens.written import KIND
@@ -60,7 +63,15 @@ class Rollout(OneArtifact):
         return Workspace(KIND, STAGE_VERSION, spec, {"rows": self.rows, "seeds": self.seeds})
 
     def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
-        return {devices.GPU: devices.gpu_slots(self.rounds.tensor_parallel)}
+        return {devices.GPU: devices.gpu_slots(self._gpus(devices.here()))}
+
+    def needs(self, offered: Gpus | None) -> Needs | None:
+        if offered is None and not self.rounds.tensor_parallel:
+            return None
+        return Needs.of_engine(self._gpus(offered))
+
+    def _gpus(self, offered: Gpus | None) -> int:
+        return rollout_parallel(self.rounds, self.model, self.max_length, offered)
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
         spec = self.model_dump(mode="json") | {"workspace": work.description()}
