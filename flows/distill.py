@@ -28,6 +28,7 @@ from tasks.logits.settings import Scoring
 from tasks.plan.hardware import Hardware, offered
 from tasks.plan.model import Plan
 from tasks.report.stage import Report
+from tasks.rollout.settings import Rounds
 from tasks.rows import Turns
 from tasks.seeds.settings import Reading
 from tasks.seeds.stage import LoadSeeds
@@ -64,6 +65,7 @@ def distill(
     judge_model: str = "demo",
     data: Annotated[Reading | None, OfPreset("data")] = None,
     fit: Annotated[Fit | None, OfPreset("fit")] = None,
+    rounds: Annotated[Rounds | None, OfPreset("rounds")] = None,
     stages_on: str | None = None,
     job_variables: dict[str, Any] | None = None,
     plan_only: bool = False,
@@ -98,6 +100,7 @@ def distill(
         judge_model: LLM that judges: any LiteLLM model name, or demo (by rule, for benchmarks.alpaca_eval=demo only)
         data: what of your files is read
         fit: which of the rows this student is trained on
+        rounds: rounds after kd in which the student learns from the teacher's scores of its own answers (default: 0)
         stages_on: deployment that training, scoring and evaluation run in, such as stage/gpu; without it they run here
         job_variables: variables of that deployment's work pool, such as {"gpus": 4}; they win over what a stage needs
         plan_only: say what the run will take (rows, tokens, memory, hours, money) and what will go wrong; spend nothing
@@ -116,7 +119,7 @@ def distill(
         turns=turns,
         judge_model=judge_model,
         settings=settings_for(
-            student, k, augmentation, sft, scoring, kd, evaluation, run, benchmarks, judging, data, fit
+            student, k, augmentation, sft, scoring, kd, evaluation, run, benchmarks, judging, data, fit, rounds
         ),
     )
     if plan_only:

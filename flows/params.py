@@ -20,6 +20,7 @@ from tasks.evaluate.settings import Evaluation
 from tasks.fit.settings import Fit
 from tasks.logits.settings import Scoring
 from tasks.models import STUDENTS, TEACHERS
+from tasks.rollout.settings import Rounds
 from tasks.seeds.settings import Reading
 from tasks.train.settings import Distillation, Training, TrainingRun
 
@@ -87,6 +88,7 @@ class Settings:
     judging: Judging = field(default_factory=Judging)
     data: Reading = field(default_factory=Reading)
     fit: Fit = field(default_factory=Fit)
+    rounds: Rounds = field(default_factory=Rounds)
 
 
 def _paper() -> Settings:
@@ -111,6 +113,7 @@ PRESETS: dict[str, Settings] = {
         evaluation=Evaluation(engine="transformers", max_new_tokens=64, max_length=384, batch_rows=160),
         run=TrainingRun(),
         benchmarks=Benchmarks(max_new_tokens=64),
+        rounds=Rounds(learning_rate=5e-5, max_new_tokens=64, engine="transformers", batch_rows=160),
         data=Reading(near_heldout=None),  # its questions are made of a few words: near is not the same
     ),
     **{size: _paper() for size in STUDENTS},

@@ -1,4 +1,7 @@
-"""The paper's figure: seeds → augment → sft → logits → kd → evaluate. `distill` runs it, `plan` asks it."""
+"""The paper's figure: seeds → augment → sft → logits → kd (→ on-policy rounds) → evaluate.
+
+`distill` runs it, `plan` asks it.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,14 @@ from tasks.evaluate.benchmarks.harness import LmEval
 from tasks.evaluate.benchmarks.protect import ProtectBenchmarks
 from tasks.evaluate.benchmarks.stage import AnswerBenchmarks, JudgeBenchmarks
 from tasks.evaluate.stage import Evaluate
+from tasks.evaluate.variants import CONTINUED, variants
 from tasks.fit.stage import ChooseRows, ScoreStudent
 from tasks.logits.stage import ScoreTeacher
 from tasks.models import ModelSource
+from tasks.rollout.stage import Rollout, ScoreRollouts
 from tasks.rows import holds_conversations
 from tasks.seeds.stage import LoadSeeds
+from tasks.train.settings import Part
 from tasks.train.stage import Train
 
 R = TypeVar("R")
@@ -78,21 +84,24 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
     control = run(
         Train(name="sft_control", model=tuned, data=chosen, training=more_sft, run=how.run, seed=seed, turns=turns)
     )
-    kd = run(Train(name="kd", model=tuned, data=scores, training=how.kd, run=how.run, seed=seed, only=only))
-
-    variants = {
+    distilled = Train(name="kd", model=tuned, data=scores, training=how.kd, run=how.run, seed=seed, only=only)
+    kd = run(distilled)
+    of_rounds = _rounds(run, recipe, distilled, ModelSource(name="kd", artifact=kd), scoring, chosen, seeds)
+    students = {"sft_control": control, "kd": kd} | {
+        name: ref for name, ref in of_rounds.items() if name in variants(how.rounds.rounds)
+    }
+    models = {
         "base": base,
         "sft": tuned,
-        "sft_control": ModelSource(name="sft_control", artifact=control),
-        "kd": ModelSource(name="kd", artifact=kd),
+        **{name: ModelSource(name=name, artifact=ref) for name, ref in students.items()},
         "teacher": teacher,
     }
-    evaluations = run(Evaluate(models=variants, teacher=teacher, seeds=seeds, evaluation=how.evaluation))
-    verdicts = _benchmarks(run, recipe, variants, evaluations)
+    evaluations = run(Evaluate(models=models, teacher=teacher, seeds=seeds, evaluation=how.evaluation))
+    verdicts = _benchmarks(run, recipe, models, evaluations)
     stages = {"seeds": read, "augment": rows, "sft": sft, "logits": scores, "sft_control": control, "kd": kd}
     if named:
         stages[NameCategories.kind] = named
-    return Results(stages | of_fit, evaluations, verdicts)
+    return Results(stages | of_fit | of_rounds, evaluations, verdicts)
 
 
 def _if_needed(run: Run, stage: Stage[R]) -> R | None:
@@ -106,12 +115,44 @@ def _chosen_for(student: ModelSource, run: Run, recipe: Recipe, scoring: ScoreTe
     return {ScoreStudent.kind: untrained, ChooseRows.kind: chosen}
 
 
+def _rounds(
+    run: Run,
+    recipe: Recipe,
+    kd: Train,
+    student: ModelSource,
+    scoring: ScoreTeacher,
+    rows: ArtifactRef,
+    seeds: ArtifactRef,
+) -> dict[str, ArtifactRef]:
+    """What comes of every round, by title, and `student` trained for as many steps on the rows of `kd` alone."""
+    how, share = recipe.settings.rounds, recipe.settings.rounds.on_policy_share
+    if not how.rounds:
+        return {}
+    longest = min(recipe.settings.kd.max_length, scoring.scoring.max_length)
+    continued = {"name": CONTINUED, "model": student, "training": how.distillation(recipe.settings.kd, how.rounds)}
+    made = {CONTINUED: run(kd.model_copy(update=continued))}
+    for number in range(1, how.rounds + 1):
+        rollout = Rollout(
+            model=student, rows=rows, seeds=seeds, rounds=how, round=number, max_length=longest, seed=recipe.seed
+        )
+        answers = run(rollout)
+        scored = ScoreRollouts(**{**dict(scoring), "rows": answers, "turns": "last", "round": number})
+        scores = run(scored)
+        data = {"also": (Part(scores=scores, share=share),)} if share < 1 else {"data": scores, "only": None}
+        of_round = {"name": "kd_round", "round": number, "model": student}
+        of_round |= {"training": how.distillation(recipe.settings.kd)} | data
+        training = kd.model_copy(update=of_round)
+        made |= {rollout.title: answers, scored.title: scores, training.title: run(training)}
+        student = ModelSource(name=training.title, artifact=made[training.title])
+    return made
+
+
 def _benchmarks(
-    run: Run, recipe: Recipe, variants: dict[str, ModelSource], evaluations: dict[str, ArtifactRef]
+    run: Run, recipe: Recipe, models: dict[str, ModelSource], evaluations: dict[str, ArtifactRef]
 ) -> dict[str, ArtifactRef]:
     """Of those that have data: none by default."""
     how, asked = recipe.settings, recipe.settings.benchmarks
-    answers = _if_needed(run, AnswerBenchmarks(models=variants, options=asked, evaluation=how.evaluation))
+    answers = _if_needed(run, AnswerBenchmarks(models=models, options=asked, evaluation=how.evaluation))
     judged = _if_needed(
         run,
         JudgeBenchmarks(
@@ -122,5 +163,5 @@ def _benchmarks(
             judge_model=recipe.judge_model,
         ),
     )
-    by_tasks = _if_needed(run, LmEval(models=variants, options=asked, scoring=how.scoring))
+    by_tasks = _if_needed(run, LmEval(models=models, options=asked, scoring=how.scoring))
     return (judged or {}) | (by_tasks or {})

@@ -91,7 +91,7 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
     )
     student_size, teacher_size = size_of(recipe.student, base), size_of(recipe.teacher, teacher)
     if base is not None and teacher is not None:
-        wrong, remarks = check_models(base, teacher, recipe.settings.kd)
+        wrong, remarks = check_models(base, teacher, recipe.settings.kd, recipe.settings.rounds)
         problems += [Problem(stops=True, text=text) for text in wrong]
         problems += [Problem(stops=False, text=text) for text in remarks]
     storage.ensure_bucket()
@@ -141,6 +141,7 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
         benchmark_tokens=how.benchmarks.max_new_tokens,
         harness=bool(how.benchmarks.harness),
         keep=how.fit.keep,
+        rounds=how.rounds,
     )
     made = make_plan(known, lambda known, plan: [*problems, *find(known, plan)])
     publish_table("plan", [dict(row) for row in stage_rows(made)], made.title)

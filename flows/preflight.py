@@ -17,18 +17,21 @@ from infra.store import storage
 from infra.store.artifacts import ArtifactRef
 from tasks.augment.own_prompts import prompts_of
 from tasks.evaluate.benchmarks import artifacts, harness
+from tasks.evaluate.variants import variants
 from tasks.models import ModelSource, resolve
-from tasks.report.data import VARIANTS
+from tasks.rollout.settings import Rounds
 from tasks.rows import WITH_TOOLS
 from tasks.seeds.stage import check_sources
 from tasks.tokens.alignment import check_same_template
 from tasks.tokens.chat import takes_system_turns
 from tasks.tokens.rows import tokenizer_digests
 from tasks.tokens.tools import knows_tools
+from tasks.tokens.written import other_tokens
 from tasks.train.model.families import check_trainable
 from tasks.train.settings import Distillation
 
 T = TypeVar("T")
+_NO_ROUNDS = Rounds()
 
 
 @task(name="check", persist_result=False)
@@ -39,7 +42,7 @@ def check(recipe: Recipe) -> tuple[ModelSource, ModelSource]:
     base = _tried(problems, lambda: resolve(recipe.student, "student"))
     scorer = _tried(problems, lambda: resolve(recipe.teacher, "teacher"))
     if base and scorer:
-        found, remarks = check_models(base, scorer, recipe.settings.kd)
+        found, remarks = check_models(base, scorer, recipe.settings.kd, recipe.settings.rounds)
         problems += found
         for remark in remarks:
             say(f"[dim]{remark}[/dim]")
@@ -83,17 +86,21 @@ def check_benchmarks(recipe: Recipe) -> None:
     options, labels = recipe.settings.benchmarks, recipe.settings.judging.labels
     if not (options.asked or labels):
         return
-    artifacts.preflight(options, recipe.judge_model, labels, VARIANTS)
+    artifacts.preflight(options, recipe.judge_model, labels, variants(recipe.settings.rounds.rounds))
     if options.harness:
         harness.preflight(options)
 
 
-def check_models(base: ModelSource, scorer: ModelSource, kd: Distillation) -> tuple[list[str], list[str]]:
+def check_models(
+    base: ModelSource, scorer: ModelSource, kd: Distillation, rounds: Rounds = _NO_ROUNDS
+) -> tuple[list[str], list[str]]:
     """What the models' files tell will fail, and what will be left out for their sake: sentences, each once."""
     problems: list[str] = []
     remarks: list[str] = []
     _tried(problems, lambda: check_trainable(base.name, base.json_file("config.json")))
-    remarks += _tried(problems, lambda: _check_tokenizers(base, scorer, kd)) or ()
+    remarks += _tried(problems, lambda: _check_tokenizers(base, scorer, kd, rounds)) or ()
+    if rounds.rounds:
+        _tried(problems, lambda: rounds.check_batch(kd.global_batch))
     for role, model in (("student", base), ("teacher", scorer)):
         _tried(problems, model.check_weights)
         remarks += _tried(problems, partial(_limits, role, model, kd)) or ()
@@ -125,11 +132,13 @@ def say_tools(seeds: ArtifactRef, base: ModelSource, scorer: ModelSource) -> Non
         say(remark)
 
 
-def _check_tokenizers(base: ModelSource, scorer: ModelSource, kd: Distillation) -> list[str]:
+def _check_tokenizers(base: ModelSource, scorer: ModelSource, kd: Distillation, rounds: Rounds) -> list[str]:
     digests = tokenizer_digests(scorer)
     if digests["vocabulary"] == tokenizer_digests(base)["vocabulary"]:
         check_same_template(digests, base)
         return []
+    if rounds.rounds:
+        raise ConfigurationError(other_tokens(scorer))
     return [
         f"{base.name} and {scorer.name} have different tokenizers: the teacher's distributions go where both cut "
         f"the text alike, and training refuses less than kd.min_alignment = {kd.min_alignment:g}"

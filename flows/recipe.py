@@ -18,6 +18,7 @@ from tasks.evaluate.settings import Evaluation
 from tasks.fit.settings import Fit
 from tasks.logits.settings import Scoring
 from tasks.report.data import RunInfo
+from tasks.rollout.settings import Rounds
 from tasks.rows import Turns
 from tasks.seeds.settings import Reading
 from tasks.seeds.stage import Sources
@@ -37,6 +38,7 @@ def settings_for(
     judging: Judging | None = None,
     data: Reading | None = None,
     fit: Fit | None = None,
+    rounds: Rounds | None = None,
 ) -> Settings:
     """The student's preset with what was said in its place; the top-K KL of the evaluation is over `k` unless said.
 
@@ -63,6 +65,7 @@ def settings_for(
         judging=merged(judging, preset.judging),
         data=merged(data, preset.data),
         fit=merged(fit, preset.fit),
+        rounds=merged(rounds, preset.rounds),
     )
     if problems:
         raise ConfigurationError(in_one_sentence(problems))
@@ -114,6 +117,8 @@ class Recipe(BaseModel):
         }
         if chosen.fit.chooses:
             shown["fit"] = chosen.fit.model_dump()
+        if chosen.rounds.rounds:
+            shown["rounds"] = chosen.rounds.model_dump()
         if reading := chosen.data.identity():
             shown["data"] = reading
         if self.turns != "all":

@@ -33,7 +33,7 @@ from tasks.report.stage import report_data
 
 console = Console(highlight=False)
 CARD = "README.md"
-_STUDENTS = ("kd", "sft", "sft_control")
+_STUDENTS = ("kd", "sft", "sft_control", "kd_continued", "kd_round")
 _FRONT_MATTER = (
     "---\nconfigs:\n- config_name: default\n  data_files: train.parquet\ntags: [distillation, synthetic]\n---\n\n"
 )
@@ -118,6 +118,11 @@ def _names(report: ArtifactRef, student: ArtifactRef) -> bool:
     return record is not None and any(ref.uri == student.uri for ref in record.inputs.values())
 
 
+def _variant(report: ArtifactRef, student: ArtifactRef) -> str:
+    """The student's name in its run."""
+    return next(name for name, ref in _record(report.uri).inputs.items() if ref.uri == student.uri)
+
+
 def _record(uri: str) -> Record:
     if (record := read_record(uri)) is None:
         raise ConfigurationError(f"{uri} is gone: run again")
@@ -130,7 +135,9 @@ def _write_card(student: ArtifactRef, report: ArtifactRef | None, folder: Path, 
         return
     records = {name: _record(ref.uri) for name, ref in _record(report.uri).inputs.items()}
     files = set(_files(folder / "model"))
-    text = model_card(report_data(report), student.kind, records, files, f"{report.uri}report.html", rows_at)
+    text = model_card(
+        report_data(report), _variant(report, student), records, files, f"{report.uri}report.html", rows_at
+    )
     (folder / "model" / CARD).write_text(text, encoding="utf-8")
 
 
@@ -142,7 +149,7 @@ def _print_run(student: ArtifactRef, report: ArtifactRef | None) -> None:
         return
     data = report_data(report)
     console.print(f"run      {escape(data.title)}, of {made} ({report.uri}report.html)", soft_wrap=True)
-    console.print(f"student  {escape(data.variants[student.kind].label)}: {student.uri}", soft_wrap=True)
+    console.print(f"student  {escape(data.variants[_variant(report, student)].label)}: {student.uri}", soft_wrap=True)
     console.print(f"verdict  {escape(verdict(data))}", soft_wrap=True)
 
 

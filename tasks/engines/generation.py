@@ -70,18 +70,25 @@ class Ends:
 
     def answer(self, generated: Sequence[int]) -> Generated:
         """The ids may run on (with padding) after the end of turn."""
-        end = next((at for at, token in enumerate(generated) if token in self.stop_ids), None)
-        ids = list(generated[:end])
+        written, truncated = self.written(generated)
+        ids = written if truncated else written[:-1]
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         answer = answer_of(text)
         tokens = len(ids) if answer == text else len(self.tokenizer.encode(answer, add_special_tokens=False))
-        return Generated(answer, tokens, end is None)
+        return Generated(answer, tokens, truncated)
+
+    def written(self, generated: Sequence[int]) -> tuple[list[int], bool]:
+        """The ids up to the end of turn and with it, and whether the limit came first."""
+        end = next((at for at, token in enumerate(generated) if token in self.stop_ids), None)
+        return list(generated[: None if end is None else end + 1]), end is None
 
 
 class Generator(Protocol):
-    """Answers prompts in order; `sampling` None is greedy (one answer)."""
+    """Answers prompts in order; `sampling` None is greedy (one answer). `ids` are an answer's as `Ends` takes them."""
 
     def answers(self, prompts: Sequence[Prompt], sampling: Sampling | None) -> Iterator[list[Generated]]: ...
+
+    def ids(self, prompts: Sequence[Prompt], sampling: Sampling | None) -> Iterator[list[Sequence[int]]]: ...
 
     def close(self) -> None: ...
 
@@ -106,12 +113,15 @@ class VLLMGenerator:
         self._processes = processes_below() - before
 
     def answers(self, prompts: Sequence[Prompt], sampling: Sampling | None) -> Iterator[list[Generated]]:
+        return ([self._ends.answer(ids) for ids in drawn] for drawn in self.ids(prompts, sampling))
+
+    def ids(self, prompts: Sequence[Prompt], sampling: Sampling | None) -> Iterator[list[Sequence[int]]]:
         for start in range(0, len(prompts), _PROMPTS_PER_CALL):
             some = prompts[start : start + _PROMPTS_PER_CALL]
             given: list[Any] = [{"prompt_token_ids": list(prompt.ids)} for prompt in some]
             parameters = [self._parameters(prompt, sampling) for prompt in some]
             for output in self._llm.generate(given, parameters, use_tqdm=False):
-                yield [self._ends.answer(one.token_ids) for one in output.outputs]
+                yield [one.token_ids for one in output.outputs]
 
     def _parameters(self, prompt: Prompt, sampling: Sampling | None) -> Any:
         from vllm import SamplingParams
@@ -145,10 +155,13 @@ class TransformersGenerator:
         self._batch_rows = batch_rows
 
     def answers(self, prompts: Sequence[Prompt], sampling: Sampling | None) -> Iterator[list[Generated]]:
-        for start in range(0, len(prompts), self._batch_rows):
-            yield from self._answers(prompts[start : start + self._batch_rows], sampling)
+        return ([self._ends.answer(ids) for ids in drawn] for drawn in self.ids(prompts, sampling))
 
-    def _answers(self, prompts: Sequence[Prompt], sampling: Sampling | None) -> Iterator[list[Generated]]:
+    def ids(self, prompts: Sequence[Prompt], sampling: Sampling | None) -> Iterator[list[Sequence[int]]]:
+        for start in range(0, len(prompts), self._batch_rows):
+            yield from self._ids(prompts[start : start + self._batch_rows], sampling)
+
+    def _ids(self, prompts: Sequence[Prompt], sampling: Sampling | None) -> Iterator[list[Sequence[int]]]:
         import torch
         from transformers import GenerationConfig
 
@@ -182,7 +195,7 @@ class TransformersGenerator:
         n = sampling.n if sampling else 1
         new = output_BT[:, longest:].tolist()
         for b in range(len(prompts)):
-            yield [self._ends.answer(ids) for ids in new[b * n : (b + 1) * n]]
+            yield new[b * n : (b + 1) * n]
 
     def close(self) -> None:
         pass

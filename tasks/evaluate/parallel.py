@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from infra.devices import Gpus
 from tasks.engines.memory import BF16, CONTEXT, fewest_gpus, generation_memory, unheard
@@ -13,8 +14,26 @@ from tasks.models import ModelSource
 LOGITS_AT_ONCE = 1 << 29  # of a batch over the vocabulary: 1 GiB in bf16, 2 GiB in fp32
 
 
+class Generating(Protocol):
+    """What settings say of the engine that answers: of evaluation, or of on-policy rounds."""
+
+    @property
+    def engine(self) -> str: ...
+
+    @property
+    def tensor_parallel(self) -> int: ...
+
+    @property
+    def gpu_memory(self) -> float: ...
+
+
 def generation_parallel(
-    how: Evaluation, model: ModelSource, longest: int, gpus: Gpus | None, tell: Callable[[str], None] = unheard
+    how: Generating,
+    model: ModelSource,
+    longest: int,
+    gpus: Gpus | None,
+    tell: Callable[[str], None] = unheard,
+    remedy: str = "a lower evaluation.max_length",
 ) -> int:
     """As many as `how` says, else the fewest that hold the model; 1 on a CPU, and where its size is not known.
 
@@ -29,7 +48,7 @@ def generation_parallel(
     def takes(parallel: int) -> int:
         return generation_memory(size, BF16, longest, parallel)
 
-    return fewest_gpus(size, gpus, how.gpu_memory, takes, "a lower evaluation.max_length", tell)
+    return fewest_gpus(size, gpus, how.gpu_memory, takes, remedy, tell)
 
 
 def evaluation_memory(width: float, student: Size, teacher: Size, positions: float) -> int:

@@ -16,6 +16,7 @@ from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
 from tasks.logits.store.format import MAX_ERROR
 from tasks.plan.hardware import Machine
+from tasks.rollout.settings import Rounds
 from tasks.train.memory import Placement
 from tasks.train.settings import Training
 
@@ -60,7 +61,7 @@ def start_seconds(machine: Machine, kind: str, model: Size) -> float:
     return start[kind] + 2 * model.parameters / _READ_BYTES_S
 
 
-def generation_seconds(machine: Machine, model: Size, answers: int, tokens: int, how: Evaluation) -> float:
+def generation_seconds(machine: Machine, model: Size, answers: int, tokens: int, how: Evaluation | Rounds) -> float:
     """Answers of `tokens` each, the longest kind: every token of a batch reads all weights once."""
     at_once = min(_VLLM_AT_ONCE if how.engine == "vllm" else how.batch_rows, max(answers, 1))
     reading = weight_bytes(machine) * model.parameters / (machine.bandwidth * _BANDWIDTH_USED)
@@ -105,6 +106,11 @@ def generation_memory(machine: Machine, model: Size, how: Evaluation) -> int:
     """Bytes on each of the `tensor_parallel` GPUs that generate together."""
     longest = how.max_length + how.max_new_tokens
     return memory.generation_memory(model, weight_bytes(machine), longest, how.tensor_parallel)
+
+
+def rollout_memory(machine: Machine, student: Size, longest: int, parallel: int) -> int:
+    """Bytes on each of `parallel` GPUs where the student answers; prompt and answer have at most `longest` tokens."""
+    return memory.generation_memory(student, weight_bytes(machine), longest, parallel)
 
 
 def evaluation_memory(machine: Machine, student: Size, teacher: Size, how: Evaluation, long_row: float) -> int:

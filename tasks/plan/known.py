@@ -12,15 +12,16 @@ from tasks.augment.settings import Augmentation
 from tasks.engines.memory import least_parallel, splits
 from tasks.engines.sizes import Size
 from tasks.evaluate.settings import Evaluation
+from tasks.evaluate.variants import CONTINUED, round_name, variants
 from tasks.logits.settings import Scoring
 from tasks.plan import costs
 from tasks.plan.hardware import Machine
 from tasks.plan.lengths import Fitting, Lengths
+from tasks.rollout.settings import Rounds
 from tasks.train.memory import Placement
 from tasks.train.placement import Demand, choose
 from tasks.train.settings import Distillation, Training, TrainingRun
 
-VARIANTS = 5  # base, sft, sft_control, kd, teacher
 AGENT_TOKENS_S = 50.0  # that an LLM writes to each request
 
 
@@ -56,10 +57,40 @@ class PlanInputs:
     benchmark_tokens: int = 0  # of the longest such answer
     harness: bool = False
     keep: float = 1.0  # share of the rows that the student is trained on; below 1 it scores them all before
+    rounds: Rounds = field(default_factory=Rounds)
 
     @property
     def ranks(self) -> int:
         return self.run.processes or self.machine.devices
+
+    @property
+    def variants(self) -> int:
+        """How many models are compared."""
+        return len(variants(self.rounds.rounds))
+
+    @property
+    def trainings(self) -> dict[str, Training]:
+        """All of them, by the name of their stage."""
+        found = {"sft": self.sft, "sft_control": self.kd.training(), "kd": self.kd}
+        if self.rounds.rounds:
+            found[CONTINUED] = self.rounds.distillation(self.kd, self.rounds.rounds)
+        for number in range(1, self.rounds.rounds + 1):
+            found[round_name(number)] = self.rounds.distillation(self.kd)
+        return found
+
+    @property
+    def answers(self) -> int:
+        """That a student writes in a round."""
+        usable = round(self.rows * self.keep * self.fitting(self.kd.max_length).share)
+        return self.rounds.n * min(usable, self.rounds.prompts or usable)
+
+    def rollout_parallel(self) -> int:
+        """Devices that the student is spread over where it answers."""
+
+        def takes(parallel: int) -> int:
+            return costs.rollout_memory(self.machine, self.student, self.kd.max_length, parallel)
+
+        return self.rounds.tensor_parallel or self._parallel(self.student, self.rounds.gpu_memory, takes)
 
     def scoring_of(self, model: Size) -> Scoring:
         """Scoring with this model: over the fewest devices that hold it, or as many as it splits over."""

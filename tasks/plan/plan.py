@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tasks.plan import costs
-from tasks.plan.known import AGENT_TOKENS_S, VARIANTS, PlanInputs
+from tasks.plan.known import AGENT_TOKENS_S, PlanInputs
 from tasks.plan.model import AgentPlan, Plan, Problem
 from tasks.plan.stages import stages_of
 from tasks.train.memory import checkpoint_bytes
@@ -41,7 +41,7 @@ def make_plan(known: PlanInputs, problems: Callable[[PlanInputs, Plan], Sequence
         disk_bytes=_disk(known, store),
         disk_free_bytes=known.disk_free,
         agents=_agents(known),
-        judge_requests={name: VARIANTS * requests for name, requests in known.judge_requests.items()},
+        judge_requests={name: known.variants * requests for name, requests in known.judge_requests.items()},
         judge_usd_at_most=_judge_usd(known),
         stages=stages,
         chosen=_chosen(known),
@@ -71,25 +71,25 @@ def _judge_usd(known: PlanInputs) -> float | None:
     """What all budgets together allow; None where there is none."""
     if known.judge_budget_usd is None or not known.judge_requests:
         return None
-    return VARIANTS * len(known.judge_requests) * known.judge_budget_usd
+    return known.variants * len(known.judge_requests) * known.judge_budget_usd
 
 
 def _disk(known: PlanInputs, store: int) -> int:
     """What is still to be written: with our own S3 the store, models and kept checkpoints, and always a scratch one.
 
-    Checkpoints stay beside each of the three trainings' models.
+    Checkpoints stay beside each of the trainings' models.
     """
-    trainings = {"sft": known.sft, "sft_control": known.kd.training(), "kd": known.kd}
-    to_do = [training for name, training in trainings.items() if known.to_do(name)]
+    to_do = [training for name, training in known.trainings.items() if known.to_do(name)]
     scratch = max((checkpoint_bytes(known.student.parameters, training.lora) for training in to_do), default=0)
-    store = store if known.to_do("logits") else 0
+    rounds = sum(known.to_do(f"logits_{number}") for number in range(1, known.rounds.rounds + 1))
+    stores = store * (known.to_do("logits") + rounds * known.answers / max(known.rows, 1))
     if not known.stores_here:
         return scratch
     width = costs.weight_bytes(known.machine)
     kept = sum(
         known.run.checkpoints_kept * checkpoint_bytes(known.student.parameters, training.lora) for training in to_do
     )
-    return store + len(to_do) * width * known.student.parameters + kept + scratch
+    return round(stores) + len(to_do) * width * known.student.parameters + kept + scratch
 
 
 def _chosen(known: PlanInputs) -> list[str]:
@@ -129,6 +129,8 @@ def _assumptions(known: PlanInputs) -> list[str]:
             f"a checkpoint holds {held / 1e9:,.3g} GB and is written every {pause:,.0f} s (until its cost is measured; "
             f"a disk takes {WRITE_BYTES_S / 1e9:.0f} GB/s): a kill costs at most that time"
         )
+    if known.rounds.rounds:
+        said.append("the student's answers are as long as the rows' own")
     if known.harness:
         said.append("lm-eval's tasks are not in it")
     said.append("memory is good to about a fifth, hours to a factor of two")

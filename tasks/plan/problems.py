@@ -9,7 +9,6 @@ from tasks.plan import costs
 from tasks.plan.known import PlanInputs
 from tasks.plan.model import Plan, Problem, StagePlan
 from tasks.train.memory import advice
-from tasks.train.settings import Training
 
 _GIB = 2**30
 _IDLE_HOURS = 1.0
@@ -115,7 +114,7 @@ def _of_disk(plan: Plan) -> Iterator[Problem]:
 
 def _of_memory(known: PlanInputs, plan: Plan) -> Iterator[Problem]:
     device = f"{known.machine.memory / _GIB:.0f} GiB"
-    trainings: dict[str, Training] = {"sft": known.sft, "sft_control": known.kd, "kd": known.kd}
+    trainings = known.trainings
     said: dict[str, list[str]] = {}
     for stage in _too_large(plan, plan.memory_bytes):
         if stage.name in trainings:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from tasks.engines.memory import CONTEXT
 from tasks.engines.sizes import Size
+from tasks.evaluate.variants import CONTINUED, round_of
 from tasks.plan import costs
-from tasks.plan.known import AGENT_TOKENS_S, VARIANTS, PlanInputs
+from tasks.plan.known import AGENT_TOKENS_S, PlanInputs
 from tasks.plan.model import StagePlan
 from tasks.train.data.order import total_steps
 from tasks.train.memory import estimate as training_memory
@@ -26,6 +29,7 @@ def stages_of(known: PlanInputs) -> list[StagePlan]:
         _scoring(known, "logits", known.teacher),
         _training(known, "sft_control", control),
         _training(known, "kd", known.kd),
+        *_rounds(known),
         _evaluate(known),
         *benchmarks,
     ]
@@ -87,10 +91,37 @@ def _training(known: PlanInputs, name: str, training: Training) -> StagePlan:
     )
 
 
-def _scoring(known: PlanInputs, name: str, model: Size) -> StagePlan:
-    """Every row in one pass of the model, of which engines side by side do a part each."""
+def _rounds(known: PlanInputs) -> Iterator[StagePlan]:
+    """The student answers, the teacher scores its answers, the student learns; and kd continued for as long."""
+    for name, training in known.trainings.items():
+        if number := round_of(name):
+            yield _rollout(known, f"rollout_{number}")
+            yield _scoring(known, f"logits_{number}", known.teacher, known.answers)
+        if number or name == CONTINUED:
+            yield _training(known, name, training)
+
+
+def _rollout(known: PlanInputs, name: str) -> StagePlan:
+    """Answers as long as the rows' own."""
+    machine, length = known.machine, round(known.fitting(known.kd.max_length).supervised_tokens)
+    parallel = known.rollout_parallel()
+    seconds = costs.start_seconds(machine, "logits", known.student)
+    seconds += costs.generation_seconds(machine, known.student, known.answers, length, known.rounds)
+    return StagePlan(
+        name=name,
+        done=not known.to_do(name),
+        rows=known.answers,
+        tokens=known.answers * length,
+        memory_bytes=_shared(known, costs.rollout_memory(machine, known.student, known.kd.max_length, parallel)),
+        devices=machine.devices if machine.is_cpu else parallel,
+        hours=seconds / 3600,
+    )
+
+
+def _scoring(known: PlanInputs, name: str, model: Size, rows: int | None = None) -> StagePlan:
+    """Every row (or so many answers like them) in one pass of the model, shared out over engines side by side."""
     fits = known.fitting(known.scoring.max_length)
-    usable = round(known.rows * fits.share)
+    usable = round(known.rows * fits.share) if rows is None else rows
     tokens = usable * fits.tokens
     scoring = known.scoring_of(model)
     engines, on_cpu = known.engines(scoring), known.machine.is_cpu
@@ -115,9 +146,9 @@ def _evaluate(known: PlanInputs) -> StagePlan:
     fits = known.heldout_lengths.fitting(how.max_length)
     rows = round(min(known.heldout, how.max_rows or known.heldout) * fits.share)
     tokens = rows * fits.tokens
-    students, machine = VARIANTS - 1, known.machine
+    students, machine = known.variants - 1, known.machine
     flops = students * costs.forward_flops(known.student, tokens)
-    flops += VARIANTS * costs.forward_flops(known.teacher, tokens)
+    flops += known.variants * costs.forward_flops(known.teacher, tokens)
     devices = machine.devices if machine.is_cpu else 1
     seconds = costs.start_seconds(machine, "evaluate", known.teacher) + costs.seconds(machine, flops, devices)
     seconds += _generation_seconds(known, rows, how.max_new_tokens)
@@ -125,7 +156,7 @@ def _evaluate(known: PlanInputs) -> StagePlan:
         name="evaluate",
         done=not known.to_do("evaluate"),
         rows=rows,
-        tokens=round(VARIANTS * tokens),
+        tokens=round(known.variants * tokens),
         # the layers of both models are spread over all devices, which work one after the other
         memory_bytes=costs.evaluation_memory(machine, known.student, known.teacher, how, fits.long_row)
         // machine.devices,
@@ -137,14 +168,14 @@ def _evaluate(known: PlanInputs) -> StagePlan:
 def _benchmarks(known: PlanInputs) -> StagePlan:
     """Every variant answers every benchmark's questions, each in an engine of its own."""
     machine, answers = known.machine, known.benchmark_answers
-    seconds = (VARIANTS - 1) * costs.start_seconds(machine, "logits", known.student)
+    seconds = (known.variants - 1) * costs.start_seconds(machine, "logits", known.student)
     seconds += costs.start_seconds(machine, "logits", known.teacher)
     seconds += _generation_seconds(known, answers, known.benchmark_tokens)
     return StagePlan(
         name="benchmarks",
         done=not known.to_do("answers"),
         rows=answers,
-        tokens=VARIANTS * answers * known.benchmark_tokens,
+        tokens=known.variants * answers * known.benchmark_tokens,
         devices=machine.devices if machine.is_cpu else known.evaluation_of(known.teacher).tensor_parallel,
         hours=seconds / 3600,
     )
@@ -152,7 +183,7 @@ def _benchmarks(known: PlanInputs) -> StagePlan:
 
 def _generation_seconds(known: PlanInputs, answers: int, tokens: int) -> float:
     """Of all variants, one after the other."""
-    models, how = [known.student] * (VARIANTS - 1) + [known.teacher], known.evaluation
+    models, how = [known.student] * (known.variants - 1) + [known.teacher], known.evaluation
     return sum(costs.generation_seconds(known.machine, model, answers, tokens, how) for model in models)
 
 

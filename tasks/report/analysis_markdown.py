@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tasks.evaluate.variants import in_order
 from tasks.report.analysis_view import FEW, AnalysisView, Cell, TableRow, label_of, share_cell, taken_cells, view_of
 from tasks.report.comparison import nats
-from tasks.report.data import ReportData, variants_in_order
+from tasks.report.data import ReportData
 from tasks.stats.intervals import Interval
 from tasks.text.markdown import markdown_text, table
 
@@ -18,7 +19,7 @@ def analysis_markdown(data: ReportData) -> list[str]:
     said = view_of(data)
     if said is None or data.analysis is None:
         return []
-    order = variants_in_order(data.analysis.metrics)
+    order = in_order(data.analysis.metrics)
     labels = [label_of(data, name) for name in order]
     return [
         "## Every metric",

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from tasks.evaluate.analysis.analysis import Analysis
 from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis
+from tasks.evaluate.variants import in_order
 
 AGENTS = (
     "naming",
@@ -25,16 +26,9 @@ AGENTS = (
     "selection",
     "verification",
 )
-VARIANTS = ("base", "sft", "sft_control", "kd", "teacher")
 MASS_BINS = 20
 
 T = TypeVar("T")
-
-
-def variants_in_order(names: Iterable[str]) -> list[str]:
-    """The known variants in the order of training, then any others as they came."""
-    given = list(names)
-    return [name for name in VARIANTS if name in given] + [name for name in given if name not in VARIANTS]
 
 
 def in_order_of_work(agents: Iterable[str]) -> list[str]:
@@ -42,7 +36,7 @@ def in_order_of_work(agents: Iterable[str]) -> list[str]:
 
 
 def _ordered(by_variant: dict[str, T]) -> dict[str, T]:
-    return {name: by_variant[name] for name in variants_in_order(by_variant)}
+    return {name: by_variant[name] for name in in_order(by_variant)}
 
 
 class _Frozen(BaseModel):

@@ -17,6 +17,8 @@ from tasks.text.markdown import markdown_text, table
 
 _TRAINED = {
     "kd": "on the teacher's top-{k} log-probabilities, after supervised fine-tuning",
+    "kd_continued": "on the teacher's top-{k} log-probabilities, for longer: the control of on-policy rounds",
+    "kd_round": "on the teacher's top-{k} log-probabilities, of given rows and of the student's own answers",
     "sft": "by supervised fine-tuning alone",
     "sft_control": "by supervised fine-tuning twice: the control of a distillation, without the teacher's scores",
 }
@@ -27,27 +29,27 @@ _TEMPLATES.filters |= {"md": markdown_text, "yaml": lambda text: json.dumps(text
 
 
 def model_card(
-    data: ReportData, kind: str, records: Mapping[str, Record], files: set[str], where: str, rows_at: str
+    data: ReportData, variant: str, records: Mapping[str, Record], files: set[str], where: str, rows_at: str
 ) -> str:
-    """The card of the student of one kind (kd, sft or sft_control) in the run that `data` reports on.
+    """The card of one student (such as kd, sft or round_1) of the run that `data` reports on.
 
     `records` are those of the stages; `files` what lies beside the card; `where` is the report, `rows_at` the dataset.
     """
     base, teacher = hub_name(records["sft"].spec["model"]), hub_name(records["logits"].spec["teacher"])
-    training: dict[str, Any] = records[kind].spec["training"]
+    training: dict[str, Any] = records[variant].spec["training"]
     compared = comparison_rows(data)
     return _TEMPLATES.get_template("model_card.md.jinja").render(
         data=data,
-        kind=kind,
-        trained=_TRAINED[kind].format(k=data.k),
+        kind=variant,
+        trained=_TRAINED[records[variant].kind].format(k=data.k),
         base=base,
         teacher=teacher,
         licence=_licence(base, files),
         licence_file=next((name for name in sorted(files) if re.match("LICEN[CS]E", name)), None),
         teachers_licence=LICENCES.get(teacher or ""),
         training=training,
-        record=records[kind],
-        label=data.variants[kind].label,
+        record=records[variant],
+        label=data.variants[variant].label,
         verdict=verdict(data),
         metrics="\n".join(table(list(compared[0]), [list(row.values()) for row in compared])),
         where=where,

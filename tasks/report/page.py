@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis
 from tasks.evaluate.benchmarks.people import BesidePeople
+from tasks.evaluate.variants import in_order
 from tasks.report import benchmarks, paper
 from tasks.report.analysis_markdown import analysis_markdown
 from tasks.report.analysis_view import label_of, taken_cells, view_of
@@ -32,7 +33,7 @@ from tasks.report.comparison import (
     points_range,
     verdict,
 )
-from tasks.report.data import ReportData, variants_in_order
+from tasks.report.data import ReportData
 from tasks.report.differences import unlike
 from tasks.report.figures.run import Plot, duration, plots
 from tasks.report.paper import published_for
@@ -63,7 +64,7 @@ def render_page(data: ReportData) -> str:
         n=_same_for_all([row.variant.n for row in compared.values()]),
         figures={name: _Figure(plot) for name, plot in figures.items()},
         analysis=view_of(data),
-        order=variants_in_order(data.analysis.metrics) if data.analysis else [],
+        order=in_order(data.analysis.metrics) if data.analysis else [],
         label=partial(label_of, data),
         slice_figures=[name for name in figures if name.startswith("slices_")],
         taken_cells=taken_cells,

@@ -11,6 +11,7 @@ from infra.store.artifacts import ArtifactReader, ArtifactRef, Record, Workspace
 from tasks.evaluate.analysis.analysis import analyse
 from tasks.evaluate.benchmarks.data_files import digest
 from tasks.evaluate.heldout.predictions import accuracy, from_parquet
+from tasks.evaluate.variants import CONTINUED, in_order, round_of
 from tasks.report import benchmarks
 from tasks.report.data import (
     AgentUse,
@@ -39,6 +40,7 @@ LABELS = {
     "sft": "SFT",
     "sft_control": "SFT continued (control)",
     "kd": "SFT + KD",
+    CONTINUED: "KD continued (control of rounds)",
     "teacher": "Teacher",
 }
 _EXAMPLES = 12
@@ -132,8 +134,9 @@ def gather(
     read = {name: ArtifactReader(ref).read("predictions.parquet") for name, ref in evaluations.items()}
     tables = _on_common_rows({name: from_parquet(data) for name, data in read.items()})
     evaluated = {ref.uri: _record(ref) for ref in evaluations.values()}
+    labels_of = {name: label_of(name) for name in evaluations}
     variants = {
-        name: _variant(LABELS[name], tables[name], ref.uri, evaluated[ref.uri].facts["skipped"])
+        name: _variant(labels_of[name], tables[name], ref.uri, evaluated[ref.uri].facts["skipped"])
         for name, ref in evaluations.items()
     }
     seconds = sum(record.seconds for record in evaluated.values())
@@ -150,14 +153,20 @@ def gather(
         left_out=sentences(records["seeds"].facts),
         variants=variants,
         stages=shown,
-        curves={name: records[name].facts["curve"] for name in ("sft", "sft_control", "kd")},
+        curves={name: records[name].facts["curve"] for name in in_order(records) if "curve" in records[name].facts},
         coverage=Coverage.model_validate(coverage),
         data_flow=_data_flow(records["augment"], records.get("categories")),
         examples=_examples(tables),
-        analysis=analyse(tables, LABELS),
-        benchmarks=benchmarks.gather(verdicts, LABELS, labels),
+        analysis=analyse(tables, labels_of),
+        benchmarks=benchmarks.gather(verdicts, labels_of, labels),
         versions=records["kd"].versions,
     )
+
+
+def label_of(name: str) -> str:
+    """What a variant is called on the page."""
+    number = round_of(name)
+    return LABELS[name] if number is None else f"KD + on-policy round {number}"
 
 
 def _record(ref: ArtifactRef) -> Record:

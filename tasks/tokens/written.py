@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.errors import ConfigurationError
-from infra.store.artifacts import ArtifactReader, ArtifactRef
+from infra.store.artifacts import ArtifactReader, ArtifactRef, facts_of
 from infra.store.parquet import packed, unpacked
 from tasks.models import ModelSource
 from tasks.rows import KEPT, Row, from_parquet, to_parquet
@@ -42,7 +42,7 @@ def is_written(rows: ArtifactRef) -> bool:
 
 def check_same_tokens(rows: ArtifactRef, teacher: ModelSource) -> None:
     """Raises ConfigurationError where a student's answers are not in the teacher's tokens."""
-    if tokenizer_digests(teacher)["vocabulary"] != ArtifactReader(rows).record.spec["tokenizer"]["vocabulary"]:
+    if tokenizer_digests(teacher)["vocabulary"] != facts_of(rows)["tokenizer"]["vocabulary"]:
         raise ConfigurationError(other_tokens(teacher))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.evaluate.heldout.predictions import per_row
+from tasks.evaluate.variants import CONTINUED, round_name, round_of
 from tasks.stats.intervals import Interval, PerRow, bootstrapped, bootstrapped_difference, paired_difference, wilson
 from tasks.stats.significance import Better, Comparison, holm, mcnemar, paired_permutation
 
@@ -40,6 +41,12 @@ METRICS = {
 _TO_TEACHER = {"kl_to_teacher", "topk_kl", "top1_agreement"}  # say nothing about the teacher itself
 
 
+def pairs_of(variants: Iterable[str]) -> list[tuple[str, str]]:
+    """Those that were chosen; of rounds, the last one against kd trained for as long without them, and against kd."""
+    last = max((number for name in variants if (number := round_of(name))), default=None)
+    return [*PAIRS, *((round_name(last), other) for other in (CONTINUED, "kd") if last)]
+
+
 def interval_of(metric: str, values: PerRow) -> Interval:
     """95 % interval: Wilson's for shares of rows, the bootstrap's for all else."""
     if METRICS[metric].is_share:
@@ -60,7 +67,7 @@ def compare(tables: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> li
     numbers = {name: per_row(table) for name, table in tables.items()}
     found: list[Comparison] = []
     for metric, words in METRICS.items():
-        pairs = [pair for pair in PAIRS if not (pair[1] == "teacher" and metric in _TO_TEACHER)]
+        pairs = [pair for pair in pairs_of(tables) if not (pair[1] == "teacher" and metric in _TO_TEACHER)]
         mine = {name: of[metric] for name, of in numbers.items() if metric in of}
         found += compare_in(metric, words, mine, labels, pairs)
     return found
@@ -71,12 +78,13 @@ def compare_in(
     words: Metric,
     numbers: Mapping[str, PerRow],
     labels: Mapping[str, str],
-    pairs: Sequence[tuple[str, str]] = PAIRS,
+    pairs: Sequence[tuple[str, str]] | None = None,
 ) -> list[Comparison]:
-    """Those of `pairs` that are there, in one metric, with Holm's correction over them.
+    """Those of `pairs` (all that were chosen) that are there, in one metric, with Holm's correction over them.
 
     `numbers` hold, by variant, the same rows in the same order.
     """
+    pairs = pairs_of(numbers) if pairs is None else pairs
     pairs = [(ours, theirs) for ours, theirs in pairs if ours in numbers and theirs in numbers]
     found = [_difference(words, numbers[ours], numbers[theirs]) for ours, theirs in pairs]
     tested = [p for _difference, p in found if p is not None]

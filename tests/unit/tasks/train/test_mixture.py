@@ -58,9 +58,9 @@ WRITTEN = [_letter_by_letter(row) for row in ASKED]
 
 
 def _rollout(tokenizer: dict[str, str] | None = None) -> ArtifactRef:
-    work = Workspace(KIND, 1, {"tokenizer": tokenizer or tokenizer_digests(STUDENT)}, {})
+    work = Workspace(KIND, 1, {}, {})
     work.put(f"{KEPT}00000.parquet", written_parquet(WRITTEN, {"student": ["me"] * 2}))
-    return work.publish((KEPT,), {"rows": len(WRITTEN)}, {})
+    return work.publish((KEPT,), {"rows": len(WRITTEN)}, {"tokenizer": tokenizer or tokenizer_digests(STUDENT)})
 
 
 def _given() -> ArtifactRef:

@@ -1,0 +1,18 @@
+"""Over how many GPUs a student is spread that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from infra.devices import Gpus
+from tasks.engines.memory import unheard
+from tasks.evaluate.parallel import generation_parallel
+from tasks.models import ModelSource
+from tasks.rollout.settings import Rounds
+
+
+def rollout_parallel(
+    how: Rounds, student: ModelSource, longest: int, gpus: Gpus | None, tell: Callable[[str], None] = unheard
+) -> int:
+    """As `generation_parallel`, with what helps where no GPUs hold the student."""
+    return generation_parallel(how, student, longest, gpus, tell, "a lower kd.max_length")
