@@ -146,6 +146,12 @@ class Candidates:
             yield row
 
 
+def most_pairs(rows: float, heldout: int, most: int, *, several_languages: bool) -> float:
+    """How many pairs there can be of so many rows and held-out rows."""
+    own, other = (min(heldout * most, rows * of_a_row) for of_a_row in (_OWN, _OTHER))
+    return own + other * several_languages
+
+
 def _shown(row: Row) -> dict[str, str]:
     """What the agent sees of a row: what was asked, of a conversation the end, and the beginning of the answer."""
     turns = [message for message in row.prompt if message.role != "system"]

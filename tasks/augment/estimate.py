@@ -214,9 +214,13 @@ def _pairs(rows: list[Row], seeds: ArtifactRef, options: Augmentation) -> list[c
 def _scale_of_pairs(
     pairs: list[candidates.ComparedPair], rows: list[Row], scale: float, seeds: ArtifactRef, options: Augmentation
 ) -> dict[str, float]:
-    """From the sample's pairs to all of them, which are no more than so many of a held-out row."""
-    of_a_heldout_row = options.compare_heldout * (1 if len({row.language for row in rows}) == 1 else 2)
-    return {COMPARISON.name: min(scale, seeds.counts["heldout"] * of_a_heldout_row / max(len(pairs), 1))}
+    """From the sample's pairs to the most that there can be; of all seeds, to themselves."""
+    if scale == 1 or not pairs:
+        return {COMPARISON.name: 1.0}
+    several = len({row.language for row in rows}) > 1
+    heldout, most = seeds.counts["heldout"], options.compare_heldout
+    all_of_them = candidates.most_pairs(len(rows) * scale, heldout, most, several_languages=several)
+    return {COMPARISON.name: all_of_them / len(pairs)}
 
 
 def _scales(scale: float, kept: list[Row], options: Augmentation) -> dict[str, float]:

@@ -36,7 +36,7 @@ STOPPING = ("quota", "no_credit")
 ASKED: dict[str, tuple[Agent[Any], dict[str, Any]]] = {
     "expansion": (agents.EXPANSION, {"n": 2}),
     "category": (agents.CATEGORY, {"candidates": [{"instruction": "a", "input": ""}]}),
-    "rewriting": (agents.REWRITING, {"chain_of_thought": False}),
+    "rewriting": (agents.REWRITING, {"chain_of_thought": True, "lengths": {"short": 9, "medium": 19, "long": 29}}),
     "preservation": (agents.PRESERVATION, {"rewritten": {"instruction": "i", "response": "r"}}),
     "selection": (agents.SELECTION, {}),
     "verification": (agents.VERIFICATION, {}),
