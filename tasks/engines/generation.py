@@ -53,16 +53,23 @@ class Generated:
 
 @dataclass(frozen=True)
 class Ends:
-    """Where a model's generation ends, at last with its `context`, and the answer in what it generated."""
+    """Where a model's generation ends, at last with its `context`, and the answer in what it generated.
+
+    `opening` is what comes last before an answer, where control tokens do: GPT-OSS thinks in other channels first.
+    """
 
     tokenizer: Any
     stop_ids: tuple[int, ...]
     context: int
+    opening: tuple[int, ...] = ()
 
     @staticmethod
     def of(source: ModelSource, tokenizer: Any) -> Ends:
-        stops = stop_ids(source, ChatFormat.of(tokenizer).end_id, tokenizer.eos_token_id)
-        return Ends(tokenizer, stops, source.context())
+        chat = ChatFormat.of(tokenizer)
+        stops = stop_ids(source, chat.end_id, tokenizer.eos_token_id)
+        opening = tokenizer.encode(chat.turn.before, add_special_tokens=False)
+        special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        return Ends(tokenizer, stops, source.context(), tuple(opening) if special & set(opening) else ())
 
     def room(self, prompt: int, max_new_tokens: int) -> int:
         """Tokens that may follow a prompt of so many."""
@@ -72,6 +79,7 @@ class Ends:
         """The ids may run on (with padding) after the end of turn."""
         written, truncated = self.written(generated)
         ids = written if truncated else written[:-1]
+        ids = ids[_after(self.opening, ids) :]
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         answer = answer_of(text)
         tokens = len(ids) if answer == text else len(self.tokenizer.encode(answer, add_special_tokens=False))
@@ -81,6 +89,13 @@ class Ends:
         """The ids up to the end of turn and with it, and whether the limit came first."""
         end = next((at for at, token in enumerate(generated) if token in self.stop_ids), None)
         return list(generated[: None if end is None else end + 1]), end is None
+
+
+def _after(part: Sequence[int], ids: Sequence[int]) -> int:
+    """Where `ids` go on after the last `part` in them; 0 where there is none."""
+    size = len(part)
+    places = (at + size for at in range(len(ids) - size, -1, -1) if tuple(ids[at : at + size]) == tuple(part))
+    return next(places, 0) if size else 0
 
 
 class Generator(Protocol):

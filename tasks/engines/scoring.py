@@ -102,7 +102,9 @@ class TransformersEngine:
 
         self._torch = torch
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=False, dtype=dtype, **attention_of(folder)
+        )
         self._model = model.to(self._device).eval()
 
     def score(self, rows: Sequence[TokenisedRow], k: int) -> list[ScoredRow]:
@@ -140,6 +142,14 @@ class TransformersEngine:
                     )
                 )
         return scored
+
+
+def attention_of(folder: Path) -> dict[str, str]:
+    """What transformers is to be told of a model's attention: with its default, SDPA, it drops a cap on the scores."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    return {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
 
 
 def vllm_options(on_gpu: bool, tensor_parallel: int, gpu_memory: float, max_batched_tokens: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from infra.errors import ConfigurationError
 from tasks.models import ModelSource
 
 GENERATION = "generation_config.json"
+TODAY = date(2024, 7, 26)
 _QUESTION, _ANSWER = "Which?", "This."
 _MARK = re.compile(r"\[/?[A-Z_]+\]|<{1,2}/?[^\s<>]{1,30}>{1,2}|#{2,} ?[^\n:]{1,30}:")
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -35,6 +37,20 @@ class Turn:
     before: str
     after: str
     end: str
+
+
+def known_to(template: str) -> dict[str, Any]:
+    """What a template is told beside the conversation: where it writes today's date (Llama 3.2, Granite, GPT-OSS),
+    one that stays the same, so that a row is the same tokens on every day of a run and of the next.
+
+    The day is the one that Llama 3.2's template itself falls back to.
+    """
+    return {"strftime_now": TODAY.strftime} if writes_the_date(template) else {}
+
+
+def writes_the_date(template: str) -> bool:
+    """Whether a row would be other tokens tomorrow."""
+    return "strftime_now" in template
 
 
 def turn_of(source: ModelSource) -> Turn:
@@ -103,7 +119,8 @@ def render(
 
     asks = messages[-1]["role"] != "assistant"
     try:
-        how: dict[str, Any] = {"chat_template": template, "add_generation_prompt": asks, "tools": tools, **tokens}
+        how: dict[str, Any] = {"chat_template": template, "add_generation_prompt": asks, "tools": tools}
+        how |= {**tokens, **known_to(template)}
         rendered: Any = render_jinja_template([[dict(message) for message in messages]], **how)
     except (TemplateError, TypeError, ValueError, KeyError) as error:
         raise TemplateRefusal(f"{error}"[:200]) from error

@@ -17,7 +17,17 @@ from infra.store.artifacts import digest_of
 from tasks.models import ModelSource
 from tasks.rows import Message, Row, Turns
 from tasks.text.answers import THOUGHT_MARKS
-from tasks.tokens.chat import Turn, canonical_tokenizer, marks, template_of, turn, turn_of
+from tasks.tokens.chat import (
+    TODAY,
+    Turn,
+    canonical_tokenizer,
+    known_to,
+    marks,
+    template_of,
+    turn,
+    turn_of,
+    writes_the_date,
+)
 from tasks.tokens.spans import Span, Supervised
 from tasks.tokens.tools import UNKNOWN, ToolForm, left_out, tool_form
 
@@ -158,13 +168,16 @@ def prompt_and_text(
 
     `definitions` are those of the tools that may be called in it.
     """
-    plain, how = [message.model_dump() for message in messages], {}
+    plain, template = [message.model_dump() for message in messages], tokenizer.get_chat_template()
+    how: dict[str, Any] = {}
     if definitions or any(message.role == "tool" or message.tool_calls for message in messages):
         chat = ChatFormat.of(tokenizer)
         if chat.tools is None:
             raise ConfigurationError(f"the conversation {UNKNOWN}")
         plain = [chat.tools.plain(message) for message in messages]
-        how = {"tools": list(definitions) or None, "chat_template": chat.tool_template}
+        template = chat.tool_template
+        how = {"tools": list(definitions) or None, "chat_template": template}
+    how |= known_to(template)
     try:
         prompt_text = tokenizer.apply_chat_template(plain[:-1], tokenize=False, add_generation_prompt=True, **how)
         text = tokenizer.apply_chat_template(plain, tokenize=False, **how)
@@ -177,6 +190,13 @@ def prompt_and_text(
     if not text.startswith(prompt_text):
         raise ConfigurationError("the chat template renders its prompt differently once the answer follows")
     return prompt_text, text
+
+
+def rendered_prompt(messages: Sequence[Message], tokenizer: Any) -> str:
+    """What generation sees of a conversation that ends with a question; raises whatever its template does."""
+    plain = [message.model_dump() for message in messages]
+    known = known_to(tokenizer.get_chat_template())
+    return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, **known))
 
 
 def _continued(prompt_ids: list[int], prompt_text: str, text: str, tokenizer: Any, chat: ChatFormat) -> list[int]:
@@ -200,7 +220,8 @@ def tokenizer_digests(source: ModelSource) -> dict[str, str]:
     template, backend = template_of(source), source.text_file("tokenizer.json")
     if backend is None:
         raise ConfigurationError(f"model {source.name!r} has no tokenizer.json (a fast tokenizer)")
-    parts = {"vocabulary": canonical_tokenizer(backend), "template": template, "end": turn_of(source).end}
+    rendered_by = [template, TODAY.isoformat()] if writes_the_date(template) else template
+    parts = {"vocabulary": canonical_tokenizer(backend), "template": rendered_by, "end": turn_of(source).end}
     return {name: digest_of(part)[:32] for name, part in parts.items()}
 
 

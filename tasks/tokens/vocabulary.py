@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,8 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class Vocabulary:
     """Tokens by id. `text` is None for control tokens and for ids without a token (padding of the embedding).
 
-    `before` and `after` a response stands what the chat template writes there, `end` closes it. `fallback` are single
-    bytes for what no token spells: <0x73> is no "s".
+    `before` and `after` a response stands what the chat template writes there as text, `end` closes it. `fallback`
+    are single bytes for what no token spells: <0x73> is no "s".
     """
 
     text: tuple[bytes | None, ...]
@@ -59,7 +59,8 @@ class Vocabulary:
         fallback = (
             frozenset() if in_bytes else frozenset(tokens[token] for token in tokens if _BYTE_TOKEN.fullmatch(token))
         )
-        return Vocabulary(tuple(text), control, end, turn.before.encode(), turn.after.encode(), fallback)
+        before, after = (_without(control, part).encode() for part in (turn.before, turn.after))
+        return Vocabulary(tuple(text), control, end, before, after, fallback)
 
     def spans(self, ids: np.ndarray) -> tuple[np.ndarray, bytes]:
         """(R, 2) first and last byte of each token, and the text; control tokens have no length."""
@@ -102,6 +103,12 @@ def token_map(teacher: Vocabulary, student: Vocabulary) -> np.ndarray:
         mapped[index] = student.control.get(name, -1)
     mapped[teacher.end] = student.end
     return mapped
+
+
+def _without(control: Iterable[str], text: str) -> str:
+    """What is text of `text` (GPT-OSS opens an answer with control tokens and the word "final" between them)."""
+    longest_first = sorted(control, key=len, reverse=True)
+    return re.sub("|".join(map(re.escape, longest_first)), "", text) if longest_first else text
 
 
 def _kinds(tokenizer: Any) -> Iterator[str]:

@@ -1,4 +1,7 @@
-"""Chat templates of a dozen families, with small tokenizers of their kinds: what closes a turn differs in each."""
+"""Chat templates in the style of two dozen families, with small tokenizers of their kinds.
+
+What opens and closes a turn, what becomes of a system message and of earlier answers differs in each.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,7 @@ _CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_LLAMA = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 _IM = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 FAMILIES = {
     "qwen2.5": Family(_CHATML, "<|im_end|>", "<|im_end|>", _IM, own=("<|im_end|>", "<|endoftext|>")),
@@ -98,7 +102,7 @@ FAMILIES = {
         "{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>{% endfor %}"
         "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
         *("<|end_of_text|>", "<|eot_id|>"),
-        ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        _LLAMA,
         bos="<|begin_of_text|>",
         own=("<|end_of_text|>", "<|eot_id|>"),
     ),
@@ -126,6 +130,126 @@ FAMILIES = {
         "{% for m in messages %}<|start_of_role|>{{ m.role }}<|end_of_role|>{{ m.content }}<|end_of_text|>\n"
         "{% endfor %}{% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}",
         *("<|end_of_text|>", "<|end_of_text|>", ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>")),
+    ),
+    "llama3.2": Family(  # a system turn in every conversation, with today's date
+        "{{- bos_token }}{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+        "{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}{%- set date_string = '26 Jul 2024' %}"
+        "{%- endif %}{%- endif %}{%- if messages[0].role == 'system' %}{%- set system = messages[0].content | trim %}"
+        "{%- set messages = messages[1:] %}{%- else %}{%- set system = '' %}{%- endif %}"
+        "{{- '<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: ' }}"
+        "{{- date_string + '\n\n' + system + '<|eot_id|>' }}{%- for m in messages %}"
+        "{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}",
+        *("<|eot_id|>", "<|eot_id|>", _LLAMA),
+        bos="<|begin_of_text|>",
+        own=("<|end_of_text|>", "<|eot_id|>"),
+    ),
+    "qwen2.5 as it is": Family(  # a system turn of its own where there is none
+        "{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud."
+        " You are a helpful assistant.<|im_end|>\n' }}{%- endif %}" + _CHATML,
+        *("<|im_end|>", "<|im_end|>", _IM),
+        own=("<|im_end|>", "<|endoftext|>"),
+    ),
+    "qwen3 thinking": Family(  # the prompt opens the thought
+        "{%- for m in messages %}{%- if m.role != 'assistant' %}{{- '<|im_start|>' + m.role + '\n' + m.content }}"
+        "{%- else %}{%- set thought, said = '', m.content %}{%- if '</think>' in said %}{%- set thought = "
+        "said.split('</think>')[0].split('<think>')[-1].strip('\n') %}{%- set said = "
+        "said.split('</think>')[-1].lstrip('\n') %}{%- endif %}{{- '<|im_start|>assistant\n' }}{%- if loop.last %}"
+        "{{- '<think>\n' + thought + '\n</think>\n\n' }}{%- endif %}{{- said.lstrip('\n') }}{%- endif %}"
+        "{{- '<|im_end|>\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}",
+        *("<|im_end|>", "<|im_end|>", _IM),
+        plain=("<think>", "</think>"),
+    ),
+    "smollm3": Family(
+        "{%- set system = messages[0].content if messages[0].role == 'system' else '' %}{{- '<|im_start|>system\n## "
+        "Metadata\n\nKnowledge Cutoff Date: June 2025\nToday Date: ' + strftime_now('%d %B %Y') + '\nReasoning Mode: "
+        "/think\n\n## Custom Instructions\n\n' + (system.rstrip() or 'You are a helpful AI assistant named SmolLM.') + "
+        "'<|im_end|>\n' }}{%- for m in messages %}{%- if m.role == 'user' %}{{- '<|im_start|>user\n' + m.content + "
+        "'<|im_end|>\n' }}{%- elif m.role == 'assistant' %}{% generation %}{{- '<|im_start|>assistant\n' + "
+        "m.content.lstrip('\n') + '<|im_end|>\n' }}{% endgeneration %}{%- endif %}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}",
+        *("<|im_end|>", "<|im_end|>", _IM),
+        plain=("<think>", "</think>"),
+    ),
+    "mistral 7b": Family(  # no system role, and roles that alternate
+        "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+        "{% if m.role == 'user' %}{{ ' [INST] ' + m.content + ' [/INST]' }}{% else %}{{ ' ' + m.content + eos_token }}"
+        "{% endif %}{% endfor %}",
+        *("</s>", "</s>", ("<s>", "</s>")),
+        bos="<s>",
+        kind="sentence-piece",
+    ),
+    "mistral small": Family(
+        "{%- set today = strftime_now('%Y-%m-%d') %}{{- bos_token }}{%- if messages[0].role == 'system' %}"
+        "{%- set system = messages[0].content %}{%- set loop_messages = messages[1:] %}{%- else %}{%- set system = "
+        "'You are Mistral Small 3. The current date is ' + today + '.' %}{%- set loop_messages = messages %}"
+        "{%- endif %}"
+        "{{- '[SYSTEM_PROMPT]' + system + '[/SYSTEM_PROMPT]' }}{%- for m in loop_messages %}{%- if m.role == 'user' %}"
+        "{{- '[INST]' + m.content + '[/INST]' }}{%- elif m.role == 'assistant' %}{{- m.content + eos_token }}"
+        "{%- else %}{{- raise_exception('Only user and assistant roles are supported!') }}{%- endif %}{%- endfor %}",
+        *("</s>", "</s>", ("<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")),
+        bos="<s>",
+    ),
+    "gemma3": Family(  # the system message stands at the head of the first question
+        "{{ bos_token }}{%- if messages[0].role == 'system' -%}{%- set prefix = messages[0].content + '\n\n' -%}"
+        "{%- set loop_messages = messages[1:] -%}{%- else -%}{%- set prefix = '' -%}"
+        "{%- set loop_messages = messages -%}{%- endif -%}{%- for m in loop_messages -%}"
+        "{%- if (m.role == 'user') != (loop.index0 % 2 == 0) -%}"
+        "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{%- endif -%}"
+        "{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' }}"
+        "{{ prefix if loop.first else '' }}"
+        "{{ m.content | trim }}{{ '<end_of_turn>\n' }}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}",
+        *("<eos>", "<end_of_turn>", ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")),
+        bos="<bos>",
+        own=("<eos>", "<end_of_turn>"),
+        kind="sentence-piece",
+    ),
+    "phi4": Family(
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '<|im_sep|>' + m.content + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}",
+        *("<|im_end|>", "<|im_end|>", (*_IM, "<|im_sep|>")),
+    ),
+    "olmo2": Family(  # roles that are no tokens
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|assistant|>\n' + m.content }}"
+        "{{ eos_token }}{% if not loop.last %}{{ '\n' }}{% endif %}{% else %}"
+        "{{ '<|' + m.role + '|>\n' + m.content + '\n' }}{% endif %}"
+        "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}",
+        *("<|endoftext|>", "<|endoftext|>", ("<|endoftext|>",)),
+        bos="<|endoftext|>",
+    ),
+    "granite 3.3": Family(
+        "{%- if messages[0].role == 'system' %}{%- set system = messages[0].content %}{%- set loop_messages = "
+        'messages[1:] %}{%- else %}{%- set system = "Knowledge Cutoff Date: April 2024.\nToday\'s Date: " + '
+        "strftime_now('%B %d, %Y') + '.\nYou are Granite, developed by IBM.' %}{%- set loop_messages = messages %}"
+        "{%- endif %}{{- '<|start_of_role|>system<|end_of_role|>' + system + '<|end_of_text|>\n' }}"
+        "{%- for m in loop_messages %}{{- '<|start_of_role|>' + m.role + '<|end_of_role|>' + m.content + "
+        "'<|end_of_text|>\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|start_of_role|>assistant<|end_of_role|>' }}{%- endif %}",
+        *("<|end_of_text|>", "<|end_of_text|>", ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>")),
+    ),
+    "deepseek v2": Family(  # roles in plain words
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ 'User: ' + m.content + '\n\n' }}"
+        "{% elif m.role == 'assistant' %}{{ 'Assistant: ' + m.content + eos_token }}{% else %}{{ m.content + '\n\n' }}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}",
+        *("<｜end▁of▁sentence｜>", "<｜end▁of▁sentence｜>", ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")),
+        bos="<｜begin▁of▁sentence｜>",
+    ),
+    "gpt-oss": Family(  # the last answer ends with another token than those before it
+        "{{- '<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\nKnowledge cutoff: "
+        "2024-06\nCurrent date: ' + strftime_now('%Y-%m-%d') + '\n\nReasoning: medium<|end|>' }}"
+        "{%- if messages[0].role == 'system' %}{{- '<|start|>developer<|message|># Instructions\n\n' }}"
+        "{{- messages[0].content + '<|end|>' }}"
+        "{%- set messages = messages[1:] %}{%- endif %}{%- for m in messages %}{%- if m.role == 'assistant' %}"
+        "{{- '<|start|>assistant<|channel|>final<|message|>' + m.content }}"
+        "{{- '<|return|>' if loop.last else '<|end|>' }}"
+        "{%- elif m.role == 'user' %}{{- '<|start|>user<|message|>' + m.content + '<|end|>' }}{%- endif %}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}",
+        *("<|return|>", "<|return|>"),
+        ("<|startoftext|>", "<|return|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|call|>"),
+        own=("<|return|>", "<|call|>"),
     ),
     "no token at all": Family(
         "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n\n{% endfor %}"

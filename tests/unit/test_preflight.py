@@ -54,7 +54,10 @@ def _template(text: str) -> Change:
 
 REFUSED: dict[str, tuple[Change, str]] = {
     "a recurrent model": (_with("config.json", model_type="mamba"), "type 'mamba'"),
-    "sinks": (_with("config.json", model_type="gpt_oss"), "type 'gpt_oss'"),
+    "weights in 4 bits": (
+        _with("config.json", model_type="gpt_oss", quantization_config={"quant_method": "mxfp4"}),
+        r"quantised \(mxfp4\)",
+    ),
     "a quantised model": (_with("config.json", quantization_config={"quant_method": "awq"}), r"quantised \(awq\)"),
     "a template that turns back": (
         _template("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"),

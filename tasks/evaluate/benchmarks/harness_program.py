@@ -24,14 +24,14 @@ from infra.processes import child
 from infra.processes.program import lean_imports
 from infra.store.artifacts import Workspace
 from tasks.engines.generation import Ends
-from tasks.engines.scoring import end_vllm, processes_below, vllm_options
+from tasks.engines.scoring import attention_of, end_vllm, processes_below, vllm_options
 from tasks.evaluate.benchmarks.harness import SAMPLES, publish, task_manager
 from tasks.evaluate.benchmarks.settings import Benchmarks
 from tasks.logits.parallel import scoring_parallel
 from tasks.logits.settings import Scoring
 from tasks.models import ModelSource, load_tokenizer
 from tasks.text.answers import THOUGHT_ENDS
-from tasks.tokens.chat import added_tokens, stop_at
+from tasks.tokens.chat import added_tokens, known_to, stop_at, template_of
 
 _ENGINES = {"vllm": "vllm_causallms", "transformers": "huggingface"}
 
@@ -113,7 +113,8 @@ def _engine(model: ModelSource, options: Benchmarks, scoring: Scoring, reporter:
     folder, longest_answer = str(ending(model, place / "model")), options.harness_max_gen_tokens
     longest = options.harness_max_length and min(options.harness_max_length, model.context())
     ends = [token for token in added_tokens(model).values() if token in THOUGHT_ENDS]
-    thinking = {"think_end_token": ends[0]} if ends else {}
+    told: dict[str, Any] = {"chat_template_args": known_to(template_of(model))}
+    told |= {"think_end_token": ends[0]} if ends else {}
     if scoring.engine == "transformers":
         from lm_eval.models.huggingface import HFLM
 
@@ -121,9 +122,8 @@ def _engine(model: ModelSource, options: Benchmarks, scoring: Scoring, reporter:
             max_gen_toks = longest_answer
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        yield Reference(
-            pretrained=folder, max_length=longest, batch_size=8, device=device, trust_remote_code=False, **thinking
-        )
+        told |= {"pretrained": folder, "max_length": longest, "batch_size": 8, "device": device}
+        yield Reference(trust_remote_code=False, **told, **attention_of(Path(folder)))
         return
     from lm_eval.models.vllm_causallms import VLLM
 
@@ -131,7 +131,7 @@ def _engine(model: ModelSource, options: Benchmarks, scoring: Scoring, reporter:
     parallel = scoring_parallel(scoring, model, devices.here(), reporter.note)
     arguments = vllm_options(torch.cuda.is_available(), parallel, scoring.gpu_memory, scoring.max_batched_tokens)
     engine = VLLM(
-        folder, max_model_len=longest, max_gen_toks=longest_answer, trust_remote_code=False, **arguments, **thinking
+        folder, max_model_len=longest, max_gen_toks=longest_answer, trust_remote_code=False, **arguments, **told
     )
     yield engine
     end_vllm(engine.model, processes_below() - before)

@@ -25,7 +25,7 @@ from tasks.evaluate.parallel import generation_parallel
 from tasks.evaluate.settings import Evaluation
 from tasks.models import ModelSource, load_tokenizer
 from tasks.rows import Message
-from tasks.tokens.rows import holds_control_tokens
+from tasks.tokens.rows import holds_control_tokens, rendered_prompt
 
 
 def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
@@ -135,8 +135,7 @@ class AnsweringVariant:
         """The prompt's tokens; none where a message holds a control token."""
         if holds_control_tokens(messages, self._tokenizer):
             return []
-        plain = [message.model_dump() for message in messages]
-        text = self._tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+        text = rendered_prompt(messages, self._tokenizer)
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from tasks.engines.scoring import attention_of
 from tasks.evaluate.heldout.metrics import (
     CALIBRATION_BINS,
     calibration,
@@ -55,10 +56,10 @@ def load_model(source: ModelSource) -> Any:
     on_gpu = torch.cuda.is_available()
     where = {"device_map": "auto"} if torch.cuda.device_count() > 1 else {}
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        source.fetch(), trust_remote_code=False, dtype=dtype, attn_implementation="sdpa", **where
-    )
-    return (model if where else model.to("cuda" if on_gpu else "cpu")).eval()
+    folder = source.fetch()
+    where |= attention_of(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=dtype, **where)
+    return (model if "device_map" in where else model.to("cuda" if on_gpu else "cpu")).eval()
 
 
 def batches(tasks: Iterable[Task], rows: int, vocabulary: int) -> Iterator[list[Task]]:

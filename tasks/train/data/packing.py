@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from infra.errors import ConfigurationError
 from tasks.train.data.order import Example
+from tasks.train.model.attention import causal_attention
 from tasks.train.model.families import check_trainable
 
 ATTENTION = "packed"
-_NOT_PLAIN = ("softcap", "s_aux", "sinks")
+_NOT_PLAIN = ("position_bias", "sinks")
 _SHORTEST = 0.75  # of a group's longest row: attention's padding stays under a quarter
 
 
@@ -126,10 +126,15 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     rows: Sequence[Tensor] = (),
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each row, in transformers' attention interface; H query heads, G key heads."""
+    """Causal attention within each row, in transformers' attention interface; H query heads, G key heads.
+
+    `s_aux` (H) are attention sinks, `softcap` caps the scores: see `tasks.train.model.attention`.
+    """
     if unknown := [name for name in _NOT_PLAIN if others.get(name) is not None]:
         raise ConfigurationError(f"{type(module).__name__} cannot be trained here: its attention has {unknown[0]}")
     back_T, *groups = rows
@@ -139,11 +144,7 @@ def packed_attention(
         repeats = query.shape[1] // key.shape[1]
         if repeats > 1:
             key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-        longest = index_BL.shape[1]
-        band = _band(longest, sliding_window, query.device) if sliding_window and sliding_window < longest else None
-        out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=band, dropout_p=dropout, is_causal=band is None, scale=scaling
-        )
+        out = causal_attention(query, key, value, scaling, dropout, sliding_window, softcap, s_aux)
         outputs.append(out.transpose(1, 2).flatten(0, 1))  # (B·L, H, D)
     return torch.cat(outputs).index_select(0, back_T)[None], None
 
@@ -152,13 +153,6 @@ def _laid_out(x_HTD: Tensor, index_BL: Tensor) -> Tensor:
     """(B, H, L, D)."""
     gathered = x_HTD.index_select(1, index_BL.flatten())
     return gathered.unflatten(1, index_BL.shape).transpose(0, 1)
-
-
-def _band(length: int, window: int, device: torch.device) -> Tensor:
-    """A token sees itself and the `window` − 1 tokens before it."""
-    back = torch.arange(length, device=device)
-    distance = back[:, None] - back[None, :]
-    return (distance >= 0) & (distance < window)
 
 
 def use_packed_attention(model: Any) -> None:

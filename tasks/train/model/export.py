@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.runtime.keep_in_fp32 import keep_in_fp32_pattern
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from torch import Tensor
 from transformers import GenerationConfig
 
 from infra.store.artifacts import Workspace
@@ -47,16 +49,29 @@ def export(
         return
     if lora is not None:
         model, state = model.get_base_model(), merged(source, state, lora)
-    state = {name: tensor.to(dtype) for name, tensor in state.items()}
     with tempfile.TemporaryDirectory() as target:
-        model.config.dtype = dtype
-        model.generation_config = GenerationConfig()  # transformers refuses to write what some models come with
-        model.save_pretrained(target, state_dict=state, safe_serialization=True)
-        (Path(target) / GENERATION).unlink(missing_ok=True)
-        copy_beside_weights(source, Path(target))
-        stop_at(Path(target), stops)
+        write_model(model, state, source, Path(target), stops, dtype)
         (Path(target) / CARD).write_text(render_card(card))
         work.put_folder("model/", Path(target))
+
+
+def write_model(
+    model: Any, state: Mapping[str, Tensor], source: Path, target: Path, stops: Collection[int], dtype: torch.dtype
+) -> None:
+    """Write the weights `state` of a plain model, and what its base in `source` is beside them, into `target`.
+
+    In `dtype`, but for what the family keeps in fp32 (the biases that DeepSeek-V3 chooses experts by).
+    """
+    exact = keep_in_fp32_pattern(model, None, dtype)
+    state = {
+        name: tensor.to(torch.float32 if exact and exact.search(name) else dtype) for name, tensor in state.items()
+    }
+    model.config.dtype = dtype
+    model.generation_config = GenerationConfig()  # transformers refuses to write what some models come with
+    model.save_pretrained(target, state_dict=state, safe_serialization=True)
+    (target / GENERATION).unlink(missing_ok=True)
+    copy_beside_weights(source, target)
+    stop_at(target, stops)
 
 
 def render_card(facts: Mapping[str, Any]) -> str:

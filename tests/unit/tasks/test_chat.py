@@ -1,9 +1,11 @@
-"""Templates of a dozen families rendered, masked, ended and aligned as their own files say."""
+"""Templates of two dozen families rendered, masked, ended and aligned as their own files say."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,19 @@ import numpy as np
 import pytest
 
 from infra.errors import ConfigurationError
+from infra.store.artifacts import digest_of
 from tasks.engines.generation import Ends
 from tasks.models import ModelSource, load_tokenizer
 from tasks.rows import Message, Row
 from tasks.tokens.alignment import Alignment, vocabulary_of
-from tasks.tokens.chat import Turn, added_tokens, stop_ids, turn_of
+from tasks.tokens.chat import Turn, added_tokens, stop_ids, takes_system_turns, turn_of
 from tasks.tokens.rows import ChatFormat, Skipped, TokenisedRow, tokenise, tokenizer_digests
 from tasks.tokens.scored import ScoredRow
 from tests.support.templates import FAMILIES, source_of
 
 ROW = Row(instruction="the name of the book", response="SELECT name FROM books\n  WHERE price >= 10;")
 PAIRS = [pair for pair in itertools.permutations(FAMILIES, 2) if len({FAMILIES[name].kind for name in pair}) == 1]
+DATE: dict[str, Any] = {"strftime_now": date(2024, 7, 26).strftime}
 every_family = pytest.mark.parametrize("name", FAMILIES)
 
 
@@ -50,15 +54,73 @@ def test_a_response_is_itself_and_what_closes_it(name: str, sources: Any, tokeni
     assert tokenizer.convert_ids_to_tokens(response[-1]) == turn.end
     assert response.index(response[-1]) == len(response) - 1
     _spans, text = vocabulary_of(sources[name]).spans(np.array(response))
-    assert text.decode() == turn.before + ROW.response + turn.after  # to the space
+    before = functools.reduce(lambda left, token: left.replace(token, ""), FAMILIES[name].control, turn.before)
+    assert text.decode() == before + ROW.response + turn.after  # to the space
 
 
 @every_family
 def test_the_prompt_is_what_generation_sees(name: str, tokenizers: Any, rows: Any) -> None:
     told = [message.model_dump() for message in ROW.prompt]
-    text = tokenizers[name].apply_chat_template(told, tokenize=False, add_generation_prompt=True)
+    text = tokenizers[name].apply_chat_template(told, tokenize=False, add_generation_prompt=True, **DATE)
     row = rows[name]
     assert row.ids[: row.response_start] == tokenizers[name].encode(text, add_special_tokens=False)
+
+
+class _AnotherDay(datetime):
+    @classmethod
+    def now(cls, tz: Any = None) -> _AnotherDay:
+        return cls(2031, 1, 5)
+
+
+@every_family
+def test_a_row_is_the_same_on_every_day(
+    name: str, sources: Any, tokenizers: Any, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    today, digests = turn_of(sources[name]), tokenizer_digests(sources[name])
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", _AnotherDay)
+    assert tokenise(ROW, tokenizers[name], 512) == rows[name]
+    assert turn_of(sources[name]) == today
+    assert tokenizer_digests(sources[name]) == digests
+    dated = "strftime_now" in FAMILIES[name].template
+    assert ("2024" in tokenizers[name].decode(rows[name].ids).replace("April 2024", "")) == dated
+    # what writes no date is known by what it always was
+    assert (digests["template"] == digest_of(FAMILIES[name].template)[:32]) == (not dated)
+
+
+# what becomes of a row with a system message, where it does not stand in the prompt
+NO_SYSTEM = {
+    "gemma": "the chat template refuses it: System role not supported",
+    "mistral 7b": "the chat template refuses it: Conversation roles must alternate user/assistant/user/assistant/...",
+    "llama2": "the chat template leaves out its system message",
+}
+
+
+@every_family
+def test_a_system_message_is_in_the_prompt_or_the_row_left_out(name: str, sources: Any, tokenizers: Any) -> None:
+    row = ROW.model_copy(update={"history": (Message(role="system", content="Be brief."),)})
+    tokenised = tokenise(row, tokenizers[name], 512)
+    assert takes_system_turns(sources[name]) == (name not in NO_SYSTEM)
+    if name in NO_SYSTEM:
+        assert tokenised == Skipped(row.id, NO_SYSTEM[name])
+    else:
+        assert isinstance(tokenised, TokenisedRow)
+        said = tokenizers[name].decode(tokenised.ids[: tokenised.response_start])
+        assert said.count("Be brief.") == 1
+        assert said.index("Be brief.") < said.index(ROW.instruction)
+
+
+def test_an_answer_that_control_tokens_open_is_told_without_what_was_said_before_it(
+    sources: Any, tokenizers: Any
+) -> None:
+    """GPT-OSS thinks in a channel of its own, and names the channel of its answer."""
+    tokenizer = tokenizers["gpt-oss"]
+    ends = Ends.of(sources["gpt-oss"], tokenizer)
+    for before in ("<|channel|>analysis<|message|>how?<|end|><|start|>assistant", ""):
+        written = f"{before}<|channel|>final<|message|>the name<|return|>"
+        told = ends.answer(tokenizer.encode(written, add_special_tokens=False))
+        assert (told.text, told.truncated) == ("the name", False)
+        assert told.tokens == len(tokenizer.encode("the name", add_special_tokens=False))
+    assert all(not Ends.of(sources[name], tokenizers[name]).opening for name in FAMILIES if name != "gpt-oss")
 
 
 @every_family
@@ -74,7 +136,11 @@ def test_generation_ends_where_turns_do_and_where_the_model_says(name: str, sour
 
 
 # what a template writes as plain text: no token, and an injection all the same
-MARKS = {"llama2": ("[INST]", "[/INST]"), "no token at all": ("### user:", "### assistant:")}
+MARKS = {
+    **dict.fromkeys(("llama2", "mistral 7b"), ("[INST]", "[/INST]")),
+    "olmo2": ("<|user|>", "<|assistant|>", "<|system|>"),
+    "no token at all": ("### user:", "### assistant:"),
+}
 
 
 @every_family
@@ -169,6 +235,12 @@ def test_an_end_that_only_the_model_knows_is_found_by_its_id(sources: Any, tmp_p
             "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}A:{% endif %}",
             "differently",
         ),
+        (  # DeepSeek-R1 drops the thoughts of every answer, and opens one in the prompt
+            "{% for m in messages %}{{ '<｜Assistant｜>' if m.role == 'assistant' }}"
+            "{{ m.content.split('</think>')[-1] }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\n' }}{% endif %}",
+            "differently",
+        ),
         ("{% for m in messages %}{{ m.role }}{% endfor %}", "does not render the answer"),
         ("{% for m in messages", "renders no question and answer"),
     ],
@@ -179,12 +251,6 @@ def test_templates_that_are_of_no_use_are_refused(template: str, words: str, sou
     )
     with pytest.raises(ConfigurationError, match=words):
         turn_of(changed)
-
-
-def test_a_row_that_its_template_refuses_is_skipped_by_name(tokenizers: Any) -> None:
-    row = ROW.model_copy(update={"history": (Message(role="system", content="be brief"),)})
-    skipped = tokenise(row, tokenizers["gemma"], 512)
-    assert skipped == Skipped(row.id, "the chat template refuses it: System role not supported")
 
 
 def test_thoughts_are_no_control_tokens(tokenizers: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,18 @@ _SAID = st.sampled_from(
 _ANY = st.one_of(_SAID, st.sampled_from(["", " ", "\n"]))
 _TURNS = st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), _ANY), max_size=6)
 THREE = (("the name", "SELECT name FROM books;"), ("the price", "SELECT price\n  FROM books"), ("all", "SELECT *"))
+DATE: dict[str, Any] = {"strftime_now": date(2024, 7, 26).strftime}
 NONE, ALL = 0, 2  # of the two answers before the last
 SUPERVISED = {
     **dict.fromkeys(("qwen2.5", "base with a template", "deepseek", "mistral", "gemma", "phi3", "llama3"), ALL),
-    **dict.fromkeys(("llama2", "granite"), ALL),
-    **dict.fromkeys(("qwen3", "qwen3 with thoughts"), NONE),  # which have thoughts at the end only
-    **dict.fromkeys(("glm4", "no token at all"), NONE),  # which close the last answer alone with a token
+    **dict.fromkeys(
+        ("llama2", "granite", "llama3.2", "qwen2.5 as it is", "smollm3", "mistral 7b", "mistral small"), ALL
+    ),
+    **dict.fromkeys(("gemma3", "phi4", "olmo2", "granite 3.3", "deepseek v2"), ALL),
+    **dict.fromkeys(("qwen3", "qwen3 with thoughts", "qwen3 thinking"), NONE),  # which have thoughts at the end only
+    **dict.fromkeys(
+        ("glm4", "no token at all", "gpt-oss"), NONE
+    ),  # which close the last answer alone with such a token
     "vicuna": NONE,  # whose space before an answer is one token with it where it is not generated
 }
 
@@ -95,8 +102,8 @@ def _as_the_last(tokenizer: Any, messages: Sequence[Message], end: int) -> tuple
     """
     plain = [message.model_dump() for message in messages]
     try:
-        prompt = tokenizer.apply_chat_template(plain[:-1], tokenize=False, add_generation_prompt=True)
-        text = tokenizer.apply_chat_template(plain, tokenize=False)
+        prompt = tokenizer.apply_chat_template(plain[:-1], tokenize=False, add_generation_prompt=True, **DATE)
+        text = tokenizer.apply_chat_template(plain, tokenize=False, **DATE)
     except Exception:  # of no other class
         return None
     if not text.startswith(prompt) or any(m.role == "system" and m.content.strip() not in prompt for m in messages):
