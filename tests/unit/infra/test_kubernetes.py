@@ -136,7 +136,7 @@ def test_gpus_and_shared_memory_reach_the_pod() -> None:
 
 
 def test_the_pod_of_a_stage_has_what_the_stage_needs(tmp_path: Path) -> None:
-    """A 72B teacher, which four 80 GB GPUs hold, twice on eight; a 7B student with a rank on each, which loads weights."""
+    """A 72B teacher, which four 80 GB GPUs hold, twice on eight; a 7B student with a rank on each."""
     teacher, student = (_qwen(tmp_path, name) for name in ("72B", "7B"))
     rows = ArtifactRef(kind="augment", uri="s3://b/a/", sha256="a", fingerprint="a")
     run, offered = TrainingRun(zero_stage=2, offload="none"), Gpus(8, 79 * 2**30)
