@@ -230,7 +230,10 @@ def test_one_rank_with_accumulation_and_activations_computed_twice_equals_two_wi
     rows: ArtifactRef, uninterrupted: ArtifactRef
 ) -> None:
     saving = TrainingRun(processes=1, micro_batch=5, zero_stage=0, gradient_checkpointing=True)
-    assert _difference(_train(rows, TRAINING, saving, tag=2), uninterrupted) <= 1e-3
+    events: list[Event] = []
+    assert _difference(_train(rows, TRAINING, saving, tag=2, on_event=events.append), uninterrupted) <= 1e-3
+    (chosen,) = [event["text"] for event in events if event["event"] == "note"]  # the offload, which nobody said
+    assert chosen.startswith("ZeRO-0, 5 rows at once, activations computed twice: chosen for 1 ranks of ")
 
 
 @pytest.mark.parametrize(("zero_stage", "offload"), [(0, "optimizer"), (2, "parameters")])
