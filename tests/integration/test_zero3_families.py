@@ -46,6 +46,6 @@ def _source(name: str, folder: Path) -> ModelSource:
 
 def _trained(source: ModelSource, rows: ArtifactRef, run: TrainingRun) -> dict[str, torch.Tensor]:
     made = training_workspace("sft", source, rows, TRAINING, seed=0)
-    work = Workspace(made.kind, 1000 + run.zero_stage, made.spec, made.inputs)
+    work = Workspace(made.kind, 1000 + (run.zero_stage == 3), made.spec, made.inputs)
     ref = stage.train(work, "sft", source, rows, TRAINING, run, 0, lambda event: None)
     return load_file(ArtifactReader(ref).folder("model/") / "model.safetensors")
