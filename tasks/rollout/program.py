@@ -201,16 +201,22 @@ def _written(
     tokenizer = task.ends.tokenizer
     inside = ids if truncated else ids[:-1]
     answer = task.ends.answer(ids).text
-    control = ChatFormat.of(tokenizer).control.search(str(tokenizer.decode(inside, skip_special_tokens=False)))
-    reason = why_left_out(
-        ids, answer, truncated=truncated, control=bool(control) or max(ids, default=0) >= len(tokenizer)
-    )
+    marked = holds_marks(row, str(tokenizer.decode(inside, skip_special_tokens=False)), tokenizer)
+    no_token = max(ids, default=0) >= len(tokenizer)  # an embedding is larger than its tokenizer
+    reason = why_left_out(ids, answer, truncated=truncated, control=marked or no_token)
     verdicts = {} if reason else _verdict(task, row, answer)
     text = str(tokenizer.decode(inside, skip_special_tokens=True))
-    lineage = (*row.lineage, f"{KIND} {task.round}")
-    said = row.model_copy(update={"response": text, "lineage": lineage, "scores": {}, "verdicts": verdicts})
+    marks = {"lineage": (*row.lineage, f"{KIND} {task.round}"), "scores": {}, "verdicts": verdicts}
+    said = row.model_copy(update={"response": text, "tool_calls": (), **marks})
     key = hashlib.sha256(json.dumps([row.id, task.round, number, ids]).encode()).hexdigest()[:20]
     return Written(said, TokenisedRow(key, [*prompt.ids, *ids], len(prompt.ids))), reason
+
+
+def holds_marks(row: Row, text: str, tokenizer: Any) -> bool:
+    """Whether an answer holds a mark of the chat template; those of a call are none where tools may be called."""
+    added = tokenizer.added_tokens_decoder.values() if row.uses_tools else ()
+    calls = {str(token) for token in added if not token.special}
+    return any(mark not in calls for mark in ChatFormat.of(tokenizer).control.findall(text))
 
 
 def _verdict(task: _Task, row: Row, answer: str) -> dict[str, str]:

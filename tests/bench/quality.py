@@ -29,9 +29,9 @@ def run(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--labels", choices=["agents", "teacher"], default="agents")
     options = parser.parse_args(arguments)
     flags = _greedy_label_flags() if options.labels == "teacher" else []
-    by_seed = [_distil(seed, flags) for seed in options.seeds]
+    by_seed = [distilled(seed, flags) for seed in options.seeds]
     variants = {
-        name: {metric: _mean_and_deviation([numbers[name][metric] for numbers in by_seed]) for metric in METRICS}
+        name: {metric: mean_and_deviation([numbers[name][metric] for numbers in by_seed]) for metric in METRICS}
         for name in by_seed[0]
     }
     gain = [numbers["kd"]["exec_accuracy"] - numbers["sft_control"]["exec_accuracy"] for numbers in by_seed]
@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     }
 
 
-def _distil(seed: int, flags: list[str]) -> dict[str, dict[str, float]]:
+def distilled(seed: int, flags: list[str]) -> dict[str, dict[str, float]]:
     subprocess.run(
         [sys.executable, "-m", "flows.commands.main", "run", f"--seed={seed}", *flags], check=True, stdout=sys.stderr
     )
@@ -53,7 +53,7 @@ def _distil(seed: int, flags: list[str]) -> dict[str, dict[str, float]]:
     return numbers
 
 
-def _mean_and_deviation(values: list[float]) -> list[float]:
+def mean_and_deviation(values: list[float]) -> list[float]:
     return [round(statistics.mean(values), 4), round(statistics.stdev(values), 4) if len(values) > 1 else 0.0]
 
 
@@ -70,7 +70,7 @@ def _greedy_label_flags() -> list[str]:
     from tasks.tokens.rows import TokenisedRow, tokenise
 
     preset = PRESETS["demo"]
-    _distil(0, [])  # the agents' rows are made (or found) by an ordinary run
+    distilled(0, [])  # the agents' rows are made (or found) by an ordinary run
     with embedded_services():
         seeds = load(Sources.of("demo", None, None), heldout_share=0.1, response_required=False)
         ref = augment_workspace(seeds, preset.augmentation, "demo").find()

@@ -21,6 +21,7 @@ from tasks.plan.plan import make_plan
 from tasks.plan.sizes import size_of
 from tasks.plan.stages import STAGES
 from tasks.plan.view import plan_markdown
+from tasks.rollout.settings import Rounds
 from tasks.rows import Function, Message, Role, Row, ToolCall
 from tasks.train.memory import Placement
 from tasks.train.settings import Lora, Training
@@ -272,3 +273,22 @@ def test_a_student_that_is_given_half_of_the_rows_scores_them_all_before() -> No
     assert _stage(half, "student_scores").rows == _stage(half, "logits").rows == _stage(whole, "logits").rows
     assert _stage(half, "sft").rows == _stage(whole, "sft").rows / 2
     assert 0 < (_stage(half, "student_scores").hours or 0) < (_stage(half, "logits").hours or 0)
+
+
+def test_every_round_writes_answers_scores_them_and_trains_and_kd_goes_on_for_as_long() -> None:
+    plain, rounds = _plan(), _plan(rounds=Rounds(rounds=2, steps=30, prompts=400, n=3))
+    added = [stage.name for stage in rounds.stages if stage.name not in STAGES]
+    assert added == [
+        "kd_continued",
+        *(f"{what}_{number}" for number in (1, 2) for what in ("rollout", "logits", "round")),
+    ]
+    assert (_stage(rounds, "round_1").steps, _stage(rounds, "kd_continued").steps) == (30, 60)
+    assert _stage(rounds, "rollout_2").rows == _stage(rounds, "logits_2").rows == 3 * 400
+    assert _stage(rounds, "rollout_2").tokens == 3 * 400 * 40  # the answers of the sample have 40 tokens
+    assert (_stage(rounds, "rollout_1").hours, _stage(rounds, "rollout_1").devices) > (0.0, 0)
+    assert _stage(rounds, "evaluate").hours > _stage(plain, "evaluate").hours
+    parameters = size_of("0.5B", None).parameters
+    models = 3 * (2 + 14) * parameters  # kd_continued and two rounds, each with a kept checkpoint
+    assert rounds.disk_bytes == pytest.approx(plain.disk_bytes + models + 2 * 1.2 * plain.store_bytes, rel=1e-9)
+    assert "the student's answers are as long as the rows' own" in rounds.assumptions
+    assert rounds.judge_requests == plain.judge_requests == {}
