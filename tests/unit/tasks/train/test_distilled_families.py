@@ -20,7 +20,7 @@ from tasks.evaluate.heldout.scoring import _logits, load_model
 from tasks.models import ModelSource
 from tasks.tokens.rows import TokenisedRow
 from tasks.train.data.order import Example
-from tasks.train.data.packing import MicroBatch, pack, use_packed_attention
+from tasks.train.data.packing import pack, use_packed_attention
 from tasks.train.model.adapters import merged, with_adapters
 from tasks.train.model.export import write_model
 from tasks.train.model.losses import DistillationLoss, distillation_sum
@@ -64,12 +64,6 @@ def _own_loss(model: Any) -> torch.Tensor:
     return total
 
 
-def _packed_loss(module: SupervisedLoss, batch: MicroBatch) -> torch.Tensor:
-    inputs = batch.input_ids_1T, batch.position_ids_1T, batch.positions_N, batch.labels_N
-    loss: torch.Tensor = module(*inputs, batch.teacher_ids_NK, batch.teacher_logprobs_NK, *batch.rows)
-    return loss
-
-
 def _gradients(model: Any) -> dict[str, torch.Tensor]:
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -86,7 +80,7 @@ def test_packed_loss_and_gradients_are_those_of_the_rows_alone(name: str, checkp
     use_packed_attention(model)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    loss = _packed_loss(SupervisedLoss(model, LOSS).train(), BATCH)
+    loss = SupervisedLoss(model, LOSS).train()(*BATCH.inputs)
     loss.backward()
     torch.testing.assert_close(loss, plain, rtol=2e-5, atol=0)
     got = _gradients(model)
@@ -126,7 +120,7 @@ def test_what_is_exported_is_what_was_trained(name: str, lora: Lora | None, tmp_
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.02)
     for _ in range(2):  # an adapter's second matrix is zero at first
-        _packed_loss(SupervisedLoss(model, LOSS), BATCH).backward()
+        SupervisedLoss(model, LOSS)(*BATCH.inputs).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
