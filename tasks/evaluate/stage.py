@@ -62,16 +62,16 @@ def evaluate(
     evaluation: Evaluation,
     on_event: Callable[[Event], None],
 ) -> dict[str, ArtifactRef]:
-    """Evaluate the given variants in one supervised process; a variant that a killed run finished is kept."""
-    missing = {name: work for name, work in works.items() if not all(work.has(file) for file in FILES)}
-    if missing:
+    """Evaluate the given variants in one supervised process; what a killed run finished of them is kept."""
+    missing = {work.uri: (name, work) for name, work in works.items() if not all(work.has(file) for file in FILES)}
+    if missing:  # variants of the same weights have one workspace
         spec = {
             "teacher": teacher.model_dump(),
             "heldout": seeds.model_dump(),
             "evaluation": evaluation.model_dump(),
             "variants": [
                 {"name": name, "model": models[name].model_dump(), "workspace": work.description()}
-                for name, work in missing.items()
+                for name, work in missing.values()
             ],
         }
         run_supervised(
@@ -82,7 +82,7 @@ def evaluate(
             env=vllm_environment(),
             stall_timeout_s=1800.0,
             timeout_h=evaluation.timeout_h,
-            log_uri=f"{next(iter(missing.values())).uri}log.txt",
+            log_uri=f"{next(iter(missing))}log.txt",
         )
     refs = {}
     for name, work in works.items():

@@ -105,14 +105,15 @@ def _scoring(known: PlanInputs, name: str, model: Size) -> StagePlan:
 
 
 def _evaluate(known: PlanInputs) -> StagePlan:
-    """Every variant scores and answers the held-out rows, and the teacher scores them beside each student."""
+    """Every variant scores and answers the held-out rows, and the teacher scores them once for a group of students."""
     how = known.evaluation
     fits = known.heldout_lengths.fitting(how.max_length)
     rows = round(min(known.heldout, how.max_rows or known.heldout) * fits.share)
     tokens = rows * fits.tokens
     students, machine = VARIANTS - 1, known.machine
+    scored = costs.evaluation(machine, known.student, known.teacher, students, how, fits.long_row)
     flops = students * costs.forward_flops(known.student, tokens)
-    flops += VARIANTS * costs.forward_flops(known.teacher, tokens)
+    flops += scored.passes * costs.forward_flops(known.teacher, tokens)
     devices = machine.devices if machine.is_cpu else 1
     seconds = costs.start_seconds(machine, "evaluate", known.teacher) + costs.seconds(machine, flops, devices)
     seconds += _generation_seconds(known, rows, how.max_new_tokens)
@@ -121,9 +122,8 @@ def _evaluate(known: PlanInputs) -> StagePlan:
         done=not known.to_do("evaluate"),
         rows=rows,
         tokens=round(VARIANTS * tokens),
-        # the layers of both models are spread over all devices, which work one after the other
-        memory_bytes=costs.evaluation_memory(machine, known.student, known.teacher, how, fits.long_row)
-        // machine.devices,
+        # the layers of all models are spread over all devices, which work one after the other
+        memory_bytes=scored.memory // machine.devices,
         devices=devices,
         hours=seconds / 3600,
     )
