@@ -16,7 +16,7 @@ from tasks.evaluate.benchmarks.protect import ProtectBenchmarks
 from tasks.evaluate.benchmarks.stage import AnswerBenchmarks, JudgeBenchmarks
 from tasks.evaluate.stage import Evaluate
 from tasks.fit.stage import ChooseRows, ScoreStudent
-from tasks.logits.stage import ScoreTeacher
+from tasks.logits.stage import ScoreHeldout, ScoreTeacher
 from tasks.models import ModelSource
 from tasks.rows import holds_conversations
 from tasks.seeds.stage import LoadSeeds
@@ -93,12 +93,33 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
         "kd": ModelSource(name="kd", artifact=kd),
         "teacher": teacher,
     }
-    evaluations = run(Evaluate(models=variants, teacher=teacher, seeds=seeds, evaluation=how.evaluation))
+    compared = _teacher_on_heldout_rows(run, recipe, teacher, seeds)
+    evaluations = run(
+        Evaluate(
+            models=variants,
+            teacher=teacher,
+            seeds=seeds,
+            evaluation=how.evaluation,
+            teacher_scores=compared.get("heldout_scores"),
+        )
+    )
     verdicts = _benchmarks(run, recipe, variants, evaluations)
     stages = {"seeds": read, "augment": rows, "sft": sft, "logits": scores, "sft_control": control, "kd": kd}
     if naming.is_needed:
         stages["categories"] = seeds
-    return Results(stages | of_fit, evaluations, verdicts)
+    return Results(stages | of_fit | compared, evaluations, verdicts)
+
+
+def _teacher_on_heldout_rows(
+    run: Run, recipe: Recipe, teacher: ModelSource, seeds: ArtifactRef
+) -> dict[str, ArtifactRef]:
+    """Its stored scores, where variants are compared with those: by default evaluation loads the teacher."""
+    how = recipe.settings.evaluation
+    if how.teacher == "full":
+        return {}
+    scoring = recipe.settings.scoring.model_copy(update={"max_length": how.max_length})
+    stage = ScoreHeldout(rows=seeds, teacher=teacher, k=how.kl_tokens, scoring=scoring, max_rows=how.max_rows)
+    return {stage.title: run(stage)}
 
 
 def _benchmarks(

@@ -32,7 +32,7 @@ from tasks.logits.settings import Scoring
 from tasks.logits.shards import Shard, plan
 from tasks.logits.store.reader import ShardError, read_shard, write_shard, write_tokenizer
 from tasks.models import ModelSource, load_tokenizer
-from tasks.rows import KEPT, Turns, read_rows
+from tasks.rows import KEPT, Row, Turns, heldout_rows, read_rows
 from tasks.tokens.rows import Skipped, TokenisedRow, cut, tokenise
 from tasks.tokens.scored import ScoredRow
 from tasks.tokens.spans import REWRITTEN, unsupervised_fact
@@ -49,7 +49,8 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     teacher = ModelSource.model_validate(spec["teacher"])
     k: int = spec["k"]
     longest = min(scoring.max_length, teacher.context() - 1)  # the engine generates a token that nobody reads
-    rows, categories, skipped = _tokenised(ArtifactRef.model_validate(spec["rows"]), teacher, longest, spec["turns"])
+    given = _given(ArtifactRef.model_validate(spec["rows"]), spec.get("heldout"))
+    rows, categories, skipped = _tokenised(given, teacher, longest, spec["turns"])
     if not rows:
         raise ConfigurationError(f"no row is usable for the teacher: {dict(skipped)}")
     shards = plan(rows, scoring.tokens_per_shard)
@@ -198,13 +199,18 @@ def _is_whole(work: Workspace, shard: Shard, damaged: list[str]) -> bool:
     return False
 
 
+def _given(rows: ArtifactRef, heldout: dict[str, Any] | None) -> Iterable[Row]:
+    """Training rows, or the held-out rows of seeds."""
+    return heldout_rows(rows, heldout["max_rows"]) if heldout else read_rows(rows, KEPT)
+
+
 def _tokenised(
-    rows: ArtifactRef, teacher: ModelSource, max_length: int, turns: Turns
+    rows: Iterable[Row], teacher: ModelSource, max_length: int, turns: Turns
 ) -> tuple[list[TokenisedRow], dict[str, str], Counter[str]]:
     """The usable rows, the task category of each row id, and how many rows were skipped for what."""
     tokenizer = load_tokenizer(teacher)
     tokenised, categories, skipped = [], {}, Counter[str]()
-    for row in read_rows(rows, KEPT):
+    for row in rows:
         one = tokenise(row, tokenizer, max_length, turns)
         if isinstance(one, Skipped):
             skipped[one.reason] += 1

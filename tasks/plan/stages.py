@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from tasks.logits.settings import Scoring
 from tasks.plan import costs
 from tasks.plan.known import AGENT_TOKENS_S, VARIANTS, PlanInputs
+from tasks.plan.lengths import Fitting
 from tasks.plan.model import StagePlan
 from tasks.plan.sizes import Size
 from tasks.train.data.order import total_steps
@@ -17,6 +19,7 @@ def stages_of(known: PlanInputs) -> list[StagePlan]:
     """In the order of the run, with what each costs."""
     control = known.kd.training()
     benchmarks = [_benchmarks(known)] if known.benchmark_answers else []
+    compared = [_heldout_scores(known)] if known.evaluation.teacher == "topk" else []
     chosen = [_scoring(known, "student_scores", known.student)] if known.keep < 1 else []
     stages = [
         _augment(known),
@@ -25,6 +28,7 @@ def stages_of(known: PlanInputs) -> list[StagePlan]:
         _scoring(known, "logits", known.teacher),
         _training(known, "sft_control", control),
         _training(known, "kd", known.kd),
+        *compared,
         _evaluate(known),
         *benchmarks,
     ]
@@ -85,12 +89,24 @@ def _training(known: PlanInputs, name: str, training: Training) -> StagePlan:
     )
 
 
+def _heldout_scores(known: PlanInputs) -> StagePlan:
+    """Of the rows that evaluation compares variants on."""
+    how = known.evaluation
+    rows, fits = min(known.heldout, how.max_rows or known.heldout), known.heldout_lengths.fitting(how.max_length)
+    scoring = known.scoring.model_copy(update={"max_length": how.max_length})
+    return _scored_rows(known, "heldout_scores", known.teacher, scoring, rows, fits)
+
+
 def _scoring(known: PlanInputs, name: str, model: Size) -> StagePlan:
+    """Of the rows that are trained on."""
+    return _scored_rows(known, name, model, known.scoring, known.rows, known.fitting(known.scoring.max_length))
+
+
+def _scored_rows(known: PlanInputs, name: str, model: Size, scoring: Scoring, rows: int, fits: Fitting) -> StagePlan:
     """Every row in one pass of the model."""
-    fits = known.fitting(known.scoring.max_length)
-    usable = round(known.rows * fits.share)
+    usable = round(rows * fits.share)
     tokens = usable * fits.tokens
-    devices = known.machine.devices if known.machine.is_cpu else known.scoring.tensor_parallel
+    devices = known.machine.devices if known.machine.is_cpu else scoring.tensor_parallel
     seconds = costs.start_seconds(known.machine, "logits", model)
     seconds += costs.seconds(known.machine, costs.forward_flops(model, tokens), devices)
     return StagePlan(
@@ -98,7 +114,7 @@ def _scoring(known: PlanInputs, name: str, model: Size) -> StagePlan:
         done=not known.to_do(name),
         rows=usable,
         tokens=round(tokens),
-        memory_bytes=_shared(known, costs.scoring_memory(known.machine, model, known.scoring)),
+        memory_bytes=_shared(known, costs.scoring_memory(known.machine, model, scoring)),
         devices=devices,
         hours=seconds / 3600,
     )
@@ -115,7 +131,8 @@ def _evaluate(known: PlanInputs) -> StagePlan:
     flops = students * costs.forward_flops(known.student, tokens)
     flops += scored.passes * costs.forward_flops(known.teacher, tokens)
     devices = machine.devices if machine.is_cpu else 1
-    seconds = costs.start_seconds(machine, "evaluate", known.teacher) + costs.seconds(machine, flops, devices)
+    largest = known.teacher if scored.passes else known.student
+    seconds = costs.start_seconds(machine, "evaluate", largest) + costs.seconds(machine, flops, devices)
     seconds += _generation_seconds(known, rows, how.max_new_tokens)
     return StagePlan(
         name="evaluate",

@@ -152,6 +152,7 @@ def gather(
         stages=shown,
         curves={name: records[name].facts["curve"] for name in ("sft", "sft_control", "kd")},
         coverage=Coverage.model_validate(coverage),
+        compared_with_top=evaluated[kd_evaluation.uri].facts.get("compared_with_top"),
         data_flow=_data_flow(records["augment"], records.get("categories")),
         examples=_examples(tables),
         analysis=analyse(tables, LABELS),

@@ -15,13 +15,15 @@ from torch import Tensor
 from infra.processes import child
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef, Workspace
-from tasks.evaluate.heldout import program, teachers, together
-from tasks.evaluate.heldout.scoring import logits_of
+from tasks.evaluate.heldout import predictions, program, teachers, together
+from tasks.evaluate.heldout.scoring import load_model, logits_of
 from tasks.evaluate.settings import Evaluation
+from tasks.logits.settings import Scoring
+from tasks.logits.stage import ScoreHeldout
 from tasks.models import ModelSource, resolve
 from tasks.seeds.stage import Sources
 from tests.support.other_tokenizer import shuffled_ids
-from tests.support.stages import evaluation_workspace, load
+from tests.support.stages import evaluation_workspace, load, made
 
 ROWS, AT_ONCE = 12, 4
 SETTINGS = Evaluation(
@@ -51,6 +53,8 @@ class Evaluated:
     models: dict[str, ModelSource]
     seeds: ArtifactRef
     folder: Path
+    settings: Evaluation = SETTINGS
+    scores: ArtifactRef | None = None
     times: int = 0
     works: dict[str, Workspace] = field(default_factory=dict)
 
@@ -68,7 +72,8 @@ class Evaluated:
         spec = {
             "teacher": resolve("demo", "teacher").model_dump(),
             "heldout": self.seeds.model_dump(),
-            "evaluation": SETTINGS.model_dump(),
+            "evaluation": self.settings.model_dump(),
+            "teacher_scores": self.scores and self.scores.model_dump(),
             "variants": [
                 {"name": name, "model": self.models[name].model_dump(), "workspace": self.works[name].description()}
                 for name in asked
@@ -153,3 +158,38 @@ def test_a_killed_scoring_continues_with_the_batch_in_flight(
     assert evaluated.works["base"].read(program.PREDICTIONS) == whole["base"]
     for work in evaluated.works.values():
         assert sorted(storage.keys(work.uri)) == sorted([program.METRICS, program.PREDICTIONS])
+
+
+def test_stored_scores_give_the_top_k_distances_without_the_teacher(
+    evaluated: Evaluated, passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the store's rounding, 1/128 of a probability; another tokenizer's variant in its own tokens."""
+    whole = {name: predictions.from_parquet(data) for name, data in evaluated.anew().run().items()}
+    scoring = Scoring(engine="transformers", max_length=SETTINGS.max_length)
+    teacher = resolve("demo", "teacher")
+    evaluated.scores = made(ScoreHeldout(rows=evaluated.seeds, teacher=teacher, k=10, scoring=scoring, max_rows=ROWS))
+    assert evaluated.scores.counts["rows"] == ROWS
+    evaluated.settings = SETTINGS.model_copy(update={"teacher": "topk"})
+    passes.count = 0
+    loaded: list[ModelSource] = []
+
+    def load_noted(source: ModelSource) -> Any:
+        loaded.append(source)
+        return load_model(source)
+
+    monkeypatch.setattr(program, "load_model", load_noted)
+    found = {name: predictions.from_parquet(data) for name, data in evaluated.anew().run().items()}
+    assert passes.count == 0
+    assert loaded.count(teacher) == 1  # to answer
+    assert evaluated.works["base"].get_json(program.METRICS)["compared_with_top"] == 10
+    for name, table in found.items():
+        before = whole[name].set_index("row_id").loc[table["row_id"]].reset_index()
+        assert len(table) == len(before) > 0
+        assert table["kl_tokens"].tolist() == before["kl_tokens"].tolist()
+        rounding = (table["kl_tokens"] + before["topk_kl"]) / 64  # of p, in Σ p · log(p / q)
+        for metric in ("topk_kl", "nll"):
+            assert ((table[metric] - before[metric]).abs() < rounding).all(), (name, metric)
+        assert table["kl_to_teacher"].tolist() == table["topk_kl"].tolist()
+        assert (table["top1_agreed"] - before["top1_agreed"]).abs().sum() <= 1
+        assert table["calibration_tokens"].map(sum).tolist() == table["response_tokens"].tolist()
+    assert found["base"]["topk_kl"].sum() > 100 > found["shuffled"]["topk_kl"].sum()

@@ -30,12 +30,12 @@ from tasks.evaluate.heldout.execution import mark
 from tasks.evaluate.heldout.groups import batch_bytes, groups, room
 from tasks.evaluate.heldout.prepared import Prepared, prepare_rows, usable
 from tasks.evaluate.heldout.scoring import load_model
-from tasks.evaluate.heldout.teachers import RowScore, View, loaded_teacher, stored_teacher
+from tasks.evaluate.heldout.teachers import RowScore, TeacherView, loaded_teacher, stored_teacher
 from tasks.evaluate.heldout.together import Candidate, KeptScores, score_together
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.store.reader import TopKReader
 from tasks.models import ModelSource
-from tasks.rows import HELDOUT, Row, read_rows
+from tasks.rows import Row, heldout_rows
 from tasks.seeds.stage import open_databases
 from tasks.tokens.alignment import Alignment, vocabulary_of
 from tasks.tokens.rows import TokenisedRow, tokenizer_digests
@@ -76,7 +76,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     """Evaluate the variants named in the spec; each leaves its metrics and predictions in its own workspace."""
     settings = Evaluation.model_validate(spec["evaluation"])
     seeds = ArtifactRef.model_validate(spec["heldout"])
-    rows = {row.id: row for row in sorted(read_rows(seeds, HELDOUT), key=lambda row: row.id)[: settings.max_rows]}
+    rows = {row.id: row for row in heldout_rows(seeds, settings.max_rows)}
     teacher_source = ModelSource.model_validate(spec["teacher"])
     prepared: dict[tuple[str, int], Prepared] = {}
 
@@ -157,7 +157,9 @@ def _candidate(variant: _Variant, model: Any | None, teacher: _Compared, advance
     return Candidate(model, variant.tokens, alignment, variant.scores, advance)
 
 
-def _views(group: Sequence[_Variant], teacher: _Compared, model: Any | None, settings: Evaluation) -> Iterator[View]:
+def _views(
+    group: Sequence[_Variant], teacher: _Compared, model: Any | None, settings: Evaluation
+) -> Iterator[TeacherView]:
     if teacher.store is None:
         return loaded_teacher(model, teacher.prepared.tokens.values(), settings.batch_rows, settings.kl_tokens)
     return stored_teacher(TopKReader(teacher.store), settings.batch_rows, max(map(_vocabulary, group)))

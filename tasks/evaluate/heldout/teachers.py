@@ -41,7 +41,7 @@ class RowScore(NamedTuple):
     calibration: list[list[float]]
 
 
-class View(Protocol):
+class TeacherView(Protocol):
     """What the teacher makes of a batch of rows."""
 
     @property
@@ -54,13 +54,13 @@ class View(Protocol):
         """The teacher's own numbers."""
 
 
-def loaded_teacher(model: Any, rows: Iterable[TokenisedRow], at_most: int, k: int) -> Iterator[View]:
+def loaded_teacher(model: Any, rows: Iterable[TokenisedRow], at_most: int, k: int) -> Iterator[TeacherView]:
     """`rows` (in the teacher's tokens) by length: compared over the whole vocabulary."""
     by_length = sorted(rows, key=lambda row: (len(row.ids), row.row_id))
     return (_Logits(model, batch, k) for batch in batches(by_length, at_most, vocabulary_size(model)))
 
 
-def stored_teacher(store: Iterable[ScoredRow], at_most: int, vocabulary: int) -> Iterator[View]:
+def stored_teacher(store: Iterable[ScoredRow], at_most: int, vocabulary: int) -> Iterator[TeacherView]:
     """The rows of a store, which are by length too: compared over its top K and one bucket for all else.
 
     `vocabulary` is that of the largest variant.

@@ -14,7 +14,7 @@ from typing import Any
 from infra.store import storage
 from infra.store.artifacts import Workspace
 from tasks.evaluate.heldout.scoring import batches, logits_of, vocabulary_size
-from tasks.evaluate.heldout.teachers import RowScore, View
+from tasks.evaluate.heldout.teachers import RowScore, TeacherView
 from tasks.tokens.alignment import Alignment
 from tasks.tokens.rows import TokenisedRow
 
@@ -77,7 +77,7 @@ class Candidate:
     def lacks(self, row_ids: Sequence[str]) -> list[TokenisedRow]:
         return [self.tokens[row] for row in row_ids if row in self.tokens and row not in self.kept.row_ids]
 
-    def score(self, rows: Sequence[TokenisedRow], view: View, at_most: int) -> None:
+    def score(self, rows: Sequence[TokenisedRow], view: TeacherView, at_most: int) -> None:
         """In as many batches of its own as its vocabulary needs: one where that is the teacher's."""
         if self.model is None:
             self.kept.add({row.row_id: view.itself(row.row_id) for row in rows})
@@ -89,7 +89,7 @@ class Candidate:
         self.advance(len(rows))
 
 
-def score_together(candidates: Sequence[Candidate], teacher: Iterable[View], at_most: int) -> None:
+def score_together(candidates: Sequence[Candidate], teacher: Iterable[TeacherView], at_most: int) -> None:
     """Score what each candidate lacks, and keep it. A batch that nobody lacks costs nothing."""
     kept_at = time.monotonic()
     for view in teacher:
