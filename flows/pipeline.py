@@ -19,7 +19,7 @@ from tasks.evaluate.benchmarks.stage import AnswerBenchmarks, JudgeBenchmarks
 from tasks.evaluate.stage import Evaluate
 from tasks.evaluate.variants import CONTINUED, variants
 from tasks.fit.stage import ChooseRows, ScoreStudent
-from tasks.logits.stage import ScoreTeacher
+from tasks.logits.stage import ScoreHeldout, ScoreTeacher
 from tasks.models import ModelSource
 from tasks.rollout.stage import Rollout, ScoreRollouts
 from tasks.rows import holds_conversations
@@ -96,12 +96,21 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
         **{name: ModelSource(name=name, artifact=ref) for name, ref in students.items()},
         "teacher": teacher,
     }
-    evaluations = run(Evaluate(models=models, teacher=teacher, seeds=seeds, evaluation=how.evaluation))
+    compared = _teacher_on_heldout_rows(run, recipe, teacher, seeds)
+    evaluations = run(
+        Evaluate(
+            models=models,
+            teacher=teacher,
+            seeds=seeds,
+            evaluation=how.evaluation,
+            teacher_scores=compared.get("heldout_scores"),
+        )
+    )
     verdicts = _benchmarks(run, recipe, models, evaluations)
     stages = {"seeds": read, "augment": rows, "sft": sft, "logits": scores, "sft_control": control, "kd": kd}
     if named:
         stages[NameCategories.kind] = named
-    return Results(stages | of_fit | of_rounds, evaluations, verdicts)
+    return Results(stages | of_fit | of_rounds | compared, evaluations, verdicts)
 
 
 def _if_needed(run: Run, stage: Stage[R]) -> R | None:
@@ -145,6 +154,18 @@ def _rounds(
         made |= {rollout.title: answers, scored.title: scores, training.title: run(training)}
         student = ModelSource(name=training.title, artifact=made[training.title])
     return made
+
+
+def _teacher_on_heldout_rows(
+    run: Run, recipe: Recipe, teacher: ModelSource, seeds: ArtifactRef
+) -> dict[str, ArtifactRef]:
+    """Its stored scores, where variants are compared with those: by default evaluation loads the teacher."""
+    how = recipe.settings.evaluation
+    if how.teacher == "full":
+        return {}
+    scoring = recipe.settings.scoring.model_copy(update={"max_length": how.max_length})
+    stage = ScoreHeldout(rows=seeds, teacher=teacher, k=how.kl_tokens, scoring=scoring, max_rows=how.max_rows)
+    return {stage.title: run(stage)}
 
 
 def _benchmarks(

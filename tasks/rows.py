@@ -227,6 +227,11 @@ def read_rows(ref: ArtifactRef, prefix: str) -> Iterator[Row]:
         yield from from_parquet(data)
 
 
+def heldout_rows(seeds: ArtifactRef, max_rows: int | None) -> list[Row]:
+    """The held-out rows of a seeds artifact in the order of their ids, at most so many."""
+    return sorted(read_rows(seeds, HELDOUT), key=lambda row: row.id)[:max_rows]
+
+
 def holds_conversations(rows: ArtifactRef) -> bool:
     """Whether a row of an augment artifact has answers before its response; False where there is no artifact yet.
 

@@ -8,10 +8,9 @@ from typing import Protocol
 from infra.devices import Gpus
 from tasks.engines.memory import BF16, CONTEXT, fewest_gpus, generation_memory, unheard
 from tasks.engines.sizes import Size, known_size
+from tasks.evaluate.heldout.groups import LOGITS
 from tasks.evaluate.settings import Evaluation
 from tasks.models import ModelSource
-
-LOGITS_AT_ONCE = 1 << 29  # of a batch over the vocabulary: 1 GiB in bf16, 2 GiB in fp32
 
 
 class Generating(Protocol):
@@ -67,7 +66,7 @@ def evaluation_gpus(how: Evaluation, models: Iterable[ModelSource], teacher: Mod
     if not sizes or of_teacher is None or offered.memory is None:
         return offered.number
     student = max(sizes, key=lambda size: size.parameters)
-    positions = max(how.max_length, LOGITS_AT_ONCE // max(student.vocabulary, of_teacher.vocabulary))
+    positions = max(how.max_length, LOGITS // max(student.vocabulary, of_teacher.vocabulary))
     takes, room = evaluation_memory(BF16, student, of_teacher, positions), how.gpu_memory * offered.memory
     powers = (2**exponent for exponent in range(offered.number.bit_length()))
     return next((n for n in powers if n >= answering and takes <= n * room), offered.number)

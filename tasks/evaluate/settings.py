@@ -20,6 +20,11 @@ class Evaluation(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1, description="of the sampled answers: mass of the tokens to draw from")
     seed: int = Field(0, ge=0, description="of the sampled answers")
     top_k: int | None = Field(None, ge=1, description="teacher tokens that the top-K KL is over (default: k)")
+    teacher: Literal["full", "topk"] = Field(
+        "full",
+        description="what variants are compared with: the teacher's whole vocabulary, or its top K and one bucket for "
+        "the rest, scored by the engine of `scoring` (for a teacher too large for transformers here)",
+    )
     max_length: int = Field(2048, ge=16, description="longest held-out row in tokens; longer ones are skipped")
     batch_rows: int = Field(32, ge=1, description="rows computed at once; lower it when memory runs out")
     tensor_parallel: int = Field(
@@ -42,4 +47,5 @@ class Evaluation(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What changes the numbers: the engine too, whose rounding decides between tokens that are nearly as likely."""
         unused = set() if self.samples else {"temperature", "top_p", "seed"}
+        unused |= {"teacher"} if self.teacher == "full" else set()
         return self.model_dump(exclude={"batch_rows", "tensor_parallel", "gpu_memory", "timeout_h"} | unused)

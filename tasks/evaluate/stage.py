@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
+
+from pydantic import model_validator
 
 from infra import devices
 from infra.devices import Gpus
@@ -34,11 +36,19 @@ class Evaluate(SeveralArtifacts):
     teacher: ModelSource
     seeds: ArtifactRef
     evaluation: Evaluation  # whose `top_k` is known
+    teacher_scores: ArtifactRef | None = None  # of the held-out rows, with `evaluation.teacher` topk
+
+    @model_validator(mode="after")
+    def _scores_where_they_are_compared_with(self) -> Self:
+        if (self.evaluation.teacher == "topk") != (self.teacher_scores is not None):
+            raise ValueError("evaluation.teacher topk, and nothing else, takes the teacher's scores of held-out rows")
+        return self
 
     def workspaces(self) -> dict[str, Workspace]:
         by_all = {"teacher": self.teacher.identity(), "evaluation": self.evaluation.identity()}
+        inputs = {"seeds": self.seeds} | ({"teacher_scores": self.teacher_scores} if self.teacher_scores else {})
         return {
-            name: Workspace(KIND, STAGE_VERSION, {"model": model.identity(), **by_all}, {"seeds": self.seeds})
+            name: Workspace(KIND, STAGE_VERSION, {"model": model.identity(), **by_all}, inputs)
             for name, model in self.models.items()
         }
 
@@ -51,7 +61,8 @@ class Evaluate(SeveralArtifacts):
         return Needs.of_engine(evaluation_gpus(self.evaluation, self.models.values(), self.teacher, offered))
 
     def make(self, missing: Mapping[str, Workspace], view: View) -> dict[str, ArtifactRef]:
-        return evaluate(missing, self.models, self.teacher, self.seeds, self.evaluation, view.follow(describe))
+        on_event, scores = view.follow(describe), self.teacher_scores
+        return evaluate(missing, self.models, self.teacher, self.seeds, self.evaluation, on_event, scores)
 
     def show(self, made: Made, view: View) -> str:
         most: dict[str, int] = {}  # for each reason, the rows of the variant that it took most from
@@ -69,17 +80,19 @@ def evaluate(
     seeds: ArtifactRef,
     evaluation: Evaluation,
     on_event: Callable[[Event], None],
+    teacher_scores: ArtifactRef | None = None,
 ) -> dict[str, ArtifactRef]:
-    """Evaluate the given variants in one supervised process; a variant that a killed run finished is kept."""
-    missing = {name: work for name, work in works.items() if not all(work.has(file) for file in FILES)}
-    if missing:
+    """Evaluate the given variants in one supervised process; what a killed run finished of them is kept."""
+    missing = {work.uri: (name, work) for name, work in works.items() if not all(work.has(file) for file in FILES)}
+    if missing:  # variants of the same weights have one workspace
         spec = {
             "teacher": teacher.model_dump(),
             "heldout": seeds.model_dump(),
             "evaluation": evaluation.model_dump(),
+            "teacher_scores": teacher_scores and teacher_scores.model_dump(),
             "variants": [
                 {"name": name, "model": models[name].model_dump(), "workspace": work.description()}
-                for name, work in missing.items()
+                for name, work in missing.values()
             ],
         }
         run_supervised(
@@ -90,7 +103,7 @@ def evaluate(
             env=vllm_environment(),
             stall_timeout_s=1800.0,
             timeout_h=evaluation.timeout_h,
-            log_uri=f"{next(iter(missing.values())).uri}log.txt",
+            log_uri=f"{next(iter(missing))}log.txt",
         )
     refs = {}
     for name, work in works.items():

@@ -12,7 +12,7 @@ import functools
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from tasks.logits.settings import STALL_TIMEOUT_S, Scoring
 from tasks.logits.shards import Shard, plan
 from tasks.logits.store.reader import ShardError, read_shard, write_tokenizer
 from tasks.models import ModelSource, load_tokenizer
-from tasks.rows import KEPT, Row, Turns, read_rows
+from tasks.rows import KEPT, Row, Turns, heldout_rows, read_rows
 from tasks.tokens.rows import Skipped, TokenisedRow, tokenise, within
 from tasks.tokens.spans import REWRITTEN, unsupervised_fact
 from tasks.tokens.written import check_same_tokens, is_written, read_written
@@ -50,7 +50,9 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     teacher = ModelSource.model_validate(spec["teacher"])
     k: int = spec["k"]
     longest = min(scoring.max_length, teacher.context() - 1)  # the engine generates a token that nobody reads
-    rows, categories, skipped = _tokenised(ArtifactRef.model_validate(spec["rows"]), teacher, longest, spec["turns"])
+    given = ArtifactRef.model_validate(spec["rows"])
+    cut = _as_tokens(given, spec.get("heldout"), teacher, longest, spec["turns"])
+    rows, categories, skipped = _usable(cut)
     if not rows:
         raise ConfigurationError(f"no row is usable for the teacher: {dict(skipped)}")
     shards = plan(rows, scoring.tokens_per_shard)
@@ -158,12 +160,12 @@ def _is_whole(work: Workspace, shard: Shard, damaged: list[str]) -> bool:
     return False
 
 
-def _tokenised(
-    rows: ArtifactRef, teacher: ModelSource, max_length: int, turns: Turns
+def _usable(
+    rows: Iterable[tuple[Row, TokenisedRow | Skipped]],
 ) -> tuple[list[TokenisedRow], dict[str, str], Counter[str]]:
     """The usable rows, the task category of each row id, and how many rows were skipped for what."""
     tokenised, categories, skipped = [], {}, Counter[str]()
-    for row, one in _as_tokens(rows, teacher, max_length, turns):
+    for row, one in rows:
         if isinstance(one, Skipped):
             skipped[one.reason] += 1
         else:
@@ -173,16 +175,19 @@ def _tokenised(
 
 
 def _as_tokens(
-    rows: ArtifactRef, teacher: ModelSource, max_length: int, turns: Turns
+    rows: ArtifactRef, heldout: dict[str, Any] | None, teacher: ModelSource, max_length: int, turns: Turns
 ) -> Iterator[tuple[Row, TokenisedRow | Skipped]]:
-    """Rows as the teacher cuts them; a student's answers as it wrote them (ConfigurationError: not its tokens)."""
+    """Training rows, or the held-out rows of seeds, as the teacher cuts them; a student's answers as it wrote them.
+
+    Raises ConfigurationError where those are not in the teacher's tokens.
+    """
     if is_written(rows):
         check_same_tokens(rows, teacher)
         for written in read_written(rows):
             yield written.row, within(written.tokens, max_length)
         return
     tokenizer = load_tokenizer(teacher)
-    for row in read_rows(rows, KEPT):
+    for row in heldout_rows(rows, heldout["max_rows"]) if heldout else read_rows(rows, KEPT):
         yield row, tokenise(row, tokenizer, max_length, turns)
 
 

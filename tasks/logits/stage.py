@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from infra import devices
 from infra.devices import Gpus
@@ -44,6 +44,11 @@ class ScoreTeacher(OneArtifact):
     turns: Turns = "last"
 
     @property
+    def heldout(self) -> dict[str, Any]:
+        """What says that held-out rows are scored, and how many at most; nothing where training rows are."""
+        return {}
+
+    @property
     def is_shared(self) -> bool:
         return True
 
@@ -56,6 +61,7 @@ class ScoreTeacher(OneArtifact):
             "tokens_per_shard": self.scoring.tokens_per_shard,
             "tokenizer": tokenizer_digests(self.teacher),
             **turns_identity(self.turns),
+            **self.heldout,
         }
         return Workspace(KIND, STAGE_VERSION, spec, {"rows": self.rows})
 
@@ -73,7 +79,8 @@ class ScoreTeacher(OneArtifact):
         return parallel * scoring_engines(self.scoring, parallel, offered)
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
-        return score(work, self.rows, self.teacher, self.k, self.scoring, view.follow(describe), self.turns)
+        on_event = view.follow(describe)
+        return score(work, self.rows, self.teacher, self.k, self.scoring, on_event, self.turns, self.heldout)
 
     def show(self, made: Made, view: View) -> str:
         facts = facts_of(made.shown)
@@ -90,6 +97,19 @@ class ScoreTeacher(OneArtifact):
         return f"{tokens}, {facts['bytes_per_token']:g} bytes a token{left_out}"
 
 
+class ScoreHeldout(ScoreTeacher):
+    """The same of held-out rows: `rows` are seeds, of which evaluation takes at most `max_rows`."""
+
+    kind: ClassVar = "heldout_scores"
+    doing: ClassVar = "scoring the held-out rows with the teacher"
+
+    max_rows: int | None = None
+
+    @property
+    def heldout(self) -> dict[str, Any]:
+        return {"heldout": {"max_rows": self.max_rows}}
+
+
 def score(
     work: Workspace,
     rows: ArtifactRef,
@@ -98,6 +118,7 @@ def score(
     scoring: Scoring,
     on_event: Callable[[Event], None],
     turns: Turns = "last",
+    heldout: Mapping[str, Any] | None = None,
 ) -> ArtifactRef:
     """Score in a supervised process, which starts one for each engine where there are several; finished shards are kept
     over kills and retries.
@@ -108,6 +129,7 @@ def score(
         "k": k,
         "scoring": scoring.model_dump(),
         "turns": turns,
+        **(heldout or {}),
         "workspace": work.description(),
     }
     result = run_supervised(

@@ -8,10 +8,12 @@ left out: under a tenth at the lengths that rows have.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from tasks.engines import memory
+from tasks.engines.memory import CONTEXT
 from tasks.engines.sizes import Size
-from tasks.evaluate import parallel
+from tasks.evaluate.heldout.groups import groups, room
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
 from tasks.logits.store.format import MAX_ERROR
@@ -113,6 +115,25 @@ def rollout_memory(machine: Machine, student: Size, longest: int, parallel: int)
     return memory.generation_memory(student, weight_bytes(machine), longest, parallel)
 
 
-def evaluation_memory(machine: Machine, student: Size, teacher: Size, how: Evaluation, long_row: float) -> int:
-    """Bytes that evaluating takes on all devices."""
-    return parallel.evaluation_memory(weight_bytes(machine), student, teacher, how.batch_rows * long_row)
+@dataclass(frozen=True)
+class Scored:
+    """How evaluation scores: bytes on all devices together, and how often the teacher goes through the rows."""
+
+    memory: int
+    passes: int
+
+
+def evaluation(
+    machine: Machine, student: Size, teacher: Size, students: int, how: Evaluation, long_row: float
+) -> Scored:
+    """As many students beside each other as fit with the teacher, and the logits of both: a pass for each group.
+
+    A teacher whose stored scores are read (`evaluation.teacher` topk) is not loaded, and takes no pass.
+    """
+    width, is_loaded = weight_bytes(machine), how.teacher == "full"
+    theirs = width * teacher.parameters if is_loaded else 0
+    vocabularies = student.vocabulary + (teacher.vocabulary if is_loaded else 0)
+    batch = int(how.batch_rows * long_row * width * vocabularies) + CONTEXT
+    sizes = {str(number): width * student.parameters for number in range(students)}
+    found = groups(sizes, room(machine.memory * machine.devices, theirs, batch))
+    return Scored(theirs + batch + max(map(len, found)) * width * student.parameters, len(found) if is_loaded else 0)

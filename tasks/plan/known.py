@@ -92,13 +92,17 @@ class PlanInputs:
 
         return self.rounds.tensor_parallel or self._parallel(self.student, self.rounds.gpu_memory, takes)
 
-    def scoring_of(self, model: Size) -> Scoring:
-        """Scoring with this model: over the fewest devices that hold it, or as many as it splits over."""
-        if self.scoring.tensor_parallel:
-            return self.scoring
+    def scoring_of(self, model: Size, max_length: int | None = None) -> Scoring:
+        """Scoring with this model: over the fewest devices that hold it, or as many as it splits over.
+
+        `max_length` is of the rows that are scored (default: of those that are trained on).
+        """
+        scoring = self.scoring.model_copy(update={"max_length": max_length} if max_length else {})
+        if scoring.tensor_parallel:
+            return scoring
 
         def asked(parallel: int) -> Scoring:
-            return self.scoring.model_copy(update={"tensor_parallel": parallel})
+            return scoring.model_copy(update={"tensor_parallel": parallel})
 
         def takes(parallel: int) -> int:
             return costs.scoring_memory(self.machine, model, asked(parallel))

@@ -135,7 +135,7 @@ def _of_memory(known: PlanInputs, plan: Plan) -> Iterator[Problem]:
         if stage.name == "evaluate":
             yield _stop(
                 f"evaluate: {_needs(stage)} a device for student and teacher on {known.machine.devices} of {device}: "
-                + ("lower evaluation.batch_rows" if _weights(known) < room else "use more or larger devices")
+                + ("lower evaluation.batch_rows" if _weights(known) < room else _for_comparing(known))
             )
 
 
@@ -153,6 +153,12 @@ def _of_generation(known: PlanInputs, device: str) -> Iterator[Problem]:
     else:
         advice = "use more or larger devices, or a smaller teacher"
     yield _stop(f"evaluate: the teacher takes {takes / _GIB:,.0f} GiB, more than vLLM may take of {device}: {advice}")
+
+
+def _for_comparing(known: PlanInputs) -> str:
+    """What makes the models of an evaluation fit."""
+    other = "" if known.evaluation.teacher == "topk" else ", or set evaluation.teacher to topk"
+    return f"use more or larger devices{other}"
 
 
 def _for_scoring(known: PlanInputs) -> str:
@@ -188,7 +194,8 @@ def _too_large(plan: Plan, memory: int) -> Iterator[StagePlan]:
 
 
 def _weights(known: PlanInputs) -> int:
-    return costs.weight_bytes(known.machine) * (known.student.parameters + known.teacher.parameters) + CONTEXT
+    loaded = known.student.parameters + (known.teacher.parameters if known.evaluation.teacher == "full" else 0)
+    return costs.weight_bytes(known.machine) * loaded + CONTEXT
 
 
 def _needs(stage: StagePlan) -> str:

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from tasks.engines.memory import CONTEXT
 from tasks.engines.sizes import Size
 from tasks.evaluate.variants import CONTINUED, round_of
+from tasks.logits.settings import Scoring
 from tasks.plan import costs
 from tasks.plan.known import AGENT_TOKENS_S, PlanInputs
+from tasks.plan.lengths import Fitting
 from tasks.plan.model import StagePlan
 from tasks.train.data.order import total_steps
 from tasks.train.memory import estimate as training_memory
@@ -21,6 +23,7 @@ def stages_of(known: PlanInputs) -> list[StagePlan]:
     """In the order of the run, with what each costs."""
     control = known.kd.training()
     benchmarks = [_benchmarks(known)] if known.benchmark_answers else []
+    compared = [_heldout_scores(known)] if known.evaluation.teacher == "topk" else []
     chosen = [_scoring(known, "student_scores", known.student)] if known.keep < 1 else []
     stages = [
         _augment(known),
@@ -30,6 +33,7 @@ def stages_of(known: PlanInputs) -> list[StagePlan]:
         _training(known, "sft_control", control),
         _training(known, "kd", known.kd),
         *_rounds(known),
+        *compared,
         _evaluate(known),
         *benchmarks,
     ]
@@ -118,12 +122,25 @@ def _rollout(known: PlanInputs, name: str) -> StagePlan:
     )
 
 
-def _scoring(known: PlanInputs, name: str, model: Size, rows: int | None = None) -> StagePlan:
-    """Every row (or so many answers like them) in one pass of the model, shared out over engines side by side."""
+def _heldout_scores(known: PlanInputs) -> StagePlan:
+    """Of the rows that evaluation compares variants on."""
+    how = known.evaluation
+    fits = known.heldout_lengths.fitting(how.max_length)
+    rows = round(min(known.heldout, how.max_rows or known.heldout) * fits.share)
+    scoring = known.scoring_of(known.teacher, how.max_length)
+    return _scored_rows(known, "heldout_scores", known.teacher, scoring, rows, fits)
+
+
+def _scoring(known: PlanInputs, name: str, model: Size, answers: int | None = None) -> StagePlan:
+    """Of the rows that are trained on, or of so many answers like them."""
     fits = known.fitting(known.scoring.max_length)
-    usable = round(known.rows * fits.share) if rows is None else rows
+    rows = round(known.rows * fits.share) if answers is None else answers
+    return _scored_rows(known, name, model, known.scoring_of(model), rows, fits)
+
+
+def _scored_rows(known: PlanInputs, name: str, model: Size, scoring: Scoring, usable: int, fits: Fitting) -> StagePlan:
+    """Every row in one pass of the model, shared out over engines side by side."""
     tokens = usable * fits.tokens
-    scoring = known.scoring_of(model)
     engines, on_cpu = known.engines(scoring), known.machine.is_cpu
     devices = known.machine.devices if on_cpu else engines * scoring.tensor_parallel
     memory = costs.scoring_memory(known.machine, model, scoring) * (engines if on_cpu else 1)
@@ -141,25 +158,26 @@ def _scoring(known: PlanInputs, name: str, model: Size, rows: int | None = None)
 
 
 def _evaluate(known: PlanInputs) -> StagePlan:
-    """Every variant scores and answers the held-out rows, and the teacher scores them beside each student."""
+    """Every variant scores and answers the held-out rows, and the teacher scores them once for a group of students."""
     how = known.evaluation
     fits = known.heldout_lengths.fitting(how.max_length)
     rows = round(min(known.heldout, how.max_rows or known.heldout) * fits.share)
     tokens = rows * fits.tokens
     students, machine = known.variants - 1, known.machine
+    scored = costs.evaluation(machine, known.student, known.teacher, students, how, fits.long_row)
     flops = students * costs.forward_flops(known.student, tokens)
-    flops += known.variants * costs.forward_flops(known.teacher, tokens)
+    flops += scored.passes * costs.forward_flops(known.teacher, tokens)
     devices = machine.devices if machine.is_cpu else 1
-    seconds = costs.start_seconds(machine, "evaluate", known.teacher) + costs.seconds(machine, flops, devices)
+    largest = known.teacher if scored.passes else known.student
+    seconds = costs.start_seconds(machine, "evaluate", largest) + costs.seconds(machine, flops, devices)
     seconds += _generation_seconds(known, rows, how.max_new_tokens)
     return StagePlan(
         name="evaluate",
         done=not known.to_do("evaluate"),
         rows=rows,
         tokens=round(known.variants * tokens),
-        # the layers of both models are spread over all devices, which work one after the other
-        memory_bytes=costs.evaluation_memory(machine, known.student, known.teacher, how, fits.long_row)
-        // machine.devices,
+        # the layers of all models are spread over all devices, which work one after the other
+        memory_bytes=scored.memory // machine.devices,
         devices=devices,
         hours=seconds / 3600,
     )

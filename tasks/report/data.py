@@ -184,6 +184,9 @@ class ReportData(RunInfo):
     stages: list[StageSummary] = []
     curves: dict[str, list[tuple[int, float]]] = Field({}, description="training → (step, loss in nats per token)")
     coverage: Coverage | None = None
+    compared_with_top: int | None = Field(
+        None, description="teacher tokens that its KL is over, beside a bucket for the rest (default: the vocabulary)"
+    )
     data_flow: DataFlow | None = None
     examples: list[ShownExample] = []
     analysis: Analysis | None = Field(None, description="intervals, paired tests, slices and what was inherited")

@@ -61,6 +61,7 @@ def render_page(data: ReportData) -> str:
         gap_closed=gap_closed(data),
         with_accuracy=any(row.accuracy for row in compared.values()),
         left_out=left_out(data),
+        kl_is_over=kl_is_over(data),
         n=_same_for_all([row.variant.n for row in compared.values()]),
         figures={name: _Figure(plot) for name, plot in figures.items()},
         analysis=view_of(data),
@@ -89,7 +90,7 @@ def render_markdown(data: ReportData) -> str:
         lines += [*_benchmarks(data, data.benchmarks), ""]
     lines.append(
         f"Student {markdown_text(data.student)}, teacher {markdown_text(data.teacher)}, K = {data.k}, "
-        f"seed {data.seed}. Intervals are over held-out requests, for this one training seed."
+        f"seed {data.seed}. Intervals are over held-out requests, for this one training seed. {kl_is_over(data)}"
     )
     if without := left_out(data):
         lines += ["", markdown_text(without)]
@@ -107,6 +108,16 @@ def render_markdown(data: ReportData) -> str:
     if serve := serve_commands(data):
         lines += ["## Use the student", "", *indented(serve), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def kl_is_over(data: ReportData) -> str:
+    """What of the teacher's distribution its distances are over, in a sentence."""
+    if data.compared_with_top is None:
+        return "KL to the teacher is over the whole vocabulary."
+    return (
+        f"KL to the teacher is over its top {data.compared_with_top} and tail (one bucket for all other tokens), "
+        "from stored scores: a lower bound of the KL over the vocabulary."
+    )
 
 
 def left_out(data: ReportData) -> str:

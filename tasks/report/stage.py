@@ -155,6 +155,7 @@ def gather(
         stages=shown,
         curves={name: records[name].facts["curve"] for name in in_order(records) if "curve" in records[name].facts},
         coverage=Coverage.model_validate(coverage),
+        compared_with_top=evaluated[kd_evaluation.uri].facts.get("compared_with_top"),
         data_flow=_data_flow(records["augment"], records.get("categories")),
         examples=_examples(tables),
         analysis=analyse(tables, labels_of),

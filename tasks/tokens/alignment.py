@@ -89,13 +89,17 @@ class Alignment:
         teacher_at_R, student_at_R = self._same_places(scored, student)
         shape = (student.supervised_tokens, scored.topk_ids_RK.shape[1])
         ids_RK, logprobs_RK = np.zeros(shape, np.int32), np.full(shape, -np.inf, np.float32)
-        moved = remap(scored.topk_ids_RK[teacher_at_R], scored.logprobs_RK[teacher_at_R], self._map)
+        moved = self.in_student_tokens(scored.topk_ids_RK[teacher_at_R], scored.logprobs_RK[teacher_at_R])
         ids_RK[student_at_R], logprobs_RK[student_at_R] = moved
         self.positions += student.supervised_tokens
         self.aligned += len(student_at_R)
         self.teacher_mass += float(np.exp(scored.logprobs_RK.astype(np.float64)).sum())
         self.moved_mass += float(np.exp(moved[1].astype(np.float64)).sum())
         return ids_RK, logprobs_RK
+
+    def in_student_tokens(self, ids_RK: np.ndarray, logprobs_RK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Stored entries under the student's ids; −inf where it has no token of the same bytes."""
+        return remap(ids_RK, logprobs_RK, self._map)
 
     def summary(self) -> dict[str, Any]:
         """Shares of the student's positions that have a teacher, and of the teacher's stored mass that moved."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from infra.store.artifacts import ArtifactRef, Workspace
 from tasks.engines.generation import Ends
 from tasks.engines.scoring import TransformersEngine
 from tasks.evaluate.heldout import program as evaluation
-from tasks.evaluate.heldout.scoring import RowScore
+from tasks.evaluate.heldout import teachers
+from tasks.evaluate.heldout.prepared import prepare_rows
+from tasks.evaluate.heldout.teachers import RowScore
 from tasks.evaluate.settings import Evaluation
 from tasks.logits import program, scorer
 from tasks.logits.settings import Scoring
@@ -104,13 +106,13 @@ def test_a_held_out_row_without_numbers_is_left_out_counted_and_named(
     """Of one variant's; the report is on the rows that every variant has."""
     seeds = load(Sources.of("demo", None, None), heldout_share=0.1, response_required=False)
     bad = sorted(row.id for row in read_rows(seeds, HELDOUT))[3]
-    real = evaluation.score
+    real = teachers._Logits.score
 
-    def score(model: Any, teacher: Any, batch: list[Any], *rest: Any) -> Iterator[RowScore]:
-        for task, scored in zip(batch, real(model, teacher, batch, *rest), strict=True):
-            yield scored._replace(kl_to_teacher=float("nan")) if task.row.id == bad else scored
+    def score(view: teachers._Logits, row: TokenisedRow, *rest: Any) -> RowScore:
+        scored = real(view, row, *rest)
+        return scored._replace(kl_to_teacher=float("nan")) if row.row_id == bad else scored
 
-    monkeypatch.setattr(evaluation, "score", score)
+    monkeypatch.setattr(teachers._Logits, "score", score)
     settings = Evaluation(max_rows=12, max_new_tokens=4, max_length=384, engine="transformers").following(10)
     base, teacher = resolve("demo", "student"), resolve("demo", "teacher")
     work = evaluation_workspace(base, teacher, seeds, settings)
@@ -151,7 +153,7 @@ def test_rows_beyond_a_context_are_left_out_everywhere(
 ) -> None:
     model = _short(tmp_path, **config)
     assert model.context() == 60
-    prepared = evaluation._prepared(list(read_rows(rows, KEPT)), model, min(2048, model.context() - 1))
+    prepared = prepare_rows(read_rows(rows, KEPT), model, "", min(2048, model.context() - 1))
     assert set(prepared.reasons.values()) == {"longer than 59 tokens"}
     assert prepared.tokens
     assert max(len(row.ids) for row in prepared.tokens.values()) <= 59

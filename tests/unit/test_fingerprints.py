@@ -22,9 +22,10 @@ from tasks.augment.stage import Augment
 from tasks.evaluate.benchmarks.harness import LmEval
 from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.benchmarks.stage import JudgeBenchmarks
+from tasks.evaluate.settings import Evaluation
 from tasks.evaluate.stage import Evaluate
 from tasks.logits.settings import Scoring
-from tasks.logits.stage import ScoreTeacher
+from tasks.logits.stage import ScoreHeldout, ScoreTeacher
 from tasks.models import ModelSource, resolve
 from tasks.report.data import RunInfo
 from tasks.report.stage import Report
@@ -113,6 +114,35 @@ def test_comparing_with_held_out_rows_is_another_dataset_and_not_comparing_is_th
     assert fingerprint() == fingerprint(compare_heldout=0)
     assert len({fingerprint(compare_heldout=most) for most in (0, 5, 6)}) == 3
     assert "compare_heldout" not in Augmentation().identity()
+
+
+def test_the_teachers_scores_of_heldout_rows_are_made_only_to_be_compared_with() -> None:
+    rows = _ref("augment").model_copy(update={"counts": {"rows": 9, "conversations": 0}})
+
+    def asked(**evaluation: Any) -> list[Stage[Any]]:
+        found: list[Stage[Any]] = []
+
+        def run(stage: Stage[Any]) -> Any:
+            found.append(stage)
+            return stage.result(defaultdict(lambda: rows if isinstance(stage, Augment) else _ref(stage.title)))
+
+        recipe = Recipe.of({"evaluation": Evaluation(**evaluation)})
+        pipeline(run, recipe, resolve("demo", "student"), resolve("demo", "teacher"))
+        return found
+
+    assert not [stage for stage in asked() if isinstance(stage, ScoreHeldout)]
+    stages = asked(teacher="topk", max_rows=7, max_length=99)
+    (scores,) = (stage for stage in stages if isinstance(stage, ScoreHeldout))
+    assert (scores.rows, scores.max_rows, scores.scoring.max_length) == (_ref("seeds"), 7, 99)
+    assert scores.workspace().spec["heldout"] == {"max_rows": 7}
+    evaluation = stages[-1]
+    assert isinstance(evaluation, Evaluate)
+    assert stages[-2] is scores
+    work = evaluation.workspaces()["kd"]
+    assert work.inputs["teacher_scores"] == _ref("heldout_scores")
+    assert work.spec["evaluation"]["teacher"] == "topk"
+    with pytest.raises(ValueError, match=r"evaluation\.teacher topk, and nothing else"):
+        Evaluate(**{**dict(evaluation), "teacher_scores": None})
 
 
 def test_peoples_labels_change_the_report_by_their_content_and_nothing_that_was_judged(tmp_path: Path) -> None:

@@ -36,6 +36,30 @@ def _with_rest(logprobs_RV: Tensor, top_RK: Tensor) -> Tensor:
     return torch.cat([logprobs_RV.gather(1, top_RK), rest_R1], dim=1)
 
 
+def stored_kl_to_teacher(ids_RK: Tensor, logprobs_RK: Tensor, student_logprobs_RV: Tensor) -> Tensor:
+    """KL(teacher ‖ student) from the teacher's stored top K alone, in nats: (R,) fp64.
+
+    Over K + 1 outcomes, the stored tokens and one bucket for all others, as `topk_kl_to_teacher`:
+
+        Σ_k p_k · log(p_k / q_k) + r · log(r / s),  r = 1 − Σ_k p_k,  s = 1 − Σ_k q_k,
+
+    with p the teacher's probabilities and q the student's. No split of the buckets makes it less (the log-sum
+    inequality), so it is a lower bound of the KL over the vocabulary, but for the store's rounding. An entry of −inf,
+    or one that the student's V tokens are without, is in the teacher's bucket.
+    """
+    size = student_logprobs_RV.shape[1]
+    known_RK = torch.isfinite(logprobs_RK) & (ids_RK < size)
+    teacher_RK = torch.where(known_RK, logprobs_RK.double(), -torch.inf)
+    teacher_RK = teacher_RK - teacher_RK.logsumexp(dim=1, keepdim=True).clamp(min=0.0)  # rounded, they may pass 1
+    # the last column is nobody's token: what is not known stands there
+    student_RV = torch.nn.functional.pad(student_logprobs_RV, (0, 1), value=-torch.inf)
+    student_RK = _with_rest(student_RV, torch.where(known_RK, ids_RK, size)).double()
+    rest_R1 = (1 - teacher_RK.exp().sum(dim=1, keepdim=True)).clamp(min=0.0).log()
+    teacher_RK = torch.cat([teacher_RK, rest_R1], dim=1)
+    terms_RK = teacher_RK.exp() * (teacher_RK - student_RK)
+    return torch.where(torch.isneginf(teacher_RK), 0.0, terms_RK).sum(dim=1)
+
+
 def top1_agreement(teacher_logprobs_RV: Tensor, student_logprobs_RV: Tensor) -> Tensor:
     """Whether teacher and student find the same token likeliest: (R,) of bool."""
     return teacher_logprobs_RV.argmax(dim=1) == student_logprobs_RV.argmax(dim=1)
@@ -50,12 +74,16 @@ def on_same_tokens(teacher_logprobs_RV: Tensor, student_logprobs_RV: Tensor) -> 
 def calibration(logprobs_RV: Tensor, labels_R: Tensor) -> Tensor:
     """By confidence (probability of the likeliest token) in C equal bins: tokens, Σ confidence, hits: (3, C) fp64."""
     best = logprobs_RV.max(dim=1)
-    confidence_R = best.values.exp().double()
-    hits_R = (best.indices == labels_R).double()
+    return by_confidence(best.values, best.indices == labels_R)
+
+
+def by_confidence(best_R: Tensor, hits_R: Tensor) -> Tensor:
+    """The same from the log-prob of each likeliest token, and whether it is the label."""
+    confidence_R = best_R.exp().double()
     # a model that diverged has no confidence; its tokens are counted, and its sums stay not-a-number
     bins_R = (confidence_R.nan_to_num(0.0) * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
-    counted = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64, device=logprobs_RV.device)
-    for row, values_R in enumerate((torch.ones_like(confidence_R), confidence_R, hits_R)):
+    counted = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64, device=best_R.device)
+    for row, values_R in enumerate((torch.ones_like(confidence_R), confidence_R, hits_R.double())):
         counted[row].index_add_(0, bins_R, values_R)
     return counted
 

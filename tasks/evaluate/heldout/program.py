@@ -1,38 +1,46 @@
-"""The evaluation program: one variant after the other on the held-out rows, each kept as it is done.
+"""The evaluation program: variants on the held-out rows, each kept as it is done.
 
 python -m tasks.evaluate.heldout.program FOLDER
 
 First all variants answer (vLLM has the device to itself, one engine at a time), then all are scored against the
-teacher. Both steps of a variant are kept over kills.
+teacher, side by side. Both steps of a variant are kept over kills.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from infra import devices
 from infra.errors import ConfigurationError
 from infra.processes import child
+from infra.sandbox.sql import ReadOnlyDatabase
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef, Workspace, digest_of
 from tasks.engines.generation import Ends, Generated, Generator, Prompt, Sampling, TransformersGenerator, vllm_generator
-from tasks.evaluate.heldout import predictions
+from tasks.evaluate.heldout import predictions, scoring
 from tasks.evaluate.heldout.execution import mark
-from tasks.evaluate.heldout.scoring import RowScore, Task, batches, load_model, score
+from tasks.evaluate.heldout.groups import batch_bytes, groups, room
+from tasks.evaluate.heldout.prepared import Prepared, prepare_rows, usable
+from tasks.evaluate.heldout.scoring import load_model
+from tasks.evaluate.heldout.teachers import RowScore, TeacherView, loaded_teacher, stored_teacher
+from tasks.evaluate.heldout.together import Candidate, KeptScores, score_together
 from tasks.evaluate.parallel import generation_parallel, most_parallel
 from tasks.evaluate.settings import Evaluation
-from tasks.models import ModelSource, load_tokenizer
-from tasks.rows import HELDOUT, Row, read_rows
+from tasks.logits.store.reader import TopKReader
+from tasks.models import ModelSource
+from tasks.rows import Row, heldout_rows
 from tasks.seeds.stage import open_databases
 from tasks.tokens.alignment import Alignment, vocabulary_of
-from tasks.tokens.rows import Skipped, TokenisedRow, tokenise, tokenizer_digests
+from tasks.tokens.rows import TokenisedRow, tokenizer_digests
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
 NO_NUMBER = "without a number from the model or its teacher"
@@ -41,42 +49,50 @@ _NAMED_ROWS = 20
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """Held-out rows in the tokens of a model, by row id; those that it cannot take, with the reason."""
-
-    source: ModelSource
-    tokenizer: Any
-    tokens: dict[str, TokenisedRow]
-    reasons: dict[str, str]
-
-
-@dataclass(frozen=True)
 class _Variant:
+    """`tokens` are the rows that it and the teacher can both take, shortest first; `skipped` the others by reason."""
+
     name: str
     work: Workspace
     source: ModelSource
-    prepared: _Prepared
-    tasks: list[Task]
+    prepared: Prepared
+    tokens: dict[str, TokenisedRow]
     skipped: dict[str, int]
+    scores: KeptScores
+
+    @property
+    def is_answered(self) -> bool:
+        return self.work.has(_ANSWERS)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """What variants are compared with: a model that is loaded here, or (`store`) its stored scores."""
+
+    source: ModelSource
+    prepared: Prepared
+    store: ArtifactRef | None
 
 
 def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     """Evaluate the variants named in the spec; each leaves its metrics and predictions in its own workspace."""
     settings = Evaluation.model_validate(spec["evaluation"])
     seeds = ArtifactRef.model_validate(spec["heldout"])
-    rows = sorted(read_rows(seeds, HELDOUT), key=lambda row: row.id)[: settings.max_rows]
+    rows = {row.id: row for row in heldout_rows(seeds, settings.max_rows)}
     teacher_source = ModelSource.model_validate(spec["teacher"])
-    prepared: dict[str, _Prepared] = {}
+    prepared: dict[tuple[str, int], Prepared] = {}
 
-    def prepare(source: ModelSource) -> _Prepared:
-        key = digest_of(tokenizer_digests(source))
-        if key not in prepared:
-            prepared[key] = _prepared(rows, source, min(settings.max_length, source.context() - 1))
-        return prepared[key]
+    def prepare(source: ModelSource) -> Prepared:
+        digest, longest = digest_of(tokenizer_digests(source)), min(settings.max_length, source.context() - 1)
+        if (digest, longest) not in prepared:
+            prepared[digest, longest] = prepare_rows(rows.values(), source, digest, longest)
+        return prepared[digest, longest]
 
-    theirs = prepare(teacher_source)
-    variants = [_variant(description, rows, prepare, theirs) for description in spec["variants"]]
-    total, done = 2 * sum(len(variant.tasks) for variant in variants), 0
+    store = spec.get("teacher_scores")
+    teacher = _Compared(teacher_source, prepare(teacher_source), store and ArtifactRef.model_validate(store))
+    variants = [_variant(description, prepare, teacher.prepared) for description in spec["variants"]]
+    total = 2 * sum(len(variant.tokens) for variant in variants)
+    done = sum(len(v.scores.row_ids) + len(v.tokens) * v.is_answered for v in variants)
 
     def tick(variant: _Variant) -> Callable[[int], None]:
         def advance(rows: int) -> None:
@@ -86,80 +102,131 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
 
         return advance
 
-    unanswered = [variant for variant in variants if not variant.work.has(_ANSWERS)]
+    unanswered = [variant for variant in variants if not variant.is_answered]
     longest = settings.max_length + settings.max_new_tokens
     # one that does not fit is refused before the first is asked
     most_parallel(settings, [variant.source for variant in unanswered], longest, devices.here())
     for variant in unanswered:
         _answer(variant, settings, reporter, tick(variant))
     databases = open_databases(seeds)
-    with reporter.loading("the teacher"):
-        teacher = load_model(teacher_source)
-    for variant in variants:
-        started = time.monotonic()
-        answers = variant.work.get_json(_ANSWERS)
-        model = teacher if variant.source == teacher_source else load_model(variant.source)
-        same_tokenizer = variant.prepared is theirs
-        alignment = None if same_tokenizer else Alignment(vocabulary_of(teacher_source), vocabulary_of(variant.source))
-        kept = []
-        for batch in batches(variant.tasks, settings.batch_rows, model.config.get_text_config().vocab_size):
-            for task, scored in zip(batch, score(model, teacher, batch, alignment, settings.kl_tokens), strict=True):
-                kept.append(_row(task, scored, answers["rows"][task.row.id], databases))
-            tick(variant)(len(batch))
-        unscored, skipped = predictions.without_numbers(kept), dict(variant.skipped)
-        if unscored:
-            skipped[NO_NUMBER] = len(unscored)
-        table = predictions.to_parquet([row for row in kept if row["row_id"] not in unscored])
-        variant.work.put(PREDICTIONS, table)
-        seconds = round(answers["seconds"] + time.monotonic() - started, 2)
-        metrics = predictions.summary(predictions.from_parquet(table))
-        named = {"unscored_rows": unscored[:_NAMED_ROWS]} if unscored else {}
-        about = {"skipped": skipped, "seconds": seconds, "engine": settings.engine, **named}
-        variant.work.put_json(METRICS, {**metrics, **about})
-        storage.delete(variant.work.uri + _ANSWERS)
+    for group in _scored(variants, teacher, settings, reporter, tick):
+        for variant in group:
+            _finish(variant, rows, settings, databases)
     return {}
 
 
-def _variant(
-    description: dict[str, Any], rows: list[Row], prepare: Callable[[ModelSource], _Prepared], theirs: _Prepared
-) -> _Variant:
+def _variant(description: dict[str, Any], prepare: Callable[[ModelSource], Prepared], theirs: Prepared) -> _Variant:
     source = ModelSource.model_validate(description["model"])
+    work = Workspace.from_description(description["workspace"])
     mine = prepare(source)
-    tasks, skipped = _tasks(rows, mine, theirs)
-    return _Variant(
-        description["name"], Workspace.from_description(description["workspace"]), source, mine, tasks, skipped
-    )
+    tokens, skipped = usable(mine, theirs)
+    return _Variant(description["name"], work, source, mine, tokens, skipped, KeptScores(work))
 
 
-def _prepared(rows: list[Row], source: ModelSource, max_length: int) -> _Prepared:
-    tokenizer = load_tokenizer(source)
-    tokens, reasons = {}, {}
-    for row in rows:
-        tokenised = tokenise(row, tokenizer, max_length)
-        if isinstance(tokenised, Skipped):
-            reasons[row.id] = tokenised.reason
-        else:
-            tokens[row.id] = tokenised
-    return _Prepared(source, tokenizer, tokens, reasons)
+def _scored(
+    variants: Sequence[_Variant],
+    teacher: _Compared,
+    settings: Evaluation,
+    reporter: child.Reporter,
+    tick: Callable[[_Variant], Callable[[int], None]],
+) -> Iterator[list[_Variant]]:
+    """Variants in groups as each is scored: first those of which a killed run left nothing to do."""
+    waiting = {variant.name: variant for variant in variants if variant.tokens.keys() - variant.scores.row_ids}
+    yield [variant for variant in variants if variant.name not in waiting]
+    _free()
+    sizes = {
+        name: 0 if variant.source == teacher.source else scoring.loaded_bytes(variant.source)
+        for name, variant in waiting.items()
+    }
+    model = None  # the teacher, once it is loaded
+    for names in groups(sizes, _room(waiting.values(), teacher, settings)):
+        group = [waiting[name] for name in names]
+        loaded = {}
+        for variant in group:
+            if variant.source != teacher.source:
+                with reporter.loading(variant.name):
+                    loaded[variant.name] = load_model(variant.source)
+        if teacher.store is None and model is None:
+            with reporter.loading("the teacher"):
+                model = load_model(teacher.source)
+        candidates = [_candidate(variant, loaded.get(variant.name), teacher, tick(variant)) for variant in group]
+        score_together(candidates, _views(group, teacher, model, settings), settings.batch_rows)
+        yield group
+        del loaded, candidates
+        _free()
 
 
-def _tasks(rows: list[Row], mine: _Prepared, theirs: _Prepared) -> tuple[list[Task], dict[str, int]]:
-    """The rows that model and teacher can both take, shortest first, and how many were skipped for what."""
-    skipped = Counter((theirs.reasons | mine.reasons).values())
-    tasks = [
-        Task(row, mine.tokens[row.id], theirs.tokens[row.id])
-        for row in rows
-        if row.id in mine.tokens and row.id in theirs.tokens
+def _candidate(variant: _Variant, model: Any | None, teacher: _Compared, advance: Callable[[int], None]) -> Candidate:
+    same = variant.prepared.digest == teacher.prepared.digest
+    alignment = None if same else Alignment(vocabulary_of(teacher.source), vocabulary_of(variant.source))
+    return Candidate(model, variant.tokens, alignment, variant.scores, advance)
+
+
+def _views(
+    group: Sequence[_Variant], teacher: _Compared, model: Any | None, settings: Evaluation
+) -> Iterator[TeacherView]:
+    if teacher.store is None:
+        return loaded_teacher(model, teacher.prepared.tokens.values(), settings.batch_rows, settings.kl_tokens)
+    return stored_teacher(TopKReader(teacher.store), settings.batch_rows, max(map(_vocabulary, group)))
+
+
+def _room(variants: Iterable[_Variant], teacher: _Compared, settings: Evaluation) -> int:
+    """Bytes for the weights of a group."""
+    longest = max((len(row.ids) for row in teacher.prepared.tokens.values()), default=0)
+    vocabulary = max(map(_vocabulary, variants), default=1)
+    is_loaded = teacher.store is None
+    theirs = teacher.source.config()["vocab_size"] if is_loaded else 0
+    batch = batch_bytes(longest, settings.batch_rows, vocabulary, theirs, scoring.width())
+    return room(scoring.free_bytes(), scoring.loaded_bytes(teacher.source) if is_loaded else 0, batch)
+
+
+def _vocabulary(variant: _Variant) -> int:
+    size: int = variant.source.config()["vocab_size"]
+    return size
+
+
+def _free() -> None:
+    """Let go of models that nobody holds any more, on the devices too."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _finish(
+    variant: _Variant, rows: dict[str, Row], settings: Evaluation, databases: dict[str, ReadOnlyDatabase]
+) -> None:
+    """From answers and scores, the artifact's files."""
+    started = time.monotonic()
+    answers, scores = variant.work.get_json(_ANSWERS), variant.scores.read()
+    kept = [
+        _row(rows[row_id], variant.tokens[row_id], scores[row_id], answers["rows"][row_id], databases)
+        for row_id in variant.tokens
+        if row_id in scores
     ]
-    if not tasks:
-        raise ConfigurationError(f"no held-out row is usable for evaluation: {dict(skipped)}")
-    return sorted(tasks, key=lambda task: (len(task.tokens.ids), task.row.id)), dict(skipped)
+    unstored = [row_id for row_id in variant.tokens if row_id not in scores]
+    if not kept:
+        raise ConfigurationError(f"the teacher's scores hold none of the held-out rows of {variant.name!r}")
+    unscored, skipped = [*unstored, *predictions.without_numbers(kept)], dict(variant.skipped)
+    if unscored:
+        skipped[NO_NUMBER] = len(unscored)
+    table = predictions.to_parquet([row for row in kept if row["row_id"] not in unscored])
+    variant.work.put(PREDICTIONS, table)
+    seconds = round(answers["seconds"] + variant.scores.seconds + time.monotonic() - started, 2)
+    metrics = predictions.summary(predictions.from_parquet(table))
+    about: dict[str, Any] = {"skipped": skipped, "seconds": seconds, "engine": settings.engine}
+    if unscored:
+        about["unscored_rows"] = unscored[:_NAMED_ROWS]
+    if settings.teacher == "topk":
+        about["compared_with_top"] = settings.kl_tokens
+    variant.work.put_json(METRICS, {**metrics, **about})
+    storage.delete(variant.work.uri + _ANSWERS)
+    variant.scores.delete()
 
 
 def _answer(variant: _Variant, settings: Evaluation, reporter: child.Reporter, advance: Callable[[int], None]) -> None:
     """Generate the variant's answers, and keep them in its workspace."""
     started = time.monotonic()
-    prompts = [Prompt(task.row.id, task.tokens.ids[: task.tokens.response_start]) for task in variant.tasks]
+    prompts = [Prompt(row.row_id, row.ids[: row.response_start]) for row in variant.tokens.values()]
     with reporter.loading(f"{settings.engine} with {variant.name}"):
         generator = _generator(variant, prompts, settings, reporter)
     kept: dict[str, dict[str, Any]] = {}
@@ -186,11 +253,13 @@ def _generator(variant: _Variant, prompts: list[Prompt], settings: Evaluation, r
     return vllm_generator(variant.source.fetch(), ends, longest, settings.max_new_tokens, parallel, settings.gpu_memory)
 
 
-def _row(task: Task, scored: RowScore, answers: dict[str, Any], databases: dict[str, Any]) -> dict[str, Any]:
+def _row(
+    row: Row, tokens: TokenisedRow, scored: RowScore, answers: dict[str, Any], databases: dict[str, ReadOnlyDatabase]
+) -> dict[str, Any]:
     """All that is kept of one row."""
-    row, greedy = task.row, Generated(**answers["greedy"])
+    greedy = Generated(**answers["greedy"])
     marked = mark(row, greedy.text, databases)
-    tokens, confidence, hits = scored.calibration
+    binned, confidence, hits = scored.calibration
     return {
         "row_id": row.id,
         "instruction": row.instruction,
@@ -205,13 +274,13 @@ def _row(task: Task, scored: RowScore, answers: dict[str, Any], databases: dict[
         "wrong_result": marked.wrong_result,
         "samples": answers["samples"],
         "samples_correct": [mark(row, text, databases).correct for text in answers["samples"]],
-        "response_tokens": task.tokens.supervised_tokens,
+        "response_tokens": tokens.supervised_tokens,
         "nll": scored.nll,
         "kl_tokens": scored.kl_tokens,
         "kl_to_teacher": scored.kl_to_teacher,
         "topk_kl": scored.topk_kl,
         "top1_agreed": scored.top1_agreed,
-        "calibration_tokens": tokens,
+        "calibration_tokens": binned,
         "calibration_confidence": confidence,
         "calibration_hits": hits,
     }

@@ -14,6 +14,7 @@ from tasks.evaluate.heldout.metrics import (
     calibration,
     kl_to_teacher,
     on_same_tokens,
+    stored_kl_to_teacher,
     top1_agreement,
     topk_kl_to_teacher,
 )
@@ -41,6 +42,28 @@ def test_topk_kl_lies_between_zero_and_the_full_kl_and_reaches_it_at_k_equal_v(s
     assert (found <= full + 1e-12).all()
     if k >= 11:  # the bucket holds one token or none
         assert torch.allclose(found, full)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.integers(1, 12))
+def test_a_stored_top_k_gives_the_same_as_the_whole_of_the_teacher(seed: int, k: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    teacher, student = (
+        (4 * torch.randn(3, 12, generator=generator, dtype=torch.float64)).log_softmax(1) for _ in range(2)
+    )
+    kept = teacher.topk(k, dim=1)
+    found = stored_kl_to_teacher(kept.indices, kept.values, student)
+    assert torch.allclose(found, topk_kl_to_teacher(teacher, student, k), atol=1e-9)
+    unknown = torch.cat([kept.indices, torch.full((3, 1), 99), torch.zeros(3, 1, dtype=torch.long)], dim=1)
+    values = torch.cat([kept.values, torch.full((3, 1), -9.0), torch.full((3, 1), -torch.inf)], dim=1)
+    assert torch.allclose(stored_kl_to_teacher(unknown, values, student), found, atol=1e-9)  # they are in the bucket
+
+
+def test_stored_entries_that_rounding_lifts_above_1_are_no_negative_distance() -> None:
+    ids, logprobs = torch.tensor([[0, 1]]), torch.tensor([[-0.1, -2.3]]) + 1 / 128
+    student = torch.tensor([[-0.1, -2.3, -6.0]]).log_softmax(1)
+    assert logprobs.exp().sum() > 1
+    assert 0 <= stored_kl_to_teacher(ids, logprobs, student).item() < 0.01
 
 
 def test_a_tiny_rest_is_summed_and_not_lost_in_rounding() -> None:

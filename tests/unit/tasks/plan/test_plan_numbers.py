@@ -10,6 +10,7 @@ import pytest
 from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactRef
 from tasks.engines.sizes import Size
+from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
 from tasks.logits.store.format import MAX_ERROR
 from tasks.models import load_tokenizer, resolve
@@ -82,6 +83,33 @@ def test_engines_on_a_cpu_share_its_cores_and_hold_their_weights_each() -> None:
     one, two = (_stage(_plan(machine=cpu, scoring=Scoring(engines=n)), "logits") for n in (0, 2))
     assert one.hours == two.hours
     assert two.memory_bytes == 2 * (one.memory_bytes or 0)
+
+
+@pytest.mark.parametrize(("teacher", "devices", "passes"), [("7B", 4, 1), ("72B", 4, 1), ("72B", 2, 2), ("72B", 1, 1)])
+def test_the_teacher_scores_the_heldout_rows_once_for_a_group_of_students(
+    teacher: str, devices: int, passes: int
+) -> None:
+    """Of 172 GB on two devices, a tenth is spare, 72B in bf16 takes 145 GB: 9 GB are left to 1.5B of 3.1 GB each.
+
+    On one device it does not fit, and is moved through it for all of them at once.
+    """
+    gpus, how = dataclasses.replace(GPU, devices=devices), Evaluation(engine="transformers", batch_rows=1)
+    size, student = size_of(teacher, None), size_of("1.5B", None)
+    plan = _plan(teacher=size, student=student, machine=gpus, evaluation=how)
+    answers = sum(costs.generation_seconds(gpus, one, 100, how.max_new_tokens, how) for one in [student] * 4 + [size])
+    seconds = 2 * (4 * student.parameters + passes * size.parameters) * 100 * 100 / 50e12
+    expected = 20 + 2 * size.parameters / 1e9 + seconds + answers
+    assert _stage(plan, "evaluate").hours * 3600 == pytest.approx(expected, rel=1e-9)
+
+
+def test_stored_scores_of_the_heldout_rows_are_a_stage_and_load_no_teacher_again() -> None:
+    how = Evaluation(max_rows=50, teacher="topk")
+    plan, full = _plan(evaluation=how), _plan(evaluation=Evaluation(max_rows=50))
+    assert [stage.name for stage in plan.stages][-2:] == ["heldout_scores", "evaluate"]
+    assert "heldout_scores" not in {stage.name for stage in full.stages}
+    assert (_stage(plan, "heldout_scores").rows, _stage(plan, "heldout_scores").tokens) == (50, 5000)
+    less = (_stage(full, "evaluate").memory_bytes or 0) - (_stage(plan, "evaluate").memory_bytes or 0)
+    assert less * 4 > 2 * size_of("7B", None).parameters
 
 
 @pytest.mark.parametrize(

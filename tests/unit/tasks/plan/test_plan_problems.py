@@ -57,7 +57,9 @@ def test_a_teacher_that_is_too_large_is_told_how_many_gpus_hold_it() -> None:
     one = dataclasses.replace(GPU, devices=1)
     problems = _plan(teacher=size_of("72B", None), machine=one).problems
     evaluation = next(p for p in problems if p.text.startswith("evaluate: takes"))
-    assert evaluation.text.endswith("on 1 of 80 GiB: use more or larger devices")
+    assert evaluation.text.endswith("on 1 of 80 GiB: use more or larger devices, or set evaluation.teacher to topk")
+    stored = _plan(teacher=size_of("72B", None), machine=one, evaluation=Evaluation(teacher="topk")).problems
+    assert not [problem for problem in stored if problem.text.startswith("evaluate: takes")]
 
 
 def test_an_evaluation_whose_logits_are_too_large_needs_fewer_rows_at_once() -> None:

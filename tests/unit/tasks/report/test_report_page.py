@@ -192,6 +192,16 @@ def test_what_was_left_out_of_the_data_is_in_the_first_lines_as_text() -> None:
     assert any("20 of 220 rows are left out (20: asks what a held-out row asks)" in line for line in first_lines)
 
 
+def test_what_the_distance_to_the_teacher_is_over_is_said() -> None:
+    for report, words in (
+        (sample_report(), "whole vocabulary"),
+        (sample_report(compared_with_top=12), "top 12 and tail"),
+    ):
+        sentence = f"KL to the teacher is over {'the' if report.compared_with_top is None else 'its'} {words}"
+        assert sentence in " ".join(render_page(report).split())
+        assert sentence in render_markdown(report)
+
+
 def test_every_plot_has_axes_units_and_a_caption() -> None:
     html = sample_page()
     figures = re.findall(r'<figure id="figure-(\w+)">(.*?)</figure>', html, flags=re.DOTALL)

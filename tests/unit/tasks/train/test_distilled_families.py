@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from tasks.engines.scoring import TransformersEngine
-from tasks.evaluate.heldout.scoring import _logits, load_model
+from tasks.evaluate.heldout.scoring import load_model, logits_of
 from tasks.models import ModelSource
 from tasks.tokens.rows import TokenisedRow
 from tasks.train.data.order import Example
@@ -97,7 +97,7 @@ def test_scores_and_evaluation_are_its_own_forward(name: str, tmp_path: Path) ->
     rows = [TokenisedRow(e.row_id, list(e.ids), e.response_start) for e in EXAMPLES]
     scored = TransformersEngine(tmp_path).score(rows, K)
     with torch.inference_mode():
-        _ids, logits_BTV = _logits(load_model(ModelSource(name=name, path=str(tmp_path))), rows)
+        logits_BTV = logits_of(load_model(ModelSource(name=name, path=str(tmp_path))), rows)
         for b, (row, example) in enumerate(zip(scored, EXAMPLES, strict=True)):
             own_TV = _own_logits(model, example)
             torch.testing.assert_close(logits_BTV[b, : len(example.ids)], own_TV, rtol=1e-4, atol=1e-4)
