@@ -45,7 +45,7 @@ def stored_kl_to_teacher(ids_RK: Tensor, logprobs_RK: Tensor, student_logprobs_R
 
     with p the teacher's probabilities and q the student's. No split of the buckets makes it less (the log-sum
     inequality), so it is a lower bound of the KL over the vocabulary, but for the store's rounding. An entry of −inf,
-    or one that the student's V tokens are without, is in the teacher's bucket.
+    or one that the student's V tokens are without, is in the teacher's bucket. Where all V are stored there is none.
     """
     size = student_logprobs_RV.shape[1]
     known_RK = torch.isfinite(logprobs_RK) & (ids_RK < size)
@@ -55,6 +55,7 @@ def stored_kl_to_teacher(ids_RK: Tensor, logprobs_RK: Tensor, student_logprobs_R
     student_RV = torch.nn.functional.pad(student_logprobs_RV, (0, 1), value=-torch.inf)
     student_RK = _with_rest(student_RV, torch.where(known_RK, ids_RK, size)).double()
     rest_R1 = (1 - teacher_RK.exp().sum(dim=1, keepdim=True)).clamp(min=0.0).log()
+    rest_R1 = rest_R1.masked_fill(torch.isneginf(student_RK[:, -1:]), -torch.inf)
     teacher_RK = torch.cat([teacher_RK, rest_R1], dim=1)
     terms_RK = teacher_RK.exp() * (teacher_RK - student_RK)
     return torch.where(torch.isneginf(teacher_RK), 0.0, terms_RK).sum(dim=1)
