@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from infra import devices
 from infra.errors import ConfigurationError
@@ -27,6 +26,8 @@ from infra.processes import child
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef, Workspace
 from infra.store.claims import Claims, Pauses
+from tasks.engines.device import capability, dtype_here
+from tasks.engines.quantised import check_device, check_transformers
 from tasks.engines.scoring import Engine, TransformersEngine, VLLMEngine, vllm_options
 from tasks.logits.coverage import CoverageCounter
 from tasks.logits.parallel import scoring_parallel
@@ -34,6 +35,7 @@ from tasks.logits.settings import Scoring
 from tasks.logits.shards import Shard, plan
 from tasks.logits.store.reader import ShardError, read_shard, write_shard, write_tokenizer
 from tasks.models import ModelSource, load_tokenizer
+from tasks.precision import note
 from tasks.rows import KEPT, Row, Turns, read_rows
 from tasks.tokens.rows import Skipped, TokenisedRow, cut, tokenise, within
 from tasks.tokens.scored import ScoredRow
@@ -65,6 +67,8 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         queue = Queue(work, missing, claims)
         ours = iter(queue)
         if (first := next(ours, None)) is not None:
+            if scoring.engine == "vllm" and (told := note(scoring.dtype, capability())):
+                reporter.note(told)
             with reporter.loading(scoring.engine):
                 engine = _engine(scoring, teacher, k, max(len(row.ids) for row in rows), reporter)
             started = time.monotonic()
@@ -230,11 +234,15 @@ def _as_tokens(
 
 
 def _engine(scoring: Scoring, teacher: ModelSource, k: int, longest: int, reporter: child.Reporter) -> Engine:
+    config, on_gpu = teacher.json_file("config.json"), capability() is not None
+    check_device(teacher.name, config, on_gpu=on_gpu)
     if scoring.engine == "transformers":
-        return TransformersEngine(teacher.fetch())
+        check_transformers(teacher.name, config, "scoring.engine=transformers")
+        return TransformersEngine(teacher.fetch(), "float32" if scoring.dtype == "auto" else scoring.dtype)
+    dtype = dtype_here(scoring.dtype, config, "scoring.dtype=bfloat16")
     # a teacher that does not fit is refused before it is fetched
     parallel = scoring_parallel(scoring, teacher, devices.here(), reporter.note)
-    options = vllm_options(torch.cuda.is_available(), parallel, scoring.gpu_memory, scoring.max_batched_tokens)
+    options = vllm_options(on_gpu, dtype, parallel, scoring.gpu_memory, scoring.max_batched_tokens)
     return VLLMEngine(teacher.fetch(), k, longest, options)
 
 

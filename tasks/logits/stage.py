@@ -57,6 +57,7 @@ class ScoreTeacher(OneArtifact):
             "tokens_per_shard": self.scoring.tokens_per_shard,
             "tokenizer": tokenizer_digests(self.teacher),
             **turns_identity(self.turns),
+            **self.scoring.rounding(),
         }
         return Workspace(KIND, STAGE_VERSION, spec, {"rows": self.rows})
 

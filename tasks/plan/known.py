@@ -92,6 +92,12 @@ class PlanInputs:
         return least_parallel(model, gpus, share, takes) or splits(model, gpus.number)[-1]
 
     @property
+    def half(self) -> bool:
+        """Whether weights in training have two bytes, beside master weights of four."""
+        asked = self.run.precision
+        return not self.machine.is_cpu if asked == "auto" else asked == "bf16"
+
+    @property
     def agents_price_known(self) -> bool:
         return self.agents_are_free or (self.agents is not None and self.agents.priced)
 

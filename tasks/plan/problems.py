@@ -38,6 +38,8 @@ def _of_settings(known: PlanInputs) -> Iterator[Problem]:
         )
     if not known.machine.is_cpu and known.ranks > known.machine.devices:
         yield _stop(f"run.processes asks for {known.ranks} ranks and there are {known.machine.devices} devices")
+    if not known.machine.is_cpu and not known.half:
+        yield _warning("run.precision=fp32 takes several times the hours of training, which are planned for bf16")
     for name, training in (("sft", known.sft), ("kd", known.kd)):
         if known.to_do(name) and known.run.micro_batch * known.ranks > training.global_batch:
             yield _warning(
@@ -113,8 +115,8 @@ def _of_memory(known: PlanInputs, plan: Plan) -> Iterator[Problem]:
     for stage in _too_large(plan, plan.memory_bytes):
         if stage.name in trainings:
             tokens = known.micro_batch_tokens(trainings[stage.name])
-            half, lora = not known.machine.is_cpu, trainings[stage.name].lora
-            text = advice(known.student.shape, known.run, known.ranks, tokens, lora, half=half)
+            lora = trainings[stage.name].lora
+            text = advice(known.student.shape, known.run, known.ranks, tokens, lora, half=known.half)
             said.setdefault(text, []).append(stage.name)
     for text, names in said.items():
         yield _stop(f"{', '.join(names)}: out of memory on devices of {device}: {text}")
@@ -179,7 +181,8 @@ def _too_large(plan: Plan, memory: int) -> Iterator[StagePlan]:
 
 
 def _weights(known: PlanInputs) -> int:
-    return costs.weight_bytes(known.machine) * (known.student.parameters + known.teacher.parameters) + CONTEXT
+    width = costs.weight_bytes(known.machine, known.evaluation.dtype)
+    return int(known.student.weights(width) + known.teacher.weights(width)) + CONTEXT
 
 
 def _needs(stage: StagePlan) -> str:

@@ -72,8 +72,8 @@ def _training(known: PlanInputs, name: str, training: Training) -> StagePlan:
     flops = costs.training_flops(known.student, training, known.run, tokens)
     devices = min(known.ranks, known.machine.devices)
     seconds = costs.start_seconds(known.machine, "train", known.student)
-    batch, half = known.micro_batch_tokens(training), not known.machine.is_cpu
-    memory = training_memory(known.student.shape, known.run, known.ranks, batch, training.lora, half=half)
+    batch = known.micro_batch_tokens(training)
+    memory = training_memory(known.student.shape, known.run, known.ranks, batch, training.lora, half=known.half)
     return StagePlan(
         name=name,
         done=not known.to_do(name),

@@ -63,6 +63,8 @@ def _train(run: TrainingContext, reporter: child.Reporter) -> dict[str, Any]:
     checkpoints.load_data_only()
     join(run.rank, reporter.folder, on_gpu=run.on_gpu)
     torch.manual_seed(run.seed)
+    if run.rank.is_first and run.precision_note:
+        reporter.note(run.precision_note)
 
     with reporter.loading("DeepSpeed") if run.rank.is_first else contextlib.nullcontext():
         base = _one_rank_first(run.rank, run.source.fetch)
@@ -109,6 +111,7 @@ def _train(run: TrainingContext, reporter: child.Reporter) -> dict[str, Any]:
         "resumed_at": done,
         "ranks": run.rank.ranks,
         "parameters": student.parameters,
+        "precision": run.precision,
     }
     student.export(run.card(data_facts.get("k")) | counts | facts)
     return {"counts": counts, "facts": {**facts, **data_facts}}
@@ -208,16 +211,16 @@ def _check_memory(run: TrainingContext, base: Path, spool: ExampleStore) -> None
     ranks, lora, tokens = run.rank.ranks, run.training.lora, _tokens_at_once(run, spool)
     if run.on_gpu:
         memory = torch.cuda.get_device_properties(run.rank.number % run.rank.on_node).total_memory
-        check_fits(shape, run.how, ranks, tokens, lora, memory)
+        check_fits(shape, run.how, ranks, tokens, lora, memory, half=run.half)
     else:
         how, memory = run.how.model_copy(update={"offload": "none"}), psutil.virtual_memory().total
-        check_fits(shape, how, ranks, tokens, lora, memory // run.rank.on_node, half=False)
+        check_fits(shape, how, ranks, tokens, lora, memory // run.rank.on_node, half=run.half)
 
 
 def _advice(run: TrainingContext, base: Path, spool: ExampleStore) -> str:
     if (shape := _shape(base)) is None:
         return "use a smaller run.micro_batch, a higher run.zero_stage or a larger device"
-    return advice(shape, run.how, run.rank.ranks, _tokens_at_once(run, spool), run.training.lora, half=run.on_gpu)
+    return advice(shape, run.how, run.rank.ranks, _tokens_at_once(run, spool), run.training.lora, half=run.half)
 
 
 def _shape(base: Path) -> ModelShape | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from infra.store.artifacts import ArtifactRef
+from tasks.precision import Precision
 
 
 class Lora(BaseModel):
@@ -83,7 +84,7 @@ class Part(BaseModel):
 
 
 class TrainingRun(BaseModel):
-    """How training is run: never part of the fingerprint, free to change between retries."""
+    """How training is run: free to change between retries, and no part of the fingerprint but a precision asked for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -101,6 +102,11 @@ class TrainingRun(BaseModel):
         ge=1,
         description="rows a rank computes at once, on average (they are packed by tokens); lower it when "
         "memory runs out",
+    )
+    precision: Precision = Field(
+        "auto",
+        description="of the weights in use; bf16 keeps master weights, gradients and moments in fp32 (auto: bf16 on "
+        "GPUs that have it, else fp32)",
     )
     gradient_checkpointing: bool = Field(False, description="computes activations twice to save memory")
     zero_stage: int = Field(2, ge=0, le=3, description="DeepSpeed ZeRO stage")
@@ -127,3 +133,7 @@ class TrainingRun(BaseModel):
         if {"offload", "zero_stage"} <= self.model_fields_set and self.zero_stage < least:
             raise ValueError(f"run.offload={self.offload} needs run.zero_stage={least} or more, not {self.zero_stage}")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """What changes the result, beyond what a device decides by itself."""
+        return {} if self.precision == "auto" else {"precision": self.precision}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flows.preflight import check_models
+from flows.preflight import check_engines, check_models
 from tasks.models import ModelSource, resolve
 from tasks.train.settings import Distillation
 from tests.support.families import tiny_config
@@ -107,6 +107,17 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     narrow = _with("config.json", max_position_embeddings=300)
     _, told = check_models(_copy(tmp_path / "model", narrow), resolve("demo", "teacher"), Distillation(max_length=384))
     assert told == ["student mine was made for texts of 300 tokens: longer rows are left out (kd.max_length is 384)"]
+
+
+def test_a_quantised_teacher_is_refused_where_no_engine_runs_it(tmp_path: Path) -> None:
+    """On a CPU; on a GPU, which is no matter of ours, for want of a package that evaluation needs."""
+    told = _with("config.json", quantization_config={"quant_method": "awq", "bits": 4})
+    teacher = _copy(tmp_path / "model", told)
+    (on_cpu,), (on_gpu,) = (check_engines(teacher, on_gpu=has, here=True) for has in (False, True))
+    assert re.search(r"^'mine' cannot run on a CPU: its weights are quantised \(awq\)", on_cpu)
+    assert re.search(r"^'mine' cannot be used here: .*evaluation needs, says: .*gptqmodel", on_gpu)
+    assert check_engines(teacher, on_gpu=True, here=False) == []
+    assert check_engines(resolve("demo", "teacher"), on_gpu=False, here=True) == []
 
 
 def test_sizes_are_found_where_a_family_hides_them() -> None:

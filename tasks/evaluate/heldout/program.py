@@ -22,6 +22,7 @@ from infra.errors import ConfigurationError
 from infra.processes import child
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef, Workspace, digest_of
+from tasks.engines.device import capability
 from tasks.engines.generation import Ends, Generated, Generator, Prompt, Sampling, TransformersGenerator, vllm_generator
 from tasks.evaluate.heldout import predictions
 from tasks.evaluate.heldout.execution import mark
@@ -29,6 +30,7 @@ from tasks.evaluate.heldout.scoring import RowScore, Task, batches, load_model, 
 from tasks.evaluate.parallel import generation_parallel, most_parallel
 from tasks.evaluate.settings import Evaluation
 from tasks.models import ModelSource, load_tokenizer
+from tasks.precision import note
 from tasks.rows import HELDOUT, Row, read_rows
 from tasks.seeds.stage import open_databases
 from tasks.tokens.alignment import Alignment, vocabulary_of
@@ -75,6 +77,8 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         return prepared[key]
 
     theirs = prepare(teacher_source)
+    if told := note(settings.dtype, capability()):
+        reporter.note(told)
     variants = [_variant(description, rows, prepare, theirs) for description in spec["variants"]]
     total, done = 2 * sum(len(variant.tasks) for variant in variants), 0
 
@@ -94,11 +98,11 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         _answer(variant, settings, reporter, tick(variant))
     databases = open_databases(seeds)
     with reporter.loading("the teacher"):
-        teacher = load_model(teacher_source)
+        teacher = load_model(teacher_source, settings.dtype)
     for variant in variants:
         started = time.monotonic()
         answers = variant.work.get_json(_ANSWERS)
-        model = teacher if variant.source == teacher_source else load_model(variant.source)
+        model = teacher if variant.source == teacher_source else load_model(variant.source, settings.dtype)
         same_tokenizer = variant.prepared is theirs
         alignment = None if same_tokenizer else Alignment(vocabulary_of(teacher_source), vocabulary_of(variant.source))
         kept = []
@@ -179,11 +183,12 @@ def _answer(variant: _Variant, settings: Evaluation, reporter: child.Reporter, a
 def _generator(variant: _Variant, prompts: list[Prompt], settings: Evaluation, reporter: child.Reporter) -> Generator:
     ends = Ends.of(variant.source, variant.prepared.tokenizer)
     if settings.engine == "transformers":
-        model = load_model(variant.source)
+        model = load_model(variant.source, settings.dtype)
         return TransformersGenerator(model, ends, settings.max_new_tokens, settings.batch_rows)
     longest = max(len(prompt.ids) for prompt in prompts) + settings.max_new_tokens
     parallel = generation_parallel(settings, variant.source, longest, devices.here(), reporter.note)
-    return vllm_generator(variant.source.fetch(), ends, longest, settings.max_new_tokens, parallel, settings.gpu_memory)
+    new, room = settings.max_new_tokens, settings.gpu_memory
+    return vllm_generator(variant.source, ends, longest, new, settings.dtype, parallel, room)
 
 
 def _row(task: Task, scored: RowScore, answers: dict[str, Any], databases: dict[str, Any]) -> dict[str, Any]:

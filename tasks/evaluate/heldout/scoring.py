@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from tasks.engines.device import dtype_here
+from tasks.engines.quantised import check_device, check_transformers
 from tasks.evaluate.heldout.metrics import (
     CALIBRATION_BINS,
     calibration,
@@ -23,6 +25,7 @@ from tasks.evaluate.heldout.metrics import (
 )
 from tasks.evaluate.parallel import LOGITS_AT_ONCE
 from tasks.models import ModelSource
+from tasks.precision import Dtype
 from tasks.rows import Row
 from tasks.tokens.alignment import Alignment
 from tasks.tokens.rows import TokenisedRow
@@ -50,11 +53,16 @@ class RowScore(NamedTuple):
     calibration: list[list[float]]
 
 
-def load_model(source: ModelSource) -> Any:
-    """The model for inference, on the GPU where there is one, its layers over all GPUs where there are several."""
-    on_gpu = torch.cuda.is_available()
+def load_model(source: ModelSource, asked: Dtype = "auto") -> Any:
+    """The model for inference, on the GPU where there is one, its layers over all GPUs where there are several.
+
+    Raises ConfigurationError for a dtype that the GPU has not, and for a quantised model that cannot be loaded here.
+    """
+    on_gpu, config = torch.cuda.is_available(), source.json_file("config.json")
+    check_device(source.name, config, on_gpu=on_gpu)
+    check_transformers(source.name, config, "evaluation")
     where = {"device_map": "auto"} if torch.cuda.device_count() > 1 else {}
-    dtype = torch.bfloat16 if on_gpu else torch.float32
+    dtype = dtype_here(asked, config, "evaluation.dtype=bfloat16")
     model: Any = AutoModelForCausalLM.from_pretrained(
         source.fetch(), trust_remote_code=False, dtype=dtype, attn_implementation="sdpa", **where
     )

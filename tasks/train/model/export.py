@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from torch import Tensor
 from transformers import GenerationConfig
 
 from infra.store.artifacts import Workspace
@@ -47,7 +48,7 @@ def export(
         return
     if lora is not None:
         model, state = model.get_base_model(), merged(source, state, lora)
-    state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    state = converted(state, dtype)
     with tempfile.TemporaryDirectory() as target:
         model.config.dtype = dtype
         model.generation_config = GenerationConfig()  # transformers refuses to write what some models come with
@@ -57,6 +58,19 @@ def export(
         stop_at(Path(target), stops)
         (Path(target) / CARD).write_text(render_card(card))
         work.put_folder("model/", Path(target))
+
+
+def converted(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights in `dtype`; those that are tied stay one tensor, and so are written once."""
+    made: dict[Any, Tensor] = {}
+    for tensor in state.values():
+        if (place := _place(tensor)) not in made:
+            made[place] = tensor.to(dtype)
+    return {name: made[_place(tensor)] for name, tensor in state.items()}
+
+
+def _place(tensor: Tensor) -> Any:
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def render_card(facts: Mapping[str, Any]) -> str:
