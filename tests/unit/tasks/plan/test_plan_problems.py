@@ -57,7 +57,10 @@ def test_fp32_on_gpus_takes_more_memory_and_time_and_is_told_so() -> None:
 def test_a_quantised_teacher_needs_no_more_devices_than_its_bits() -> None:
     """72B in 4 bits: 41.6 GB of weights, which one device of 80 GiB holds."""
     told = {**QWEN2_5["72B"], "quantization_config": {"quant_method": "awq", "bits": 4}}
-    plans = [_plan(teacher=teacher, scoring=Scoring()) for teacher in (size_of("72B", None), Size.of("72B", told))]
+    plans = [
+        _plan(teacher=teacher, scoring=Scoring(tensor_parallel=1))
+        for teacher in (size_of("72B", None), Size.of("72B", told))
+    ]
     stops = [[problem.text for problem in plan.problems if problem.stops] for plan in plans]
     assert stops[0]
     assert not stops[1]
