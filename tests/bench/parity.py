@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from tasks.engines.scoring import Engine
-from tasks.models import DEMO
+from tasks.shipped import DEMO
 from tasks.tokens.rows import TokenisedRow
 from tasks.tokens.scored import ScoredRow
 

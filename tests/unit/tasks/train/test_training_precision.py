@@ -75,6 +75,7 @@ def _context(precision: Known, how: TrainingRun, lora: Lora | None = None) -> Tr
         data=NOWHERE,
         turns="last",
         only=None,
+        also=(),
         deepspeed=zero,
         launch="a",
         seed=0,
