@@ -94,7 +94,7 @@ def distill(
         scoring: how the teacher scores
         kd: distillation, and its control run
         evaluation: how variants are compared
-        run: how training is run; never changes a result
+        run: how training is run; of it only run.precision can change a result
         benchmarks: which benchmarks the variants answer (none by default), each by its data
         judging: how the benchmarks' judge is asked
         judge_model: LLM that judges: any LiteLLM model name, or demo (by rule, for benchmarks.alpaca_eval=demo only)
@@ -125,7 +125,7 @@ def distill(
     if plan_only:
         return plan(recipe, hardware or Hardware())
     started = time.time()
-    base, teacher_model = check(recipe)
+    base, teacher_model = check(recipe, elsewhere=stages_on is not None)
     stages = Stages(stages_on, offered(hardware), job_variables)
 
     def run_checked(stage: Stage[R]) -> R:

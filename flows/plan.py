@@ -17,7 +17,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.pipeline import load_seeds, pipeline
-from flows.preflight import check_benchmarks, check_models, check_tools
+from flows.preflight import check_benchmarks, check_engines, check_models, check_tools
 from flows.recipe import Recipe
 from infra import settings
 from infra.errors import ConfigurationError, DistilflowError, disk_full
@@ -86,12 +86,15 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
     Raises ConfigurationError for data that cannot be read, and for a model whose size nobody knows.
     """
     problems: list[Problem] = []
+    planned_for = machine(hardware, recipe.settings.run.processes)
     base, teacher = (
         _resolved(name, role, problems) for name, role in ((recipe.student, "student"), (recipe.teacher, "teacher"))
     )
     student_size, teacher_size = size_of(recipe.student, base), size_of(recipe.teacher, teacher)
     if base is not None and teacher is not None:
         wrong, remarks = check_models(base, teacher, recipe.settings.kd, recipe.settings.rounds)
+        here = hardware.device == "here"
+        wrong += check_engines(teacher, on_gpu=not planned_for.is_cpu, here=here)
         problems += [Problem(stops=True, text=text) for text in wrong]
         problems += [Problem(stops=False, text=text) for text in remarks]
     storage.ensure_bucket()
@@ -123,7 +126,7 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
         evaluation=how.evaluation,
         run=how.run,
         k=recipe.k,
-        machine=machine(hardware, how.run.processes),
+        machine=planned_for,
         seeds=seeds.counts["seeds"],
         heldout=seeds.counts["heldout"],
         rows=_rows(seeds, options, done.get("augment"), agents),

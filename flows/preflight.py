@@ -10,12 +10,13 @@ from typing import TypeVar
 from prefect import task
 
 from flows.recipe import Recipe
-from infra import settings
+from infra import devices, settings
 from infra.errors import ConfigurationError, disk_full, in_one_sentence
 from infra.orchestration.view import say
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef
 from tasks.augment.own_prompts import prompts_of
+from tasks.engines.quantised import check_device, check_transformers
 from tasks.evaluate.benchmarks import artifacts, harness
 from tasks.evaluate.variants import variants
 from tasks.models import ModelSource, resolve
@@ -35,8 +36,11 @@ _NO_ROUNDS = Rounds()
 
 
 @task(name="check", persist_result=False)
-def check(recipe: Recipe) -> tuple[ModelSource, ModelSource]:
-    """Resolve both models and refuse what would fail hours later; raises ConfigurationError that names all of it."""
+def check(recipe: Recipe, elsewhere: bool = False) -> tuple[ModelSource, ModelSource]:
+    """Resolve both models and refuse what would fail hours later; raises ConfigurationError that names all of it.
+
+    What engines can do `elsewhere`, on workers, is found out there.
+    """
     problems: list[str] = []
     _tried(problems, _check_disk)
     base = _tried(problems, lambda: resolve(recipe.student, "student"))
@@ -44,6 +48,8 @@ def check(recipe: Recipe) -> tuple[ModelSource, ModelSource]:
     if base and scorer:
         found, remarks = check_models(base, scorer, recipe.settings.kd, recipe.settings.rounds)
         problems += found
+        if not elsewhere:
+            problems += check_engines(scorer, on_gpu=devices.gpus() > 0, here=True)
         for remark in remarks:
             say(f"[dim]{remark}[/dim]")
     _tried(problems, lambda: check_benchmarks(recipe))
@@ -105,6 +111,19 @@ def check_models(
         _tried(problems, model.check_weights)
         remarks += _tried(problems, partial(_limits, role, model, kd)) or ()
     return list(dict.fromkeys(problems)), remarks
+
+
+def check_engines(teacher: ModelSource, *, on_gpu: bool, here: bool) -> list[str]:
+    """Why the engines could not run the teacher: one whose weights are quantised needs GPUs, and packages `here`."""
+    problems: list[str] = []
+    try:
+        config = teacher.json_file("config.json")
+    except ConfigurationError:
+        return []  # which was said of the model already
+    _tried(problems, lambda: check_device(teacher.name, config, on_gpu=on_gpu))
+    if here and not problems:  # every variant is compared with the teacher, through transformers
+        _tried(problems, lambda: check_transformers(teacher.name, config, "evaluation"))
+    return problems
 
 
 def check_tools(seeds: ArtifactRef, base: ModelSource, scorer: ModelSource) -> tuple[list[str], list[str]]:

@@ -115,6 +115,9 @@ class Recipe(BaseModel):
             "kd": chosen.kd.model_dump(),
             "evaluation": chosen.evaluation.identity(),
         }
+        for name, asked in (("run", chosen.run.identity()), ("scoring", chosen.scoring.rounding())):
+            if asked:
+                shown[name] = asked
         if chosen.fit.chooses:
             shown["fit"] = chosen.fit.model_dump()
         if chosen.rounds.rounds:

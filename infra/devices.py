@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from itertools import takewhile
@@ -50,13 +51,22 @@ def gpu_slots(wanted: int) -> int:
     return wanted if gpus() else 1
 
 
+def capability() -> tuple[int, int] | None:
+    """The least compute capability of the GPUs here, such as (8, 0); None where the driver does not say."""
+    versions = (re.fullmatch(r"(\d+)\.(\d+)", told) for told in _told_of_each("compute_cap"))
+    return min(((int(version[1]), int(version[2])) for version in versions if version), default=None)
+
+
 def _memory() -> int | None:
-    """What the driver's own tool says: to ask torch would take memory of each GPU."""
+    return min((int(mib) << 20 for mib in _told_of_each("memory.total") if mib.isdigit()), default=None)
+
+
+def _told_of_each(field: str) -> list[str]:
+    """What the driver's own tool says of each GPU: to ask torch would take memory of each."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
     command += [f"--id={visible}"] if visible else []
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_DRIVER_S).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_DRIVER_S).stdout.split()
     except (OSError, subprocess.SubprocessError):
-        return None
-    return min((int(mib) << 20 for mib in told.split() if mib.isdigit()), default=None)
+        return []

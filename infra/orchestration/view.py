@@ -196,7 +196,7 @@ def _about(seconds: float | None) -> str:
 
 def _resumed(event: Event) -> str:
     if event["lost"]:
-        return f"starts anew: the checkpoint of {event['lost']} steps is of another ZeRO stage"
+        return f"starts anew: the checkpoint of {event['lost']} steps is of another ZeRO stage or precision"
     return f"continues from the checkpoint at step {event['step']}"
 
 

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tasks.engines.device import capability, dtype_here
 from tasks.engines.memory import GENERATED_AT_ONCE
+from tasks.engines.quantised import check_device
 from tasks.engines.scoring import end_vllm, processes_below, vllm_options
 from tasks.models import ModelSource
+from tasks.precision import Dtype
 from tasks.text.answers import answer_of
 from tasks.tokens.chat import stop_ids
 from tasks.tokens.rows import ChatFormat
@@ -217,13 +220,23 @@ class TransformersGenerator:
 
 
 def vllm_generator(
-    folder: Path, ends: Ends, max_length: int, max_new_tokens: int, tensor_parallel: int, gpu_memory: float
+    source: ModelSource,
+    ends: Ends,
+    max_length: int,
+    max_new_tokens: int,
+    dtype: Dtype,
+    tensor_parallel: int,
+    gpu_memory: float,
 ) -> VLLMGenerator:
-    """The engine with settings for this machine; prompt and answer together have at most `max_length` tokens."""
-    import torch
+    """The engine with settings for this machine; prompt and answer together have at most `max_length` tokens.
 
-    options = vllm_options(torch.cuda.is_available(), tensor_parallel, gpu_memory, GENERATED_AT_ONCE)
-    return VLLMGenerator(folder, ends, max_length, max_new_tokens, options)
+    Raises ConfigurationError for a dtype that the GPU has not, and for a quantised model on a CPU.
+    """
+    config, on_gpu = source.json_file("config.json"), capability() is not None
+    check_device(source.name, config, on_gpu=on_gpu)
+    told = dtype_here(dtype, config, "evaluation.dtype=bfloat16")
+    options = vllm_options(on_gpu, told, tensor_parallel, gpu_memory, GENERATED_AT_ONCE)
+    return VLLMGenerator(source.fetch(), ends, max_length, max_new_tokens, options)
 
 
 def _seed(prompt: Prompt, sampling: Sampling) -> int:

@@ -10,12 +10,18 @@ from collections.abc import Callable
 from infra.devices import Gpus
 from infra.errors import ConfigurationError
 from tasks.engines.sizes import Size
+from tasks.precision import BYTES, Dtype
 
 CONTEXT = 2**30  # on each device: CUDA, NCCL, the allocator's fragments
 BF16 = 2
 GENERATED_AT_ONCE = 8192  # batched tokens of the engine that generates
 _LOGITS_ENTRY = 6.5  # bytes a batched token and vocabulary entry: 7.5 GiB at 8192 × 152k (vllm#52054)
 _GIB = 2**30
+
+
+def gpu_width(dtype: Dtype) -> int:
+    """Bytes of a number in what a GPU computes in."""
+    return BF16 if dtype == "auto" else BYTES[dtype]
 
 
 def unheard(text: str) -> None:
@@ -65,10 +71,11 @@ def fewest_gpus(
         tell(f"{model.name} is spread over {parallel} of {gpus.number} GPUs{of}: the fewest that hold it")
         return parallel
     most = splits(model, gpus.number)[-1]
-    each, weights = takes(most) / _GIB, BF16 * model.parameters / _GIB
+    each, weights = takes(most) / _GIB, model.weights(BF16) / _GIB
+    kind = "as they are quantised" if model.quantised_bytes else "in bf16"
     over = f"each of {most} GPUs" if most > 1 else "one GPU"
     raise ConfigurationError(
-        f"{model.name} ({weights:,.0f} GiB of weights in bf16) takes {each:,.0f} GiB of {over}, and vLLM may take "
+        f"{model.name} ({weights:,.0f} GiB of weights {kind}) takes {each:,.0f} GiB of {over}, and vLLM may take "
         f"{share:.0%} of {(gpus.memory or 0) / _GIB:,.0f} GiB: use more or larger GPUs, a smaller model, or {remedy}"
     )
 
@@ -77,4 +84,4 @@ def _split(model: Size, width: float, cached: int, computed: int, parallel: int)
     """Bytes on each GPU of weights, of `cached` tokens' keys and values and of `computed` tokens' activations."""
     cache = cached * model.shape.layers * 2 * model.kv_width * width
     activations = computed * width * (10 * model.shape.hidden + 4 * model.shape.intermediate)
-    return (width * model.parameters + activations) / parallel + cache / min(parallel, model.kv_heads)
+    return (model.weights(width) + activations) / parallel + cache / min(parallel, model.kv_heads)

@@ -152,17 +152,19 @@ def attention_of(folder: Path) -> dict[str, str]:
     return {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
 
 
-def vllm_options(on_gpu: bool, tensor_parallel: int, gpu_memory: float, max_batched_tokens: int) -> dict[str, Any]:
+def vllm_options(
+    on_gpu: bool, dtype: str, tensor_parallel: int, gpu_memory: float, max_batched_tokens: int
+) -> dict[str, Any]:
     """Settings of the engine. Memory grows with batched tokens × vocabulary, hence the bound (vllm#52054)."""
     if on_gpu:
         return {
-            "dtype": "bfloat16",
+            "dtype": dtype,
             "tensor_parallel_size": tensor_parallel,
             "gpu_memory_utilization": gpu_memory,
             "max_num_batched_tokens": max_batched_tokens,
         }
     return {
-        "dtype": "float32",
+        "dtype": dtype,
         "enforce_eager": True,
         "gpu_memory_utilization": 0.3,
         "max_num_batched_tokens": max_batched_tokens,

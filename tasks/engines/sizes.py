@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.models import ModelSource
+from tasks.precision import Quantised
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _first(config: Mapping[str, Any], *names: str) -> int:
 
 @dataclass(frozen=True)
 class Size:
-    """A decoder's measures. `from_table` where its own config could not be read."""
+    """A decoder's measures. `from_table` where its own config could not be read; `quantised_bytes` of its weights."""
 
     name: str
     shape: ModelShape
@@ -112,6 +113,7 @@ class Size:
     kv_width: int
     vocabulary: int
     from_table: bool = False
+    quantised_bytes: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -121,6 +123,10 @@ class Size:
     def active(self) -> int:
         """Those that a token meets: fewer than all in a mixture of experts."""
         return self.shape.active
+
+    def weights(self, width: float) -> float:
+        """Bytes of all weights at `width` bytes each, or of quantised ones, which nobody computes in."""
+        return self.quantised_bytes or width * self.parameters
 
     def splits_over(self, parallel: int) -> bool:
         """Whether vLLM can spread it over so many GPUs: whole heads, each key/value head once or on equally many."""
@@ -134,7 +140,10 @@ class Size:
         heads = config["num_attention_heads"]
         head = config.get("head_dim") or config["hidden_size"] // heads
         kv_heads = config.get("num_key_value_heads") or heads
-        return Size(name, ModelShape.of(config), heads, kv_heads, head * kv_heads, config["vocab_size"], from_table)
+        shape, vocabulary, quantised = ModelShape.of(config), config["vocab_size"], Quantised.of(config)
+        outer = vocabulary * config["hidden_size"] * (1 if config.get("tie_word_embeddings") else 2)
+        held = quantised.weight_bytes(shape.parameters, outer) if quantised else None
+        return Size(name, shape, heads, kv_heads, head * kv_heads, vocabulary, from_table, held)
 
 
 def known_size(source: ModelSource) -> Size | None:

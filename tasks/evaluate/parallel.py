@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from infra.devices import Gpus
-from tasks.engines.memory import BF16, CONTEXT, fewest_gpus, generation_memory, unheard
+from tasks.engines.memory import CONTEXT, fewest_gpus, generation_memory, gpu_width, unheard
 from tasks.engines.sizes import Size, known_size
 from tasks.evaluate.heldout.groups import LOGITS
 from tasks.evaluate.settings import Evaluation
 from tasks.models import ModelSource
+from tasks.precision import Dtype
 
 
 class Generating(Protocol):
@@ -18,6 +19,9 @@ class Generating(Protocol):
 
     @property
     def engine(self) -> str: ...
+
+    @property
+    def dtype(self) -> Dtype: ...
 
     @property
     def tensor_parallel(self) -> int: ...
@@ -45,14 +49,14 @@ def generation_parallel(
         return 1
 
     def takes(parallel: int) -> int:
-        return generation_memory(size, BF16, longest, parallel)
+        return generation_memory(size, gpu_width(how.dtype), longest, parallel)
 
     return fewest_gpus(size, gpus, how.gpu_memory, takes, remedy, tell)
 
 
 def evaluation_memory(width: float, student: Size, teacher: Size, positions: float) -> int:
     """Bytes over all devices together: student and teacher beside each other, and both their logits at so many."""
-    weights = width * (student.parameters + teacher.parameters)
+    weights = student.weights(width) + teacher.weights(width)
     logits = positions * width * (student.vocabulary + teacher.vocabulary)
     return int(weights + logits) + CONTEXT
 
@@ -67,7 +71,8 @@ def evaluation_gpus(how: Evaluation, models: Iterable[ModelSource], teacher: Mod
         return offered.number
     student = max(sizes, key=lambda size: size.parameters)
     positions = max(how.max_length, LOGITS // max(student.vocabulary, of_teacher.vocabulary))
-    takes, room = evaluation_memory(BF16, student, of_teacher, positions), how.gpu_memory * offered.memory
+    takes = evaluation_memory(gpu_width(how.dtype), student, of_teacher, positions)
+    room = how.gpu_memory * offered.memory
     powers = (2**exponent for exponent in range(offered.number.bit_length()))
     return next((n for n in powers if n >= answering and takes <= n * room), offered.number)
 

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.precision import Dtype
+
 
 class Evaluation(BaseModel):
     """How variants are compared on held-out rows."""
@@ -14,6 +16,11 @@ class Evaluation(BaseModel):
 
     max_rows: int | None = Field(None, ge=1, description="held-out rows to use (default: all)")
     engine: Literal["vllm", "transformers"] = Field("vllm", description="what generates: vllm, or the slow reference")
+    dtype: Dtype = Field(
+        "auto",
+        description="what models compute in (auto: bfloat16 on GPUs that have it, else float32; of a quantised teacher "
+        "what its config names)",
+    )
     max_new_tokens: int = Field(256, ge=1, description="longest generated answer in tokens")
     samples: int = Field(0, ge=0, description="sampled answers a row, beside the greedy one")
     temperature: float = Field(0.7, gt=0, le=2, description="of the sampled answers")
@@ -48,4 +55,5 @@ class Evaluation(BaseModel):
         """What changes the numbers: the engine too, whose rounding decides between tokens that are nearly as likely."""
         unused = set() if self.samples else {"temperature", "top_p", "seed"}
         unused |= {"teacher"} if self.teacher == "full" else set()
+        unused |= {"dtype"} if self.dtype == "auto" else set()
         return self.model_dump(exclude={"batch_rows", "tensor_parallel", "gpu_memory", "timeout_h"} | unused)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from infra.devices import Gpus
 from infra.processes.shares import engines_on
-from tasks.engines.memory import BF16, fewest_gpus, scoring_memory, unheard
+from tasks.engines.memory import fewest_gpus, gpu_width, scoring_memory, unheard
 from tasks.engines.sizes import known_size
 from tasks.logits.settings import Scoring
 from tasks.models import ModelSource
@@ -25,7 +25,7 @@ def scoring_parallel(
         return 1
 
     def takes(parallel: int) -> int:
-        return scoring_memory(size, BF16, scoring.max_length, scoring.max_batched_tokens, parallel)
+        return scoring_memory(size, gpu_width(scoring.dtype), scoring.max_length, scoring.max_batched_tokens, parallel)
 
     return fewest_gpus(size, gpus, scoring.gpu_memory, takes, "a lower scoring.max_batched_tokens", tell)
 

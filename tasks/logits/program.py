@@ -25,6 +25,8 @@ from infra.processes.side_by_side import run_side_by_side
 from infra.processes.supervise import Event
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef, Workspace
+from tasks.engines.device import capability
+from tasks.engines.quantised import check_device, check_transformers
 from tasks.logits.agenda import write_agenda
 from tasks.logits.coverage import CoverageCounter
 from tasks.logits.parallel import scoring_engines, scoring_parallel
@@ -34,6 +36,7 @@ from tasks.logits.settings import STALL_TIMEOUT_S, Scoring
 from tasks.logits.shards import Shard, plan
 from tasks.logits.store.reader import ShardError, read_shard, write_tokenizer
 from tasks.models import ModelSource, load_tokenizer
+from tasks.precision import note
 from tasks.rows import KEPT, Row, Turns, heldout_rows, read_rows
 from tasks.tokens.rows import Skipped, TokenisedRow, tokenise, within
 from tasks.tokens.spans import REWRITTEN, unsupervised_fact
@@ -62,7 +65,12 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     supervised = {shard.name: shard.supervised_tokens for shard in missing}
     engines = 0
     if missing:  # a teacher that does not fit is refused before it is fetched
-        gpus = devices.here()
+        config, gpus = teacher.json_file("config.json"), devices.here()
+        check_device(teacher.name, config, on_gpu=capability() is not None)
+        if scoring.engine == "transformers":
+            check_transformers(teacher.name, config, "scoring.engine=transformers")
+        elif told := note(scoring.dtype, capability()):
+            reporter.note(told)
         parallel = scoring_parallel(scoring, teacher, gpus, reporter.note)
         engines = min(scoring_engines(scoring, parallel, gpus), len(missing))
         scoring = scoring.model_copy(update={"tensor_parallel": parallel})

@@ -24,6 +24,7 @@ from infra.processes import child
 from infra.store import storage
 from infra.store.artifacts import Workspace
 from infra.store.claims import Claims, Pauses
+from tasks.engines.device import capability, dtype_here
 from tasks.engines.scoring import Engine, TransformersEngine, VLLMEngine, vllm_options
 from tasks.logits.agenda import rows_of
 from tasks.logits.settings import Scoring
@@ -108,11 +109,10 @@ def score(job: Job, rows: Callable[[str], Sequence[TokenisedRow]], reporter: chi
 def make_engine(job: Job) -> Engine:
     folder, scoring = job.teacher.fetch(), job.scoring
     if scoring.engine == "transformers":
-        return TransformersEngine(folder)
-    import torch
-
+        return TransformersEngine(folder, "float32" if scoring.dtype == "auto" else scoring.dtype)
+    dtype = dtype_here(scoring.dtype, job.teacher.json_file("config.json"), "scoring.dtype=bfloat16")
     options = vllm_options(
-        torch.cuda.is_available(), scoring.tensor_parallel, scoring.gpu_memory, scoring.max_batched_tokens
+        capability() is not None, dtype, scoring.tensor_parallel, scoring.gpu_memory, scoring.max_batched_tokens
     )
     return VLLMEngine(folder, job.k, job.longest, options)
 

@@ -62,6 +62,7 @@ class ScoreTeacher(OneArtifact):
             "tokenizer": tokenizer_digests(self.teacher),
             **turns_identity(self.turns),
             **self.heldout,
+            **self.scoring.rounding(),
         }
         return Workspace(KIND, STAGE_VERSION, spec, {"rows": self.rows})
 

@@ -18,6 +18,7 @@ from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
 from tasks.logits.store.format import MAX_ERROR
 from tasks.plan.hardware import Machine
+from tasks.precision import Dtype
 from tasks.rollout.settings import Rounds
 from tasks.train.memory import Placement
 from tasks.train.settings import Training
@@ -52,9 +53,9 @@ def seconds(machine: Machine, flops: float, devices: int) -> float:
     return flops / (machine.flops_s * devices)
 
 
-def weight_bytes(machine: Machine) -> int:
-    """Of a parameter at work: bf16 on GPUs, fp32 on a CPU."""
-    return 4 if machine.is_cpu else 2
+def weight_bytes(machine: Machine, dtype: Dtype) -> int:
+    """Of a parameter at work: bf16 on GPUs, fp32 on a CPU, where no dtype is asked for."""
+    return 4 if machine.is_cpu and dtype == "auto" else memory.gpu_width(dtype)
 
 
 def start_seconds(machine: Machine, kind: str, model: Size) -> float:
@@ -66,7 +67,7 @@ def start_seconds(machine: Machine, kind: str, model: Size) -> float:
 def generation_seconds(machine: Machine, model: Size, answers: int, tokens: int, how: Evaluation | Rounds) -> float:
     """Answers of `tokens` each, the longest kind: every token of a batch reads all weights once."""
     at_once = min(_VLLM_AT_ONCE if how.engine == "vllm" else how.batch_rows, max(answers, 1))
-    reading = weight_bytes(machine) * model.parameters / (machine.bandwidth * _BANDWIDTH_USED)
+    reading = model.weights(weight_bytes(machine, how.dtype)) / (machine.bandwidth * _BANDWIDTH_USED)
     computing = seconds(machine, forward_flops(model, at_once), 1)
     step = max(reading, computing) + model.shape.layers * _STEP_PER_LAYER_S[how.engine]
     return math.ceil(answers / at_once) * tokens * step
@@ -100,19 +101,19 @@ def store_bytes(teacher: Size, k: int, max_error: float, responses: float, promp
 
 def scoring_memory(machine: Machine, model: Size, scoring: Scoring) -> int:
     """Bytes on each of the `tensor_parallel` GPUs that score together."""
-    longest, batched, width = scoring.max_length, scoring.max_batched_tokens, weight_bytes(machine)
+    longest, batched, width = scoring.max_length, scoring.max_batched_tokens, weight_bytes(machine, scoring.dtype)
     return memory.scoring_memory(model, width, longest, batched, scoring.tensor_parallel)
 
 
 def generation_memory(machine: Machine, model: Size, how: Evaluation) -> int:
     """Bytes on each of the `tensor_parallel` GPUs that generate together."""
     longest = how.max_length + how.max_new_tokens
-    return memory.generation_memory(model, weight_bytes(machine), longest, how.tensor_parallel)
+    return memory.generation_memory(model, weight_bytes(machine, how.dtype), longest, how.tensor_parallel)
 
 
-def rollout_memory(machine: Machine, student: Size, longest: int, parallel: int) -> int:
+def rollout_memory(machine: Machine, student: Size, how: Rounds, longest: int, parallel: int) -> int:
     """Bytes on each of `parallel` GPUs where the student answers; prompt and answer have at most `longest` tokens."""
-    return memory.generation_memory(student, weight_bytes(machine), longest, parallel)
+    return memory.generation_memory(student, weight_bytes(machine, how.dtype), longest, parallel)
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,8 @@ def evaluation(
 
     A teacher whose stored scores are read (`evaluation.teacher` topk) is not loaded, and takes no pass.
     """
-    width, is_loaded = weight_bytes(machine), how.teacher == "full"
-    theirs = width * teacher.parameters if is_loaded else 0
+    width, is_loaded = weight_bytes(machine, how.dtype), how.teacher == "full"
+    theirs = int(teacher.weights(width)) if is_loaded else 0
     vocabularies = student.vocabulary + (teacher.vocabulary if is_loaded else 0)
     batch = int(how.batch_rows * long_row * width * vocabularies) + CONTEXT
     sizes = {str(number): width * student.parameters for number in range(students)}

@@ -88,7 +88,7 @@ class PlanInputs:
         """Devices that the student is spread over where it answers."""
 
         def takes(parallel: int) -> int:
-            return costs.rollout_memory(self.machine, self.student, self.kd.max_length, parallel)
+            return costs.rollout_memory(self.machine, self.student, self.rounds, self.kd.max_length, parallel)
 
         return self.rounds.tensor_parallel or self._parallel(self.student, self.rounds.gpu_memory, takes)
 
@@ -139,6 +139,12 @@ class PlanInputs:
         return min(scoring.engines or self.engines_that_fit(scoring), self.engines_that_fit(scoring))
 
     @property
+    def half(self) -> bool:
+        """Whether weights in training have two bytes, beside master weights of four."""
+        asked = self.run.precision
+        return not self.machine.is_cpu if asked == "auto" else asked == "bf16"
+
+    @property
     def agents_price_known(self) -> bool:
         return self.agents_are_free or (self.agents is not None and self.agents.priced)
 
@@ -163,7 +169,8 @@ class PlanInputs:
             row_tokens=self.fitting(training.max_length).tokens,
             longest=lambda rows: self.micro_batch_tokens(training, rows),
             lora=training.lora,
-            half=not self.machine.is_cpu,
+            half=self.half,
+            on_gpu=not self.machine.is_cpu,
         )
         return choose(self.run, demand)
 

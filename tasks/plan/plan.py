@@ -85,7 +85,7 @@ def _disk(known: PlanInputs, store: int) -> int:
     stores = store * (known.to_do("logits") + rounds * known.answers / max(known.rows, 1))
     if not known.stores_here:
         return scratch
-    width = costs.weight_bytes(known.machine)
+    width = 2 if known.half else 4
     kept = sum(
         known.run.checkpoints_kept * checkpoint_bytes(known.student.parameters, training.lora) for training in to_do
     )

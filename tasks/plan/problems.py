@@ -37,6 +37,8 @@ def _of_settings(known: PlanInputs) -> Iterator[Problem]:
         )
     if not known.machine.is_cpu and known.ranks > known.machine.devices:
         yield _stop(f"run.processes asks for {known.ranks} ranks and there are {known.machine.devices} devices")
+    if not known.machine.is_cpu and not known.half:
+        yield _warning("run.precision=fp32 takes several times the hours of training, which are planned for bf16")
     for name, training in (("sft", known.sft), ("kd", known.kd)):
         rows = known.run.micro_batch
         if known.to_do(name) and rows != "auto" and rows * known.ranks > training.global_batch:
@@ -120,8 +122,8 @@ def _of_memory(known: PlanInputs, plan: Plan) -> Iterator[Problem]:
         if stage.name in trainings:
             way = known.placement_of(trainings[stage.name])
             tokens = known.micro_batch_tokens(trainings[stage.name], way.micro_batch)
-            half, lora = not known.machine.is_cpu, trainings[stage.name].lora
-            text = advice(known.student.shape, way, known.ranks, tokens, lora, half=half)
+            lora = trainings[stage.name].lora
+            text = advice(known.student.shape, way, known.ranks, tokens, lora, half=known.half)
             said.setdefault(text, []).append(stage.name)
     for text, names in said.items():
         yield _stop(f"{', '.join(names)}: out of memory on devices of {device}: {text}")
@@ -194,8 +196,9 @@ def _too_large(plan: Plan, memory: int) -> Iterator[StagePlan]:
 
 
 def _weights(known: PlanInputs) -> int:
-    loaded = known.student.parameters + (known.teacher.parameters if known.evaluation.teacher == "full" else 0)
-    return costs.weight_bytes(known.machine) * loaded + CONTEXT
+    width = costs.weight_bytes(known.machine, known.evaluation.dtype)
+    teacher = known.teacher.weights(width) if known.evaluation.teacher == "full" else 0
+    return int(known.student.weights(width) + teacher) + CONTEXT
 
 
 def _needs(stage: StagePlan) -> str:

@@ -81,8 +81,8 @@ def _training(known: PlanInputs, name: str, training: Training) -> StagePlan:
     flops = costs.training_flops(known.student, training, way, tokens)
     devices = min(known.ranks, known.machine.devices)
     seconds = costs.start_seconds(known.machine, "train", known.student)
-    batch, half = known.micro_batch_tokens(training, way.micro_batch), not known.machine.is_cpu
-    memory = training_memory(known.student.shape, way, known.ranks, batch, training.lora, half=half)
+    batch = known.micro_batch_tokens(training, way.micro_batch)
+    memory = training_memory(known.student.shape, way, known.ranks, batch, training.lora, half=known.half)
     return StagePlan(
         name=name,
         done=not known.to_do(name),
@@ -116,7 +116,9 @@ def _rollout(known: PlanInputs, name: str) -> StagePlan:
         done=not known.to_do(name),
         rows=known.answers,
         tokens=known.answers * length,
-        memory_bytes=_shared(known, costs.rollout_memory(machine, known.student, known.kd.max_length, parallel)),
+        memory_bytes=_shared(
+            known, costs.rollout_memory(machine, known.student, known.rounds, known.kd.max_length, parallel)
+        ),
         devices=machine.devices if machine.is_cpu else parallel,
         hours=seconds / 3600,
     )

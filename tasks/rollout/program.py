@@ -147,9 +147,9 @@ def _summary(task: _Task, names: list[str]) -> dict[str, Any]:
 def _generator(task: _Task, reporter: child.Reporter) -> Generator:
     how, ends = task.how, task.ends
     if how.engine == "transformers":
-        return TransformersGenerator(load_model(task.student), ends, how.max_new_tokens, how.batch_rows)
+        return TransformersGenerator(load_model(task.student, how.dtype), ends, how.max_new_tokens, how.batch_rows)
     parallel = rollout_parallel(how, task.student, ends.context, devices.here(), reporter.note)
-    return vllm_generator(task.student.fetch(), ends, ends.context, how.max_new_tokens, parallel, how.gpu_memory)
+    return vllm_generator(task.student, ends, ends.context, how.max_new_tokens, how.dtype, parallel, how.gpu_memory)
 
 
 def _answer(task: _Task, name: str, rows: list[Row], generator: Generator, on_answers: Callable[[int], None]) -> None:

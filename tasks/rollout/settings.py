@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from infra.errors import ConfigurationError
+from tasks.precision import Dtype
 from tasks.train.data.order import rows_of_parts
 from tasks.train.settings import Distillation
 
@@ -41,6 +42,7 @@ class Rounds(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1, description="of the student's answers: mass of the tokens to draw from")
     max_new_tokens: int = Field(1024, ge=1, description="longest answer in tokens; one that is cut off is left out")
     engine: Literal["vllm", "transformers"] = Field("vllm", description="what generates: vllm, or the slow reference")
+    dtype: Dtype = Field("auto", description="that the student answers in (auto: bf16 on GPUs that have it, else fp32)")
     batch_rows: int = Field(32, ge=1, description="prompts that the reference answers at once")
     tensor_parallel: int = Field(
         0, ge=0, description="GPUs that hold one student together in vLLM (0: the fewest that do)"
@@ -68,7 +70,7 @@ class Rounds(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """What changes the answers."""
-        return self.model_dump(include=_OF_ROLLOUTS)
+        return self.model_dump(include=_OF_ROLLOUTS | ({"dtype"} if self.dtype != "auto" else set()))
 
     def distillation(self, kd: Distillation, rounds: int = 1) -> Distillation:
         """How the student is trained in so many rounds."""

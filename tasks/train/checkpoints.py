@@ -181,18 +181,19 @@ class Uploads:
 
 
 def download(work: Workspace, scratch: Path, layout: dict[str, int], rank: Rank) -> None:
-    """Bring the last checkpoint to `scratch`, in the form that `layout` (ranks, ZeRO stage) can load.
+    """Bring the last checkpoint to `scratch`, in the form that `layout` (ranks, ZeRO stage, bytes a weight) can load.
 
-    DeepSpeed's own answer to another number of ranks is its universal form. To another stage it has none. Of a
-    checkpoint that stays as it is, a node takes the parts of its own ranks. One whose bytes are not those that were
-    written is given up (TransientError: the next try goes on from the one before it).
+    DeepSpeed's own answer to another number of ranks is its universal form. To another stage or precision it has none.
+    Of a checkpoint that stays as it is, a node takes the parts of its own ranks. One whose bytes are not those that
+    were written is given up (TransientError: the next try goes on from the one before it).
     """
     whole = _named(work.read(_LATEST))
     if not whole or (state := _state(work, tag := whole[-1])) is None:
         return
-    usable, universal = state.layout["zero_stage"] == layout["zero_stage"], False
+    before = layout | state.layout
+    usable, universal = {**before, "ranks": layout["ranks"]} == layout, False
     if usable:
-        same = state.layout == layout
+        same = before == layout
         for name, digest in state.files.items():
             if not same or _rank_of(name) in (None, *rank.of_node):
                 path = scratch / tag / name

@@ -107,8 +107,9 @@ def advice(
 def _states(shape: ModelShape, way: Placement, ranks: int, lora: Lora | None, half: bool) -> int:
     """What is split depends on the stage. Weights that adapters leave frozen have no gradient, master or moments.
 
-    In bytes a parameter: in bf16 weights 2, gradients 2 + 4, master weights and moments 4 + 8; in fp32 weights 4,
-    gradients 4 and moments 8, with a copy of the weights in their optimizer's partition from stage 1 on.
+    In bytes a parameter: in bf16 weights 2, gradients 2 + 4 (those of a backward pass and their sum), master weights
+    and moments 4 + 8, split at stage 0 as at 1; in fp32 weights 4, gradients 4 and moments 8, with a copy of the
+    weights in their optimizer's partition from stage 1 on. Loading takes less: weights, and at stage 3 one module.
     """
     trained = shape.parameters if lora is None else shape.adapters(lora.rank)
     frozen = 0 if lora is None else shape.parameters
@@ -123,7 +124,7 @@ def _states(shape: ModelShape, way: Placement, ranks: int, lora: Lora | None, ha
     weights = weight * (trained + frozen)
     if way.zero_stage == 2:
         return weights + (0 if in_memory else int((gradient + moments) * trained / ranks))
-    owned = trained / ranks if way.zero_stage == 1 else trained
+    owned = trained / ranks if way.zero_stage == 1 or half else trained
     return weights + gradient * trained + (0 if in_memory else int(moments * owned))
 
 

@@ -40,6 +40,7 @@ class Demand:
     longest: Callable[[int], int]
     lora: Lora | None = None
     half: bool = True
+    on_gpu: bool = True
 
     @property
     def rows(self) -> int:
@@ -65,7 +66,7 @@ def choose(run: TrainingRun, demand: Demand, stage_before: int | None = None) ->
     fitting = [way for way in ways if demand.takes(way) <= demand.memory]
     if not fitting:
         return min(ways, key=demand.takes)
-    if not demand.half:
+    if not demand.on_gpu:
         return fitting[0]
     fastest = min(cost(way, demand) for way in fitting)
     return min((way for way in fitting if cost(way, demand) <= _EQUAL * fastest), key=demand.takes)
@@ -101,7 +102,7 @@ def describe(way: Placement) -> str:
 def _ways(run: TrainingRun, demand: Demand) -> Iterator[Placement]:
     """All that leave what is set as it is; those of a CPU in the order in which they cost more."""
     offloads: list[Offload] = [run.offload] if run.offload != "auto" else ["none"]
-    if run.offload == "auto" and demand.half:
+    if run.offload == "auto" and demand.on_gpu:
         offloads += ["optimizer", "parameters"]
     checkpointing = [run.gradient_checkpointing] if run.gradient_checkpointing != "auto" else [False, True]
     rows = [run.micro_batch] if run.micro_batch != "auto" else _micro_batches(demand)
@@ -115,12 +116,12 @@ def _stages(run: TrainingRun, demand: Demand, offload: Offload) -> list[int]:
     least = max(1, LEAST_STAGE[offload])
     if run.zero_stage != "auto":
         return [run.zero_stage] if run.zero_stage >= LEAST_STAGE[offload] else []
-    if not demand.half:
+    if not demand.on_gpu:
         return [stage for stage in (2, 3) if stage >= least]
     return list(range(least, 4)) if demand.ranks > 1 else [least]
 
 
 def _micro_batches(demand: Demand) -> list[int]:
     """A rank's whole share of the global batch, and powers of two below it; at most 16 on a CPU."""
-    most = demand.rows if demand.half else Placement().micro_batch
+    most = demand.rows if demand.on_gpu else Placement().micro_batch
     return [most, *(2**exponent for exponent in reversed(range((most - 1).bit_length())))]

@@ -66,6 +66,8 @@ def _train(run: TrainingContext, reporter: child.Reporter) -> dict[str, Any]:
     checkpoints.load_data_only()
     join(run.rank, reporter.folder, on_gpu=run.on_gpu)
     torch.manual_seed(run.seed)
+    if run.rank.is_first and run.precision_note:
+        reporter.note(run.precision_note)
 
     with reporter.loading("DeepSpeed") if run.rank.is_first else contextlib.nullcontext():
         base = _one_rank_first(run.rank, run.source.fetch)
@@ -113,6 +115,7 @@ def _train(run: TrainingContext, reporter: child.Reporter) -> dict[str, Any]:
         "resumed_at": done,
         "ranks": run.rank.ranks,
         "parameters": student.parameters,
+        "precision": run.precision,
     }
     student.export(run.card(data_facts.get("k")) | counts | facts)
     return {"counts": counts, "facts": {**facts, **data_facts}}
@@ -219,7 +222,8 @@ def _placement(run: TrainingContext, base: Path, spool: ExampleStore, reporter: 
                 row_tokens=float(spool.lengths.mean()),
                 longest=lambda rows: _tokens_at_once(spool, rows),
                 lora=run.training.lora,
-                half=run.on_gpu,
+                half=run.half,
+                on_gpu=run.on_gpu,
             )
             way = choose(run.how, demand, checkpoints.stage_of_last(run.work))
         if "auto" in dict(_said(run.how)).values():
@@ -241,7 +245,7 @@ def _check_memory(run: TrainingContext, base: Path, spool: ExampleStore) -> None
         return
     way = run.placement if run.on_gpu else run.placement.model_copy(update={"offload": "none"})
     tokens, memory = _tokens_at_once(spool, way.micro_batch), _device_memory(run)
-    check_fits(shape, way, run.rank.ranks, tokens, run.training.lora, memory, half=run.on_gpu)
+    check_fits(shape, way, run.rank.ranks, tokens, run.training.lora, memory, half=run.half)
 
 
 def _device_memory(run: TrainingContext) -> int:
@@ -255,7 +259,7 @@ def _advice(run: TrainingContext, base: Path, spool: ExampleStore) -> str:
     if (shape := _shape(base)) is None:
         return "use a smaller run.micro_batch, a higher run.zero_stage or a larger device"
     tokens = _tokens_at_once(spool, run.placement.micro_batch)
-    return advice(shape, run.placement, run.rank.ranks, tokens, run.training.lora, half=run.on_gpu)
+    return advice(shape, run.placement, run.rank.ranks, tokens, run.training.lora, half=run.half)
 
 
 def _shape(base: Path) -> ModelShape | None:

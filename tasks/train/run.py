@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from infra.store.artifacts import ArtifactRef, Workspace
+from tasks.engines.device import capability
 from tasks.models import ModelSource
+from tasks.precision import BYTES, Known, note, training_dtype
 from tasks.rows import Turns
 from tasks.train.data.order import rows_of_parts
 from tasks.train.launch.ranks import Rank
@@ -48,15 +50,18 @@ class TrainingContext:
     seed: int
     rank: Rank
     on_gpu: bool
+    precision: Known
+    precision_note: str | None
     placement: Placement = field(default_factory=Placement)
 
     @staticmethod
     def of(spec: Mapping[str, Any]) -> TrainingContext:
         kd = Distillation.model_validate(spec["training"]) if spec["objective"] == "kd" else None
+        how, device = TrainingRun.model_validate(spec["run"]), capability()
         return TrainingContext(
             training=kd or Training.model_validate(spec["training"]),
             kd=kd,
-            how=TrainingRun.model_validate(spec["run"]),
+            how=how,
             work=Workspace.from_description(spec["workspace"]),
             source=ModelSource.model_validate(spec["model"]),
             data=ArtifactRef.model_validate(spec["data"]),
@@ -66,7 +71,9 @@ class TrainingContext:
             launch=spec["launch"],
             seed=spec["seed"],
             rank=Rank.here(),
-            on_gpu=torch.cuda.is_available(),
+            on_gpu=device is not None,
+            precision=training_dtype(how.precision, device),
+            precision_note=note(how.precision, device),
         )
 
     @property
@@ -85,12 +92,21 @@ class TrainingContext:
     @property
     def layout(self) -> dict[str, int]:
         """What a checkpoint depends on."""
-        return {"ranks": self.rank.ranks, "zero_stage": self.placement.zero_stage}
+        return {
+            "ranks": self.rank.ranks,
+            "zero_stage": self.placement.zero_stage,
+            "weight_bytes": BYTES[self.precision],
+        }
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights in use, and of those that are published."""
-        return torch.bfloat16 if self.on_gpu else torch.float32
+        return torch.bfloat16 if self.half else torch.float32
+
+    @property
+    def half(self) -> bool:
+        """Whether weights in use have two bytes, beside master weights of four."""
+        return self.precision == "bfloat16"
 
     @property
     def loss(self) -> DistillationLoss | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from infra.store.artifacts import ArtifactRef
+from tasks.precision import Precision
 
 Offload = Literal["none", "optimizer", "parameters"]
 LEAST_STAGE: dict[Offload, int] = {"none": 0, "optimizer": 1, "parameters": 3}  # of ZeRO, which partitions that much
@@ -86,7 +87,7 @@ class Part(BaseModel):
 
 
 class TrainingRun(BaseModel):
-    """How training is run: never part of the fingerprint, free to change between retries."""
+    """How training is run: free to change between retries, and no part of the fingerprint but a precision asked for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -103,6 +104,11 @@ class TrainingRun(BaseModel):
         "auto",
         description="rows a rank computes at once, on average (they are packed by tokens); auto, here and below: what "
         "is fastest and fits",
+    )
+    precision: Precision = Field(
+        "auto",
+        description="of the weights in use; bf16 keeps master weights, gradients and moments in fp32 (auto: bf16 on "
+        "GPUs that have it, else fp32)",
     )
     gradient_checkpointing: bool | Literal["auto"] = Field(
         "auto", description="computes activations twice to save memory"
@@ -131,3 +137,7 @@ class TrainingRun(BaseModel):
             least = LEAST_STAGE[self.offload]
             raise ValueError(f"run.offload={self.offload} needs run.zero_stage={least} or more, not {self.zero_stage}")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """What changes the result, beyond what a device decides by itself."""
+        return {} if self.precision == "auto" else {"precision": self.precision}

@@ -34,9 +34,10 @@ Name = Literal["sft", "kd", "sft_control", "kd_continued", "kd_round"]
 class Train(OneArtifact):
     """A model trained from `model` with DeepSpeed: on rows (sft, sft_control), or on the teacher's top K (the others).
 
-    `run` never changes the result. `turns` says which answers of a row are trained on; a store says it for itself.
-    Of a store, `only` the rows of that artifact are trained on, where it is given. Stores that are trained on `also`
-    have their shares of every batch, and `data` has what is left. `round` tells rounds of one run apart.
+    Of `run`, only a precision that is asked for changes the result. `turns` says which answers of a row are trained on;
+    a store says it for itself. Of a store, `only` the rows of that artifact are trained on, where it is given. Stores
+    that are trained on `also` have their shares of every batch, and `data` has what is left. `round` tells rounds of
+    one run apart.
     """
 
     kind: ClassVar = "train"
@@ -67,7 +68,7 @@ class Train(OneArtifact):
 
     def workspace(self) -> Workspace:
         spec = {"model": self.model.identity(), "training": self.training.model_dump(), "seed": self.seed}
-        spec |= turns_identity(self.turns)
+        spec |= turns_identity(self.turns) | self.run.identity()
         inputs = {"data": self.data} | ({"only": self.only} if self.only else {})
         if self.also:
             spec["also"] = [part.share for part in self.also]
@@ -97,6 +98,7 @@ class Train(OneArtifact):
             row_tokens=longest,
             longest=lambda rows: rows * longest,
             lora=how.lora,
+            half=self.run.precision != "fp32",
         )
         return held_in_memory(shape, choose(self.run, demand), ranks, how.lora)
 

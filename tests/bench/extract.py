@@ -49,7 +49,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
             teacher.fetch(),
             options.k,
             max(len(row.ids) for row in rows),
-            vllm_options(False, 1, scoring.gpu_memory, scoring.max_batched_tokens),
+            vllm_options(False, "float32", 1, scoring.gpu_memory, scoring.max_batched_tokens),
         )
         tokens = sum(len(row.ids) for row in rows)
         in_order = [row for shard in shards for row in shard.rows]

@@ -39,7 +39,7 @@ def vllm(tokenizer: Any) -> Iterator[Generator]:
     os.environ |= vllm_environment()
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     teacher = resolve("demo", "teacher")
-    generator = vllm_generator(teacher.fetch(), Ends.of(teacher, tokenizer), 320 + MAX_NEW, MAX_NEW, 1, 0.9)
+    generator = vllm_generator(teacher, Ends.of(teacher, tokenizer), 320 + MAX_NEW, MAX_NEW, "auto", 1, 0.9)
     yield generator
     generator.close()
     left = [process for process in psutil.Process().children(recursive=True) if process.pid not in before]

@@ -145,6 +145,28 @@ def test_the_teachers_scores_of_heldout_rows_are_made_only_to_be_compared_with()
         Evaluate(**{**dict(evaluation), "teacher_scores": None})
 
 
+def test_a_precision_asked_for_is_another_result_and_what_a_device_chooses_is_not() -> None:
+    model, rows = ModelSource(name="m", hub="Qwen/m", revision="r"), _ref("augment")
+    one: dict[str, Any] = {"name": "sft", "model": model, "data": rows, "training": settings_for("7B", 10).sft}
+    runs = [TrainingRun(zero_stage=3), *(TrainingRun(precision=asked) for asked in ("auto", "bf16", "fp32"))]  # type: ignore[arg-type]
+    trained = [Train(run=run, seed=0, **one).workspace().fingerprint for run in runs]
+    assert trained[0] == trained[1]
+    assert len(set(trained)) == 3
+
+    options, teacher = Benchmarks(harness=("gsm8k",)), resolve("demo", "teacher")
+    evaluation, seen = settings_for("demo", 10).evaluation, []
+    for dtype in ("auto", "bfloat16"):
+        scoring = Scoring(dtype=dtype)  # type: ignore[arg-type]
+        by = evaluation.model_copy(update={"dtype": dtype})
+        stages: list[Stage[Any]] = [
+            ScoreTeacher(rows=rows, teacher=teacher, k=10, scoring=scoring),
+            LmEval(models={"sft": model}, options=options, scoring=scoring),
+            Evaluate(models={"sft": model}, teacher=teacher, seeds=_ref("seeds"), evaluation=by),
+        ]
+        seen.append([next(iter(stage.workspaces().values())).fingerprint for stage in stages])
+    assert not set(seen[0]) & set(seen[1])
+
+
 def test_peoples_labels_change_the_report_by_their_content_and_nothing_that_was_judged(tmp_path: Path) -> None:
     about = RunInfo(title="t", student="demo", teacher="demo", k=10, seed=0)
     one, same, other = (tmp_path / name for name in ("one", "same", "other"))

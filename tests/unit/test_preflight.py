@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flows.preflight import check_models, check_tools, say_tools
+from flows.preflight import check_engines, check_models, check_tools, say_tools
 from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactRef
 from tasks.models import ModelSource, resolve
@@ -136,6 +136,17 @@ def test_seeds_with_tools_are_told_of_before_anything_is_spent_on_them(tmp_path:
         [],
         ["the chat template of student theirs knows no tools: the 2 of 9 seeds that use some are left out"],
     )
+
+
+def test_a_quantised_teacher_is_refused_where_no_engine_runs_it(tmp_path: Path) -> None:
+    """On a CPU; on a GPU, which is no matter of ours, for want of a package that evaluation needs."""
+    told = _with("config.json", quantization_config={"quant_method": "awq", "bits": 4})
+    teacher = _copy(tmp_path / "model", told)
+    (on_cpu,), (on_gpu,) = (check_engines(teacher, on_gpu=has, here=True) for has in (False, True))
+    assert re.search(r"^'mine' cannot run on a CPU: its weights are quantised \(awq\)", on_cpu)
+    assert re.search(r"^'mine' cannot be used here: .*evaluation needs, says: .*gptqmodel", on_gpu)
+    assert check_engines(teacher, on_gpu=True, here=False) == []
+    assert check_engines(resolve("demo", "teacher"), on_gpu=False, here=True) == []
 
 
 def test_sizes_are_found_where_a_family_hides_them() -> None:

@@ -109,7 +109,7 @@ def load(benchmark: str, options: Benchmarks) -> list[Question]:
 
 
 def answers_workspace(benchmark: str, model: ModelSource, options: Benchmarks, evaluation: Evaluation) -> Workspace:
-    """One variant's answers to a benchmark's questions; of `evaluation`, the engine and the seed change them."""
+    """One variant's answers to a benchmark's questions; of `evaluation`, engine, seed and a dtype asked for matter."""
     spec = {
         "benchmark": benchmark,
         "model": model.identity(),
@@ -117,6 +117,7 @@ def answers_workspace(benchmark: str, model: ModelSource, options: Benchmarks, e
         "references": data_files.digest(options.mt_bench_references) if benchmark == MT_BENCH else None,
         "engine": evaluation.engine,
         "seed": evaluation.seed if benchmark == MT_BENCH else None,  # the others are greedy
+        **({} if evaluation.dtype == "auto" else {"dtype": evaluation.dtype}),
         **options.identity(benchmark),
     }
     return Workspace(ANSWERS_KIND, STAGE_VERSION, spec, {})

@@ -85,6 +85,7 @@ class LmEval(SeveralArtifacts):
         spec: dict[str, Any] = {**self.options.identity("harness"), "own_tasks": _task_files(self.options)}
         if self.scoring.engine != "vllm":  # the reference's rounding makes other results than vLLM's
             spec["engine"] = self.scoring.engine
+        spec |= self.scoring.rounding()
         return {
             f"{name}/{KIND}": Workspace(KIND, STAGE_VERSION, {"model": model.identity(), **spec}, {})
             for name, model in self.models.items()

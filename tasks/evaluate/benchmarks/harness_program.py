@@ -23,6 +23,7 @@ from infra.errors import ConfigurationError
 from infra.processes import child
 from infra.processes.program import lean_imports
 from infra.store.artifacts import Workspace
+from tasks.engines.device import capability, dtype_here
 from tasks.engines.generation import Ends
 from tasks.engines.scoring import attention_of, end_vllm, processes_below, vllm_options
 from tasks.evaluate.benchmarks.harness import SAMPLES, publish, task_manager
@@ -107,29 +108,29 @@ def ending(model: ModelSource, folder: Path) -> Path:
 @contextlib.contextmanager
 def _engine(model: ModelSource, options: Benchmarks, scoring: Scoring, reporter: child.Reporter) -> Iterator[Any]:
     """What lm-eval asks, for the length of the `with`: a thought is no part of an answer there either."""
-    import torch
-
     place = Path(tempfile.mkdtemp(prefix="model-", dir=reporter.folder))
     folder, longest_answer = str(ending(model, place / "model")), options.harness_max_gen_tokens
     longest = options.harness_max_length and min(options.harness_max_length, model.context())
     ends = [token for token in added_tokens(model).values() if token in THOUGHT_ENDS]
     told: dict[str, Any] = {"chat_template_args": known_to(template_of(model))}
     told |= {"think_end_token": ends[0]} if ends else {}
+    on_gpu = capability() is not None
     if scoring.engine == "transformers":
         from lm_eval.models.huggingface import HFLM
 
         class Reference(HFLM):
             max_gen_toks = longest_answer
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        told |= {"pretrained": folder, "max_length": longest, "batch_size": 8, "device": device}
+        told |= {"pretrained": folder, "max_length": longest, "batch_size": 8, "dtype": scoring.dtype}
+        told |= {"device": "cuda" if on_gpu else "cpu"}
         yield Reference(trust_remote_code=False, **told, **attention_of(Path(folder)))
         return
     from lm_eval.models.vllm_causallms import VLLM
 
     before = processes_below()
     parallel = scoring_parallel(scoring, model, devices.here(), reporter.note)
-    arguments = vllm_options(torch.cuda.is_available(), parallel, scoring.gpu_memory, scoring.max_batched_tokens)
+    dtype = dtype_here(scoring.dtype, model.json_file("config.json"), "scoring.dtype=bfloat16")
+    arguments = vllm_options(on_gpu, dtype, parallel, scoring.gpu_memory, scoring.max_batched_tokens)
     engine = VLLM(
         folder, max_model_len=longest, max_gen_toks=longest_answer, trust_remote_code=False, **arguments, **told
     )

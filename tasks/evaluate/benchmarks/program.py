@@ -120,10 +120,12 @@ class AnsweringVariant:
     def _loaded(self) -> Generator:
         how, ends = self._evaluation, Ends.of(self._source, self._tokenizer)
         if how.engine == "transformers":
-            return TransformersGenerator(load_model(self._source), ends, self._max_new_tokens, how.batch_rows)
+            return TransformersGenerator(
+                load_model(self._source, how.dtype), ends, self._max_new_tokens, how.batch_rows
+            )
         length = min(self._context, max(map(self._longest, self._asked)) + self._max_new_tokens)
         parallel = generation_parallel(how, self._source, length, devices.here(), self._reporter.note)
-        return vllm_generator(self._source.fetch(), ends, length, self._max_new_tokens, parallel, how.gpu_memory)
+        return vllm_generator(self._source, ends, length, self._max_new_tokens, how.dtype, parallel, how.gpu_memory)
 
     def _longest(self, question: Question) -> int:
         """Tokens of a question's last prompt, with the longest answers before it."""

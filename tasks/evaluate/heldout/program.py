@@ -25,6 +25,7 @@ from infra.processes import child
 from infra.sandbox.sql import ReadOnlyDatabase
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef, Workspace, digest_of
+from tasks.engines.device import capability
 from tasks.engines.generation import Ends, Generated, Generator, Prompt, Sampling, TransformersGenerator, vllm_generator
 from tasks.evaluate.heldout import predictions, scoring
 from tasks.evaluate.heldout.execution import mark
@@ -37,6 +38,7 @@ from tasks.evaluate.parallel import generation_parallel, most_parallel
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.store.reader import TopKReader
 from tasks.models import ModelSource
+from tasks.precision import note
 from tasks.rows import Row, heldout_rows
 from tasks.seeds.stage import open_databases
 from tasks.tokens.alignment import Alignment, vocabulary_of
@@ -88,6 +90,8 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
             prepared[digest, longest] = prepare_rows(rows.values(), source, digest, longest)
         return prepared[digest, longest]
 
+    if told := note(settings.dtype, capability()):
+        reporter.note(told)
     store = spec.get("teacher_scores")
     teacher = _Compared(teacher_source, prepare(teacher_source), store and ArtifactRef.model_validate(store))
     variants = [_variant(description, prepare, teacher.prepared) for description in spec["variants"]]
@@ -135,7 +139,7 @@ def _scored(
     yield [variant for variant in variants if variant.name not in waiting]
     _free()
     sizes = {
-        name: 0 if variant.source == teacher.source else scoring.loaded_bytes(variant.source)
+        name: 0 if variant.source == teacher.source else scoring.loaded_bytes(variant.source, settings.dtype)
         for name, variant in waiting.items()
     }
     model = None  # the teacher, once it is loaded
@@ -145,10 +149,10 @@ def _scored(
         for variant in group:
             if variant.source != teacher.source:
                 with reporter.loading(variant.name):
-                    loaded[variant.name] = load_model(variant.source)
+                    loaded[variant.name] = load_model(variant.source, settings.dtype)
         if teacher.store is None and model is None:
             with reporter.loading("the teacher"):
-                model = load_model(teacher.source)
+                model = load_model(teacher.source, settings.dtype)
         candidates = [_candidate(variant, loaded.get(variant.name), teacher, tick(variant)) for variant in group]
         score_together(candidates, _views(group, teacher, model, settings), settings.batch_rows)
         yield group
@@ -176,7 +180,7 @@ def _room(variants: Iterable[_Variant], teacher: _Compared, settings: Evaluation
     vocabulary = max(map(_vocabulary, variants), default=1)
     is_loaded = teacher.store is None
     theirs = teacher.source.config()["vocab_size"] if is_loaded else 0
-    batch = batch_bytes(longest, settings.batch_rows, vocabulary, theirs, scoring.width())
+    batch = batch_bytes(longest, settings.batch_rows, vocabulary, theirs, scoring.width(settings.dtype))
     return room(scoring.free_bytes(), scoring.loaded_bytes(teacher.source) if is_loaded else 0, batch)
 
 
@@ -246,11 +250,12 @@ def _answer(variant: _Variant, settings: Evaluation, reporter: child.Reporter, a
 def _generator(variant: _Variant, prompts: list[Prompt], settings: Evaluation, reporter: child.Reporter) -> Generator:
     ends = Ends.of(variant.source, variant.prepared.tokenizer)
     if settings.engine == "transformers":
-        model = load_model(variant.source)
+        model = load_model(variant.source, settings.dtype)
         return TransformersGenerator(model, ends, settings.max_new_tokens, settings.batch_rows)
     longest = max(len(prompt.ids) for prompt in prompts) + settings.max_new_tokens
     parallel = generation_parallel(settings, variant.source, longest, devices.here(), reporter.note)
-    return vllm_generator(variant.source.fetch(), ends, longest, settings.max_new_tokens, parallel, settings.gpu_memory)
+    new, room = settings.max_new_tokens, settings.gpu_memory
+    return vllm_generator(variant.source, ends, longest, new, settings.dtype, parallel, room)
 
 
 def _row(

@@ -16,30 +16,39 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from tasks.engines.device import capability, dtype_here
+from tasks.engines.quantised import check_device, check_transformers
 from tasks.engines.scoring import attention_of
 from tasks.evaluate.heldout.groups import LOGITS, POSITIONS_AT_ONCE
 from tasks.evaluate.heldout.metrics import CALIBRATION_BINS, calibration, response_logprobs, response_nll
 from tasks.models import ModelSource
+from tasks.precision import BYTES, Dtype, dtype_of
 from tasks.tokens.rows import TokenisedRow
 from tasks.tokens.scored import ScoredRow
 
 R = TypeVar("R", TokenisedRow, ScoredRow)
+_BF16 = "evaluation.dtype=bfloat16"
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
-def load_model(source: ModelSource) -> Any:
-    """The model for inference, on the GPU where there is one, its layers over all GPUs where there are several."""
-    on_gpu = torch.cuda.is_available()
+def load_model(source: ModelSource, asked: Dtype = "auto") -> Any:
+    """The model for inference, on the GPU where there is one, its layers over all GPUs where there are several.
+
+    Raises ConfigurationError for a dtype that the GPU has not, and for a quantised model that cannot be loaded here.
+    """
+    on_gpu, config = torch.cuda.is_available(), source.json_file("config.json")
+    check_device(source.name, config, on_gpu=on_gpu)
+    check_transformers(source.name, config, "evaluation")
     where = {"device_map": "auto"} if torch.cuda.device_count() > 1 else {}
-    folder = source.fetch()
+    folder, dtype = source.fetch(), dtype_here(asked, config, _BF16)
     where |= attention_of(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=_dtype(), **where)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=dtype, **where)
     return (model if "device_map" in where else model.to("cuda" if on_gpu else "cpu")).eval()
 
 
-def loaded_bytes(source: ModelSource) -> int:
+def loaded_bytes(source: ModelSource, asked: Dtype = "auto") -> int:
     """What the model's weights take once they are loaded: what is no plain float (quantised) as it is stored."""
-    return sum(_loaded_bytes(path) for path in source.fetch().glob("*.safetensors"))
+    return sum(_loaded_bytes(path, width(asked)) for path in source.fetch().glob("*.safetensors"))
 
 
 def free_bytes() -> int:
@@ -48,9 +57,9 @@ def free_bytes() -> int:
     return sum(torch.cuda.mem_get_info(device)[0] for device in devices) or psutil.virtual_memory().available
 
 
-def width() -> int:
+def width(asked: Dtype = "auto") -> int:
     """Bytes of a weight, and of a logit, at work."""
-    return _dtype().itemsize
+    return BYTES[dtype_of(asked, capability(), _BF16)]
 
 
 def vocabulary_size(model: Any) -> int:
@@ -100,14 +109,10 @@ def loss_and_calibration(row: TokenisedRow, logits_TV: Tensor) -> tuple[float, l
     return nll, counted.tolist()
 
 
-def _dtype() -> torch.dtype:
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-
-
-def _loaded_bytes(path: Path) -> int:
+def _loaded_bytes(path: Path, width: int) -> int:
     """Of a safetensors file, from its header alone."""
     with path.open("rb") as weights:
         header = json.loads(weights.read(int.from_bytes(weights.read(8), "little")))
     parts = [part for name, part in header.items() if name != "__metadata__"]
     stored = sum(end - begin for begin, end in (part["data_offsets"] for part in parts if part["dtype"] not in _FLOATS))
-    return stored + width() * sum(math.prod(part["shape"]) for part in parts if part["dtype"] in _FLOATS)
+    return stored + width * sum(math.prod(part["shape"]) for part in parts if part["dtype"] in _FLOATS)

@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from re import Pattern
 from typing import Any
 
 import torch
@@ -62,16 +63,24 @@ def write_model(
 
     In `dtype`, but for what the family keeps in fp32 (the biases that DeepSeek-V3 chooses experts by).
     """
-    exact = keep_in_fp32_pattern(model, None, dtype)
-    state = {
-        name: tensor.to(torch.float32 if exact and exact.search(name) else dtype) for name, tensor in state.items()
-    }
+    state = converted(state, dtype, keep_in_fp32_pattern(model, None, dtype))
     model.config.dtype = dtype
     model.generation_config = GenerationConfig()  # transformers refuses to write what some models come with
     model.save_pretrained(target, state_dict=state, safe_serialization=True)
     (target / GENERATION).unlink(missing_ok=True)
     copy_beside_weights(source, target)
     stop_at(target, stops)
+
+
+def converted(state: Mapping[str, Tensor], dtype: torch.dtype, exact: Pattern[str] | None = None) -> dict[str, Tensor]:
+    """The weights in `dtype`, or fp32 where a name matches `exact`; what is tied stays one tensor, written once."""
+    made: dict[Any, Tensor] = {}
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        wanted = torch.float32 if exact and exact.search(name) else dtype
+        place = tensor.data_ptr(), tensor.shape, tensor.stride(), wanted
+        found[name] = made.setdefault(place, tensor if tensor.dtype == wanted else tensor.to(wanted))
+    return found
 
 
 def render_card(facts: Mapping[str, Any]) -> str:

@@ -59,10 +59,7 @@ class Student:
         self._run = run
         self._base = base
         config = _config(run, plan, universal)
-        # in the dtype of the weights in use, from which DeepSpeed makes its fp32 copy; under ZeRO-3 a rank holds a part
-        in_parts = HfDeepSpeedConfig(config) if run.placement.zero_stage == 3 else None
-        model: Any = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False, dtype=run.dtype)
-        del in_parts  # which holds for all models that are loaded while it lives
+        model = load(base, run.dtype, config if run.placement.zero_stage == 3 else None)
         use_packed_attention(model)
         if run.training.lora is not None:
             model = with_adapters(model, run.training.lora)
@@ -100,6 +97,17 @@ class Student:
         export(self.engine, run.work, self._base, stops, run.placement.zero_stage, run.training.lora, run.dtype, card)
 
 
+def load(base: Path, dtype: torch.dtype, zero_3: dict[str, Any] | None) -> Any:
+    """The model in folder `base` with weights in `dtype`, in which they are read: none is ever whole in another.
+
+    With the config of ZeRO-3 each rank has its part of every weight, and one module's whole while that is read.
+    """
+    in_parts = HfDeepSpeedConfig(zero_3) if zero_3 else None
+    model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False, dtype=dtype)
+    del in_parts  # which holds for all models that are loaded while it lives
+    return model
+
+
 def _config(run: TrainingContext, plan: StepPlan, universal: bool) -> dict[str, Any]:
     """DeepSpeed's: that of the ZeRO stage, with what this run adds."""
     config = run.deepspeed
@@ -112,6 +120,8 @@ def _config(run: TrainingContext, plan: StepPlan, universal: bool) -> dict[str, 
         zero["offload_param"] = place
     rates = {"lr": run.training.learning_rate, "weight_decay": run.training.weight_decay}
     optimizer = config["optimizer"] | {"params": config["optimizer"]["params"] | rates}
+    if run.half and run.how.zero_stage == 0:
+        zero["stage"] = 1  # at stage 0 DeepSpeed sums up gradients in bf16; the result is the same
     return config | {
         "zero_optimization": zero,
         "optimizer": optimizer,
@@ -119,5 +129,6 @@ def _config(run: TrainingContext, plan: StepPlan, universal: bool) -> dict[str, 
         "train_micro_batch_size_per_gpu": -(-plan.global_batch // (run.rank.ranks * plan.micro_batches)),
         "gradient_accumulation_steps": plan.micro_batches,
         "gradient_clipping": run.training.gradient_clipping,
-        "bf16": {"enabled": run.on_gpu},
+        "bf16": {"enabled": run.half},
+        "data_types": {"grad_accum_dtype": "fp32"},
     }

@@ -9,13 +9,14 @@ import pytest
 from rich.console import Console
 
 from tasks.augment.settings import Augmentation
+from tasks.engines.sizes import Size
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
 from tasks.plan.lengths import Lengths
 from tasks.plan.model import Plan
 from tasks.plan.plan import make_plan
 from tasks.plan.problems import find
-from tasks.plan.sizes import size_of
+from tasks.plan.sizes import QWEN2_5, size_of
 from tasks.plan.view import duration, plan_markdown, plan_table, stage_rows
 from tasks.text.units import amount, size
 from tasks.train.settings import Training, TrainingRun
@@ -36,12 +37,34 @@ def test_a_plan_without_problems_has_none() -> None:
 
 
 def test_a_training_that_is_too_large_comes_with_advice() -> None:
-    small = dataclasses.replace(GPU, memory=10 * GIB)
+    small = dataclasses.replace(GPU, memory=5 * GIB)
     plan = _plan(machine=small, run=TrainingRun(micro_batch=8, zero_stage=0), teacher=size_of("1.5B", None))
     stops, text = plan.problems[0].stops, plan.problems[0].text
     assert stops
-    assert text.startswith("sft, sft_control, kd: out of memory on devices of 10 GiB: ZeRO-0 on 4 devices takes about")
+    assert text.startswith("sft, sft_control, kd: out of memory on devices of 5 GiB: ZeRO-0 on 4 devices takes about")
     assert "set run.zero_stage to 3" in text
+
+
+def test_fp32_on_gpus_takes_more_memory_and_time_and_is_told_so() -> None:
+    half, full = _plan(), _plan(run=TrainingRun(micro_batch=8, precision="fp32"))
+    by_name = [{stage.name: stage.memory_bytes or 0 for stage in plan.stages} for plan in (half, full)]
+    assert by_name[1]["sft"] > 1.2 * by_name[0]["sft"]
+    assert by_name[1]["logits"] == by_name[0]["logits"]
+    ((stops, text),) = [(problem.stops, problem.text) for problem in full.problems]
+    assert not stops
+    assert text.startswith("run.precision=fp32 takes several times the hours")
+
+
+def test_a_quantised_teacher_needs_no_more_devices_than_its_bits() -> None:
+    """72B in 4 bits: 41.6 GB of weights, which one device of 80 GiB holds."""
+    told = {**QWEN2_5["72B"], "quantization_config": {"quant_method": "awq", "bits": 4}}
+    plans = [
+        _plan(teacher=teacher, scoring=Scoring(tensor_parallel=1))
+        for teacher in (size_of("72B", None), Size.of("72B", told))
+    ]
+    stops = [[problem.text for problem in plan.problems if problem.stops] for plan in plans]
+    assert stops[0]
+    assert not stops[1]
 
 
 def test_a_teacher_that_is_too_large_is_told_how_many_gpus_hold_it() -> None:

@@ -165,6 +165,19 @@ def test_the_stage_of_the_last_checkpoint_is_known_before_anything_is_brought(wo
     assert checkpoints.stage_of_last(work) == LAYOUT["zero_stage"]
 
 
+@pytest.mark.usefixtures("bucket")
+@pytest.mark.parametrize(("before", "usable"), [({}, True), ({"weight_bytes": 2}, False), ({"weight_bytes": 4}, True)])
+def test_a_checkpoint_of_another_precision_starts_anew_and_one_that_names_none_goes_on(
+    work: Workspace, tmp_path: Path, before: dict[str, int], usable: bool
+) -> None:
+    with _uploads(work) as uploads:
+        uploads.save(Engine(), tmp_path, 5, [], LAYOUT | before)
+    assert bool(_brought(work, tmp_path, LAYOUT | {"weight_bytes": 4})) == usable
+    state = checkpoints.found(tmp_path)
+    assert state is not None
+    assert (state["usable"], state["universal"]) == (usable, False)
+
+
 def test_what_a_killed_launch_left_is_neither_kept_nor_mixed_with_what_the_next_one_saves(
     bucket: MemoryStore, work: Workspace, tmp_path: Path
 ) -> None:

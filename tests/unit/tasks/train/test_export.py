@@ -7,8 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tasks.tokens.chat import GENERATION, stop_at
+from tasks.train.model.export import converted
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_tied_weights_stay_one_tensor_in_another_dtype(dtype: torch.dtype) -> None:
+    tied, own = torch.rand(4, 3), torch.rand(4, 3)
+    made = converted({"head": tied, "embedding": tied.view(4, 3), "own": own}, dtype)
+    assert made["head"].data_ptr() == made["embedding"].data_ptr() != made["own"].data_ptr()
+    assert torch.equal(made["head"], tied.to(dtype))
+    assert torch.equal(made["own"], own.to(dtype))
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_all_that_is_said_stands_whether_it_fits_or_not() -> None:
 
 
 def test_a_cpu_trains_as_it_always_did_while_that_fits() -> None:
-    demand = _demand("0.5B", 2, 64, half=False)
+    demand = _demand("0.5B", 2, 64, half=False, on_gpu=False)
     before = Placement(zero_stage=2, offload="none", micro_batch=16, gradient_checkpointing=False)
     assert choose(TrainingRun(), demand) == before
     short = choose(TrainingRun(), dataclasses.replace(demand, memory=12 * GIB))
