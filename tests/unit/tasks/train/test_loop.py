@@ -46,15 +46,7 @@ class Engine:
 
 class Feed:
     def step(self, step: int) -> Any:
-        micro: Any = SimpleNamespace(
-            input_ids_1T=None,
-            position_ids_1T=None,
-            positions_N=None,
-            labels_N=None,
-            teacher_ids_NK=None,
-            teacher_logprobs_NK=None,
-            rows=[],
-        )
+        micro: Any = SimpleNamespace(inputs=())
         batches = [micro] * PLAN.micro_batches
         return SimpleNamespace(micro_batches=batches, idle=[False] * len(batches), supervised_tokens=TOKENS, tokens=9)
 
