@@ -24,7 +24,7 @@ def _said(event: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
         ({"event": "resumed", "step": 30, "lost": 0}, "continues from the checkpoint at step 30"),
         (
             {"event": "resumed", "step": 0, "lost": 30},
-            "starts anew: the checkpoint of 30 steps is of another ZeRO stage",
+            "starts anew: the checkpoint of 30 steps is of another ZeRO stage or precision",
         ),
         (
             {"event": "checkpoint_pace", "interval_s": 1777.0, "cost_s": 53.3},
