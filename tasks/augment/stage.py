@@ -18,14 +18,14 @@ from infra import settings
 from infra.errors import ConfigurationError
 from infra.sandbox.python import PythonSandbox
 from infra.stage import Made, OneArtifact, View
-from infra.store import storage
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
 from infra.store.claims import Claims
 from tasks.augment import candidates, card, comparing, selection
 from tasks.augment.agents import COMPARISON, agents_digest
-from tasks.augment.batches import AsTask, Batches, done_name
-from tasks.augment.controller import Batch, Dropped, verify, write_and_score
+from tasks.augment.batches import AsTask, Batches
+from tasks.augment.controller import Dropped, verify, write_and_score
 from tasks.augment.own_prompts import prompts_of
+from tasks.augment.record import publish, put_batch, written
 from tasks.augment.settings import Augmentation
 from tasks.llm.budget import UsageByAgent
 from tasks.llm.endpoint import llm_endpoint, provider_slots
@@ -33,7 +33,6 @@ from tasks.llm.protocol import LLMEndpoint
 from tasks.llm.session import connected, run_async
 from tasks.rows import (
     CONVERSATIONS,
-    FAILED,
     HELDOUT,
     KEPT,
     PASSAGES,
@@ -45,7 +44,6 @@ from tasks.rows import (
     read_rows,
     to_parquet,
 )
-from tasks.seeds.account import private_data
 from tasks.seeds.stage import open_databases
 from tasks.text.leaks import BENCHMARK, RETOLD, Leaks
 from tasks.text.overlap import HeldOut
@@ -232,7 +230,7 @@ async def _augment(
                 if options.compare_heldout:
                     likely = await asyncio.to_thread(pairs.likely, filter(may_be_kept, batch.rows))
                     await asyncio.to_thread(comparing.put_likely, work, index, likely)
-                await asyncio.to_thread(_put_batch, work, "written", index, batch, usage)
+                await asyncio.to_thread(put_batch, work, "written", index, batch, usage)
 
             def may_be_kept(row: Row) -> bool:
                 return selection.score_of(row) >= min_score and leaks.reason(row) is None
@@ -246,18 +244,18 @@ async def _augment(
                 rows, dropped = _selected(work, index, chosen, retold.get(index, {}))
                 batch = await verify(functools.partial(prompts.ask, client, usage), rows, options, databases, sandbox)
                 batch.rejected += dropped
-                await asyncio.to_thread(_put_batch, work, "verified", index, batch, usage)
+                await asyncio.to_thread(put_batch, work, "verified", index, batch, usage)
                 progress(min(_SEEDS_PER_BATCH, seeds.counts["seeds"] - index * _SEEDS_PER_BATCH))
 
             await batches.each("written", lambda: _batches(seeds), write)
             for index in range(count) if options.compare_heldout else ():
                 pairs.add(index, comparing.likely(work, index))
             pairs.choose()
-            await batches.each(comparing.PART, lambda: pairs.batches(functools.partial(_written, work)), compare)
+            await batches.each(comparing.PART, lambda: pairs.batches(functools.partial(written, work)), compare)
             retold = comparing.retold(work, pairs.batch_count)
             with selection.opened(settings.work_dir()) as chosen:
                 for index in range(count):
-                    chosen.add(index, _written(work, index), leaks, retold.get(index, {}))
+                    chosen.add(index, written(work, index), leaks, retold.get(index, {}))
                 chosen.decide(
                     min_score=min_score,
                     near_duplicate=options.near_duplicate if options.selection else None,
@@ -266,7 +264,7 @@ async def _augment(
                 client.ledger.verify()
                 await batches.each("verified", lambda: ((index, chosen) for index in range(count)), check)
         compared = pairs.batch_count
-    return _publish(work, count, compared)
+    return publish(work, count, compared)
 
 
 def _progress(seeds: int, tick: Tick) -> Callable[..., None]:
@@ -286,7 +284,7 @@ def _selected(
 ) -> tuple[list[Row], list[Dropped]]:
     reasons = chosen.reasons(index)
     rows, dropped = [], []
-    for position, row in enumerate(_written(work, index)):
+    for position, row in enumerate(written(work, index)):
         if reasons.get(position) == RETOLD:
             dropped.append(Dropped(row, COMPARISON.name, RETOLD, retold[row.id]))
         elif position in reasons:
@@ -294,71 +292,6 @@ def _selected(
         else:
             rows.append(row)
     return rows, dropped
-
-
-def _publish(work: Workspace, batches: int, compared: int) -> ArtifactRef:
-    """The record over kept, rejected and failed rows, and the dataset card; the counts add up."""
-    counts = {"seeds": work.inputs["seeds"].counts["seeds"], "expanded": 0, "rows": 0, "rejected": 0, "failed": 0}
-    facts: dict[str, Any] = {"rejected": {}, "failed": {}}
-    usage = UsageByAgent()
-    for index in range(batches):
-        for part in ("written", "verified"):
-            summary = work.get_json(done_name(part, index))
-            usage.merge(summary["usage"])
-            for name, value in summary["counts"].items():
-                counts[name] = counts.get(name, 0) + value
-            for outcome in ("rejected", "failed"):
-                for agent, reason, number in summary[outcome]:
-                    by_reason = facts[outcome].setdefault(agent, {})
-                    by_reason[reason] = by_reason.get(reason, 0) + number
-                    counts[outcome] += number
-        counts["rows"] += summary["rows"]
-    for index in range(compared):
-        summary = work.get_json(done_name(comparing.PART, index))
-        usage.merge(summary["usage"])
-        for name, value in summary["counts"].items():
-            counts[name] = counts.get(name, 0) + value
-        for reason, number in summary["not_compared"].items():
-            reasons = facts.setdefault("not_compared", {})
-            reasons[reason] = reasons.get(reason, 0) + number
-    if counts["seeds"] + counts["expanded"] != counts["rows"] + counts["rejected"] + counts["failed"]:
-        raise AssertionError(f"rows were lost or doubled: {counts}")
-    if counts["rows"] == 0:
-        raise ConfigurationError(
-            f"the agents kept none of {counts['rejected'] + counts['failed']} rows "
-            f"(rejected: {facts['rejected']}, failed: {facts['failed']}): check the agents' model, "
-            "or lower `augmentation.min_score`"
-        )
-    facts["usage"] = usage.plain()
-    facts["rows"] = card.describe(work, batches)
-    facts["seeds_by_category"] = card.categories(work.inputs["seeds"])
-    of_seeds = facts_of(work.inputs["seeds"])
-    facts["private"] = {"rows": private_data(of_seeds), "handling": of_seeds.get("handling", "keep")}
-    counts[CONVERSATIONS] = facts["rows"][CONVERSATIONS]
-    work.put(card.NAME, card.render(work, counts, facts).encode())
-    return work.publish((KEPT, REJECTED, FAILED, card.NAME), counts, facts)
-
-
-def _put_batch(work: Workspace, part: str, index: int, batch: Batch, usage: UsageByAgent) -> None:
-    """A batch's files, its JSON last. Sorted, so that timing leaves no trace."""
-    rows = sorted(batch.rows, key=lambda row: row.id)
-    place = f"{KEPT}{index:05}" if part == "verified" else f"written/{index:05}-rows"
-    work.put(f"{place}.parquet", to_parquet(rows))
-    summary: dict[str, Any] = {"rows": len(rows), "counts": batch.counts, "usage": usage.plain()}
-    for outcome, prefix, dropped in (("rejected", REJECTED, batch.rejected), ("failed", FAILED, batch.failed)):
-        dropped = sorted(dropped, key=lambda d: (d.row.id, d.agent, d.reason, d.detail))
-        extra = {name: [getattr(d, name) for d in dropped] for name in ("agent", "reason", "detail")}
-        if dropped:
-            work.put(f"{prefix}{index:05}-{part}.parquet", to_parquet([d.row for d in dropped], extra))
-        else:  # one that was killed here may have left some
-            storage.delete(f"{work.uri}{prefix}{index:05}-{part}.parquet")
-        reasons = sorted({(d.agent, d.reason) for d in dropped})
-        summary[outcome] = [[*reason, sum((d.agent, d.reason) == reason for d in dropped)] for reason in reasons]
-    work.put_json(done_name(part, index), summary)
-
-
-def _written(work: Workspace, index: int) -> Iterator[Row]:
-    return from_parquet(work.read(f"written/{index:05}-rows.parquet"))
 
 
 def _batches(seeds: ArtifactRef) -> Iterator[tuple[int, list[Row]]]:
