@@ -93,8 +93,9 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
     student_size, teacher_size = size_of(recipe.student, base), size_of(recipe.teacher, teacher)
     if base is not None and teacher is not None:
         wrong, remarks = check_models(base, teacher, recipe.settings.kd, recipe.settings.rounds)
-        here = hardware.device == "here"
-        wrong += check_engines(teacher, on_gpu=not planned_for.is_cpu, here=here)
+        wrong += check_engines(
+            teacher, recipe.settings.evaluation, on_gpu=not planned_for.is_cpu, here=hardware.device == "here"
+        )
         problems += [Problem(stops=True, text=text) for text in wrong]
         problems += [Problem(stops=False, text=text) for text in remarks]
     storage.ensure_bucket()

@@ -18,6 +18,7 @@ from infra.store.artifacts import ArtifactRef
 from tasks.augment.own_prompts import prompts_of
 from tasks.engines.quantised import check_device, check_transformers
 from tasks.evaluate.benchmarks import artifacts, harness
+from tasks.evaluate.settings import Evaluation
 from tasks.evaluate.variants import variants
 from tasks.models import ModelSource, resolve
 from tasks.rollout.settings import Rounds
@@ -49,7 +50,7 @@ def check(recipe: Recipe, elsewhere: bool = False) -> tuple[ModelSource, ModelSo
         found, remarks = check_models(base, scorer, recipe.settings.kd, recipe.settings.rounds)
         problems += found
         if not elsewhere:
-            problems += check_engines(scorer, on_gpu=devices.gpus() > 0, here=True)
+            problems += check_engines(scorer, recipe.settings.evaluation, on_gpu=devices.gpus() > 0, here=True)
         for remark in remarks:
             say(f"[dim]{remark}[/dim]")
     _tried(problems, lambda: check_benchmarks(recipe))
@@ -113,7 +114,7 @@ def check_models(
     return list(dict.fromkeys(problems)), remarks
 
 
-def check_engines(teacher: ModelSource, *, on_gpu: bool, here: bool) -> list[str]:
+def check_engines(teacher: ModelSource, evaluation: Evaluation, *, on_gpu: bool, here: bool) -> list[str]:
     """Why the engines could not run the teacher: one whose weights are quantised needs GPUs, and packages `here`."""
     problems: list[str] = []
     try:
@@ -121,8 +122,9 @@ def check_engines(teacher: ModelSource, *, on_gpu: bool, here: bool) -> list[str
     except ConfigurationError:
         return []  # which was said of the model already
     _tried(problems, lambda: check_device(teacher.name, config, on_gpu=on_gpu))
-    if here and not problems:  # every variant is compared with the teacher, through transformers
-        _tried(problems, lambda: check_transformers(teacher.name, config, "evaluation"))
+    loads = evaluation.teacher == "full" or evaluation.engine == "transformers"
+    if here and loads and not problems:
+        _tried(problems, lambda: check_transformers(teacher.name, config, "evaluation", "set evaluation.teacher=topk"))
     return problems
 
 

@@ -19,7 +19,7 @@ def check_device(name: str, config: Mapping[str, Any], *, on_gpu: bool) -> None:
         )
 
 
-def check_transformers(name: str, config: Mapping[str, Any], doing: str) -> None:
+def check_transformers(name: str, config: Mapping[str, Any], doing: str, otherwise: str) -> None:
     """Raises ConfigurationError for a model that transformers cannot load here, which it needs when `doing` that."""
     if (quantised := Quantised.of(config)) is None:
         return
@@ -32,5 +32,5 @@ def check_transformers(name: str, config: Mapping[str, Any], doing: str) -> None
         why = str(error).partition("\n")[0].rstrip(". ")
         raise ConfigurationError(
             f"{name!r} cannot be used here: its weights are quantised ({quantised.method}), and transformers, which "
-            f"{doing} needs, says: {why}: install that, or choose the model in bf16 or fp32"
+            f"{doing} needs, says: {why}: install that, choose the model in bf16 or fp32, or {otherwise}"
         ) from error

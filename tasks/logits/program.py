@@ -26,12 +26,11 @@ from infra.processes.supervise import Event
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef, Workspace
 from tasks.engines.device import capability
-from tasks.engines.quantised import check_device, check_transformers
 from tasks.logits.agenda import write_agenda
 from tasks.logits.coverage import CoverageCounter
 from tasks.logits.parallel import scoring_engines, scoring_parallel
 from tasks.logits.progress import Progress
-from tasks.logits.scorer import REFUSED, Job, score
+from tasks.logits.scorer import REFUSED, Job, check_engine, score
 from tasks.logits.settings import STALL_TIMEOUT_S, Scoring
 from tasks.logits.shards import Shard, plan
 from tasks.logits.store.reader import ShardError, read_shard, write_tokenizer
@@ -64,13 +63,11 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     total = sum(shard.supervised_tokens for shard in shards)
     supervised = {shard.name: shard.supervised_tokens for shard in missing}
     engines = 0
-    if missing:  # a teacher that does not fit is refused before it is fetched
-        config, gpus = teacher.json_file("config.json"), devices.here()
-        check_device(teacher.name, config, on_gpu=capability() is not None)
-        if scoring.engine == "transformers":
-            check_transformers(teacher.name, config, "scoring.engine=transformers")
-        elif told := note(scoring.dtype, capability()):
+    if missing:  # a teacher that does not fit, or cannot run here, is refused before it is fetched
+        check_engine(scoring, teacher)
+        if scoring.engine == "vllm" and (told := note(scoring.dtype, capability())):
             reporter.note(told)
+        gpus = devices.here()
         parallel = scoring_parallel(scoring, teacher, gpus, reporter.note)
         engines = min(scoring_engines(scoring, parallel, gpus), len(missing))
         scoring = scoring.model_copy(update={"tensor_parallel": parallel})

@@ -25,6 +25,7 @@ from infra.store import storage
 from infra.store.artifacts import Workspace
 from infra.store.claims import Claims, Pauses
 from tasks.engines.device import capability, dtype_here
+from tasks.engines.quantised import check_device, check_transformers
 from tasks.engines.scoring import Engine, TransformersEngine, VLLMEngine, vllm_options
 from tasks.logits.agenda import rows_of
 from tasks.logits.settings import Scoring
@@ -106,15 +107,23 @@ def score(job: Job, rows: Callable[[str], Sequence[TokenisedRow]], reporter: chi
     return queue.asked
 
 
-def make_engine(job: Job) -> Engine:
-    folder, scoring = job.teacher.fetch(), job.scoring
+def check_engine(scoring: Scoring, teacher: ModelSource) -> str:
+    """The dtype that the engine is told; ConfigurationError where it cannot compute in it, or run the teacher, here."""
+    config = teacher.json_file("config.json")
+    check_device(teacher.name, config, on_gpu=capability() is not None)
     if scoring.engine == "transformers":
-        return TransformersEngine(folder, "float32" if scoring.dtype == "auto" else scoring.dtype)
-    dtype = dtype_here(scoring.dtype, job.teacher.json_file("config.json"), "scoring.dtype=bfloat16")
-    options = vllm_options(
-        capability() is not None, dtype, scoring.tensor_parallel, scoring.gpu_memory, scoring.max_batched_tokens
-    )
-    return VLLMEngine(folder, job.k, job.longest, options)
+        check_transformers(teacher.name, config, "scoring.engine=transformers", "use vllm")
+        return "float32" if scoring.dtype == "auto" else scoring.dtype
+    return dtype_here(scoring.dtype, config, "scoring.dtype=bfloat16")
+
+
+def make_engine(job: Job) -> Engine:
+    scoring, dtype = job.scoring, check_engine(job.scoring, job.teacher)
+    if scoring.engine == "transformers":
+        return TransformersEngine(job.teacher.fetch(), dtype)
+    on_gpu, parallel = capability() is not None, scoring.tensor_parallel
+    options = vllm_options(on_gpu, dtype, parallel, scoring.gpu_memory, scoring.max_batched_tokens)
+    return VLLMEngine(job.teacher.fetch(), job.k, job.longest, options)
 
 
 class Queue:

@@ -132,9 +132,9 @@ def evaluation(
     A teacher whose stored scores are read (`evaluation.teacher` topk) is not loaded, and takes no pass.
     """
     width, is_loaded = weight_bytes(machine, how.dtype), how.teacher == "full"
-    theirs = int(teacher.weights(width)) if is_loaded else 0
+    theirs, ours = int(teacher.weights(width)) if is_loaded else 0, int(student.weights(width))
     vocabularies = student.vocabulary + (teacher.vocabulary if is_loaded else 0)
     batch = int(how.batch_rows * long_row * width * vocabularies) + CONTEXT
-    sizes = {str(number): width * student.parameters for number in range(students)}
+    sizes = {str(number): ours for number in range(students)}
     found = groups(sizes, room(machine.memory * machine.devices, theirs, batch))
-    return Scored(theirs + batch + max(map(len, found)) * width * student.parameters, len(found) if is_loaded else 0)
+    return Scored(theirs + batch + max(map(len, found)) * ours, len(found) if is_loaded else 0)

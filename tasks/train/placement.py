@@ -29,6 +29,7 @@ _EQUAL = 1.05  # by so much ways are not told apart
 class Demand:
     """What a training asks of each of its `ranks`, with `memory` bytes each.
 
+    Weights in use are bf16 if they take `half`; each rank has a GPU, or its part of a CPU.
     `row_tokens` is the mean of a row; `longest(n)` the tokens of a micro-batch of n rows, if they are long.
     """
 

@@ -14,6 +14,7 @@ import pytest
 from flows.preflight import check_engines, check_models, check_tools, say_tools
 from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactRef
+from tasks.evaluate.settings import Evaluation
 from tasks.models import ModelSource, resolve
 from tasks.train.settings import Distillation
 from tests.support.families import tiny_config
@@ -142,11 +143,13 @@ def test_a_quantised_teacher_is_refused_where_no_engine_runs_it(tmp_path: Path) 
     """On a CPU; on a GPU, which is no matter of ours, for want of a package that evaluation needs."""
     told = _with("config.json", quantization_config={"quant_method": "awq", "bits": 4})
     teacher = _copy(tmp_path / "model", told)
-    (on_cpu,), (on_gpu,) = (check_engines(teacher, on_gpu=has, here=True) for has in (False, True))
+    (on_cpu,), (on_gpu,) = (check_engines(teacher, Evaluation(), on_gpu=has, here=True) for has in (False, True))
     assert re.search(r"^'mine' cannot run on a CPU: its weights are quantised \(awq\)", on_cpu)
     assert re.search(r"^'mine' cannot be used here: .*evaluation needs, says: .*gptqmodel", on_gpu)
-    assert check_engines(teacher, on_gpu=True, here=False) == []
-    assert check_engines(resolve("demo", "teacher"), on_gpu=False, here=True) == []
+    assert check_engines(teacher, Evaluation(), on_gpu=True, here=False) == []
+    assert check_engines(teacher, Evaluation(teacher="topk"), on_gpu=True, here=True) == []
+    assert check_engines(teacher, Evaluation(teacher="topk", engine="transformers"), on_gpu=True, here=True) != []
+    assert check_engines(resolve("demo", "teacher"), Evaluation(), on_gpu=False, here=True) == []
 
 
 def test_sizes_are_found_where_a_family_hides_them() -> None:

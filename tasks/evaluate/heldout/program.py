@@ -181,7 +181,8 @@ def _room(variants: Iterable[_Variant], teacher: _Compared, settings: Evaluation
     is_loaded = teacher.store is None
     theirs = teacher.source.config()["vocab_size"] if is_loaded else 0
     batch = batch_bytes(longest, settings.batch_rows, vocabulary, theirs, scoring.width(settings.dtype))
-    return room(scoring.free_bytes(), scoring.loaded_bytes(teacher.source) if is_loaded else 0, batch)
+    held = scoring.loaded_bytes(teacher.source, settings.dtype) if is_loaded else 0
+    return room(scoring.free_bytes(), held, batch)
 
 
 def _vocabulary(variant: _Variant) -> int:

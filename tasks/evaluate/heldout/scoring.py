@@ -38,9 +38,10 @@ def load_model(source: ModelSource, asked: Dtype = "auto") -> Any:
     """
     on_gpu, config = torch.cuda.is_available(), source.json_file("config.json")
     check_device(source.name, config, on_gpu=on_gpu)
-    check_transformers(source.name, config, "evaluation")
+    check_transformers(source.name, config, "evaluation", "set evaluation.teacher=topk")
     where = {"device_map": "auto"} if torch.cuda.device_count() > 1 else {}
-    folder, dtype = source.fetch(), dtype_here(asked, config, _BF16)
+    dtype = dtype_here(asked, config, _BF16)
+    folder = source.fetch()
     where |= attention_of(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=dtype, **where)
     return (model if "device_map" in where else model.to("cuda" if on_gpu else "cpu")).eval()
@@ -110,7 +111,7 @@ def loss_and_calibration(row: TokenisedRow, logits_TV: Tensor) -> tuple[float, l
 
 
 def _loaded_bytes(path: Path, width: int) -> int:
-    """Of a safetensors file, from its header alone."""
+    """Of a safetensors file, from its header alone, with `width` bytes a float."""
     with path.open("rb") as weights:
         header = json.loads(weights.read(int.from_bytes(weights.read(8), "little")))
     parts = [part for name, part in header.items() if name != "__metadata__"]

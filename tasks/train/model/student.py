@@ -120,7 +120,7 @@ def _config(run: TrainingContext, plan: StepPlan, universal: bool) -> dict[str, 
         zero["offload_param"] = place
     rates = {"lr": run.training.learning_rate, "weight_decay": run.training.weight_decay}
     optimizer = config["optimizer"] | {"params": config["optimizer"]["params"] | rates}
-    if run.half and run.how.zero_stage == 0:
+    if run.half and run.placement.zero_stage == 0:
         zero["stage"] = 1  # at stage 0 DeepSpeed sums up gradients in bf16; the result is the same
     return config | {
         "zero_optimization": zero,

@@ -15,7 +15,7 @@ from infra import devices
 from infra.devices import Gpus
 from infra.errors import ConfigurationError
 from tasks.engines.memory import BF16, generation_memory, least_parallel, scoring_memory, splits
-from tasks.evaluate.parallel import generation_parallel
+from tasks.evaluate.parallel import generation_parallel, most_parallel
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.parallel import scoring_parallel
 from tasks.logits.settings import Scoring
@@ -47,6 +47,13 @@ def test_a_qwen_is_scored_with_on_the_fewest_gpus_that_hold_it(model: Any, name:
     said: list[str] = []
     assert scoring_parallel(Scoring(), model(name), Gpus(8, memory), said.append) == wanted
     assert said == [f"{name} is spread over {wanted} of 8 GPUs of {memory // GIB} GiB: the fewest that hold it"]
+
+
+def test_fp32_takes_twice_the_gpus_of_bf16(model: Any) -> None:
+    eight, large = Gpus(8, H100), model("32B")
+    assert [scoring_parallel(Scoring(dtype=dtype), large, eight) for dtype in ("bfloat16", "float32")] == [1, 2]
+    by = [Evaluation(dtype=dtype) for dtype in ("auto", "float32")]
+    assert [most_parallel(how, [large], 2304, eight) for how in by] == [1, 2]
 
 
 def test_a_number_that_somebody_set_stands_and_a_cpu_is_one() -> None:

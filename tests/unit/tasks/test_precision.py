@@ -130,6 +130,6 @@ def test_what_transformers_lacks_for_them_is_told_in_one_sentence(told: dict[str
         with pytest.raises(
             ConfigurationError, match=f"'t' cannot be used here.*evaluation needs.*{package}"
         ) as refused:
-            check_transformers("t", config, "evaluation")
+            check_transformers("t", config, "evaluation", "x")
         assert "\n" not in str(refused.value)
-    check_transformers("t", {"model_type": "qwen2"}, "evaluation")
+    check_transformers("t", {"model_type": "qwen2"}, "evaluation", "x")

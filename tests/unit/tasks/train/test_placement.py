@@ -107,3 +107,14 @@ def test_people_read_what_was_chosen() -> None:
     assert describe(Placement(zero_stage=2, micro_batch=8)) == "ZeRO-2, 8 rows at once"
     saving = Placement(zero_stage=3, micro_batch=1, offload="parameters", gradient_checkpointing=True)
     assert describe(saving) == "ZeRO-3, 1 rows at once, activations computed twice, parameters in the machine's memory"
+
+
+def test_the_precision_decides_what_is_taken_and_the_device_what_can_be_done() -> None:
+    """bf16 on a CPU is laid out as anything is there; fp32 on GPUs may be offloaded, and takes more."""
+    on_cpu = _demand("0.5B", 2, 64, half=True, on_gpu=False)
+    assert choose(TrainingRun(), on_cpu) == choose(TrainingRun(), dataclasses.replace(on_cpu, half=False))
+    half = _demand("7B", 1, 139)
+    full = dataclasses.replace(half, half=False)
+    way = choose(TrainingRun(), half)
+    assert full.takes(way) > half.takes(way)
+    assert choose(TrainingRun(), full).offload != "none"

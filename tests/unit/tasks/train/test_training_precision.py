@@ -63,11 +63,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _context(precision: Known, how: TrainingRun, lora: Lora | None = None) -> TrainingContext:
+def _context(precision: Known, stage: int, lora: Lora | None = None) -> TrainingContext:
     return TrainingContext(
         training=Training(learning_rate=1e-2, global_batch=PLAN.global_batch, lora=lora),
         kd=None,
-        how=how,
+        how=TrainingRun(),
         work=Workspace("sft", 1, {}, {}),
         source=ModelSource(name="base"),
         data=NOWHERE,
@@ -80,7 +80,7 @@ def _context(precision: Known, how: TrainingRun, lora: Lora | None = None) -> Tr
         on_gpu=False,
         precision=precision,
         precision_note=None,
-        placement=Placement(zero_stage=how.zero_stage),
+        placement=Placement(zero_stage=stage),
     )
 
 
@@ -103,10 +103,10 @@ def _dtypes(tensors: Any) -> set[torch.dtype]:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_of_bf16_weights_all_that_is_summed_up_is_fp32_and_a_resumed_training_is_the_same(
-    stage: Any, base: Path, tmp_path: Path
+    stage: int, base: Path, tmp_path: Path
 ) -> None:
     checkpoints.load_data_only()
-    run = _context("bfloat16", TrainingRun(zero_stage=stage))
+    run = _context("bfloat16", stage)
     student = Student(run, PLAN, base, universal=False)
     before = _steps(student, 1, 3)
     optimizer: Any = student.engine.optimizer.optimizer
@@ -130,8 +130,8 @@ def test_of_bf16_weights_all_that_is_summed_up_is_fp32_and_a_resumed_training_is
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_adapters_beside_bf16_weights_learn_what_they_learn_beside_fp32(stage: Any, base: Path) -> None:
-    run = _context("bfloat16", TrainingRun(zero_stage=stage), Lora(rank=4, alpha=16))
+def test_adapters_beside_bf16_weights_learn_what_they_learn_beside_fp32(stage: int, base: Path) -> None:
+    run = _context("bfloat16", stage, Lora(rank=4, alpha=16))
     losses = _steps(Student(run, PLAN, base, universal=False), 1, 6)
     whole = Student(dataclasses.replace(run, precision="float32"), PLAN, base, universal=False)
     assert losses == pytest.approx(_steps(whole, 1, 6), abs=0.05)
