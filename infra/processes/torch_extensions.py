@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -44,8 +46,14 @@ class Baton:
             self._fd = None
 
 
-def survive_kills() -> None:
-    """Let this process lock extensions in this way."""
+def build_once() -> None:
+    """Let this process lock extensions in this way, and build them with the ninja that is installed beside Python.
+
+    The log of another version of ninja is none to it: whoever finds that one first would compile everything anew.
+    """
     from torch.utils import cpp_extension
 
     vars(cpp_extension)["FileBaton"] = Baton
+    beside, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
+    if path.split(os.pathsep)[0] != beside:
+        os.environ["PATH"] = os.pathsep.join([beside, path])

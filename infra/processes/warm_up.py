@@ -13,7 +13,7 @@ import os
 import shutil
 
 from infra import settings
-from infra.processes.torch_extensions import survive_kills
+from infra.processes.torch_extensions import build_once
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
             return
         from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
-        survive_kills()
+        build_once()
         ShareMemCommBuilder().load(verbose=False)
 
 

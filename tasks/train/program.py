@@ -29,7 +29,7 @@ from transformers import AutoConfig
 
 from infra.errors import ConfigurationError, OutOfMemoryError
 from infra.processes import child
-from infra.processes.torch_extensions import survive_kills
+from infra.processes.torch_extensions import build_once
 from tasks.engines.sizes import ModelShape
 from tasks.train import checkpoints
 from tasks.train.data.examples import Examples, Mixture
@@ -62,7 +62,6 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
 
 
 def _train(run: TrainingContext, reporter: child.Reporter) -> dict[str, Any]:
-    survive_kills()
     checkpoints.load_data_only()
     join(run.rank, reporter.folder, on_gpu=run.on_gpu)
     torch.manual_seed(run.seed)
@@ -127,6 +126,7 @@ def join(rank: Rank, folder: Path, *, on_gpu: bool) -> None:
     They wait for one another while one downloads a model or a checkpoint, or writes a million examples: longer than
     torch's 10 and DeepSpeed's 30 minutes. A rank that hangs is found by the supervisor, which sees no sign of life.
     """
+    build_once()
     deepspeed.init_distributed(
         dist_backend="nccl" if on_gpu else "gloo",
         timeout=_PATIENCE,

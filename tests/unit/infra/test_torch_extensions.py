@@ -1,10 +1,14 @@
-"""Extensions are locked by processes that live, and by no others."""
+"""Extensions are locked by processes that live, and by no others; and built once."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from infra.processes.torch_extensions import Baton, survive_kills
+import pytest
+
+from infra.processes.torch_extensions import Baton, build_once
 
 HOLDER = """
 import sys, time
@@ -32,10 +36,19 @@ def test_a_killed_owner_holds_nothing(tmp_path: Path) -> None:
     assert Baton(str(lock)).try_acquire()
 
 
-def test_torch_compiles_behind_it() -> None:
+def test_torch_compiles_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", os.environ["PATH"])
     from torch.utils import cpp_extension
 
     before = cpp_extension.FileBaton
-    survive_kills()
+    build_once()
     assert cpp_extension.FileBaton is Baton
     vars(cpp_extension)["FileBaton"] = before
+
+
+def test_extensions_are_built_with_the_ninja_beside_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin")
+    for _ in range(2):
+        build_once()
+        assert os.environ["PATH"] == f"{Path(sys.executable).parent}{os.pathsep}/usr/bin"
+    assert shutil.which("ninja") == str(Path(sys.executable).parent / "ninja")

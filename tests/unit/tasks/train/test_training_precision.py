@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name, value in place.items():
             patch.setenv(name, value)
         patch.setenv("TORCH_EXTENSIONS_DIR", settings.torch_extensions_dir())
+        patch.setenv("PATH", os.environ["PATH"])
         join(Rank(0, 1, 1), tmp_path_factory.mktemp("ranks"), on_gpu=False)
         yield
         torch.distributed.destroy_process_group()
