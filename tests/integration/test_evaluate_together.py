@@ -173,9 +173,9 @@ def test_stored_scores_give_the_top_k_distances_without_the_teacher(
     passes.count = 0
     loaded: list[ModelSource] = []
 
-    def load_noted(source: ModelSource) -> Any:
+    def load_noted(source: ModelSource, *dtype: Any) -> Any:
         loaded.append(source)
-        return load_model(source)
+        return load_model(source, *dtype)
 
     monkeypatch.setattr(program, "load_model", load_noted)
     found = {name: predictions.from_parquet(data) for name, data in evaluated.anew().run().items()}
