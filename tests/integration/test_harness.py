@@ -18,7 +18,7 @@ from tasks.evaluate.benchmarks.settings import Benchmarks
 from tasks.logits.settings import Scoring
 from tasks.models import ModelSource, load_tokenizer
 from tasks.shipped import DEMO
-from tests.support.eval_data import QUESTIONS, own_task
+from tests.support.eval_data import QUESTIONS, own_task, wait_after
 from tests.support.processes import named, of_home
 
 MODELS = {name: ModelSource(name=name, path=str(DEMO / name)) for name in ("student", "teacher")}
@@ -71,16 +71,18 @@ def test_a_task_of_ones_own_scores_as_every_models_own_log_probs_say(options: Be
 
 
 @installed
-def test_a_kill_costs_the_variant_under_way(options: Benchmarks) -> None:
-    """On the reference engine: the first variant is published by then, and its tasks are not run again."""
-    scoring = Scoring(engine="transformers")
+def test_a_kill_costs_the_variant_under_way(options: Benchmarks, tmp_path: Path) -> None:
+    """On the reference engine: the first variant is published by then, and its tasks are not run again.
+
+    The second one waits for a file, so the kill cannot come too late.
+    """
+    scoring, released = Scoring(engine="transformers"), tmp_path / "released"
+    wait_after(Path(str(options.harness_task_folder)), 1, released)
 
     def kill(event: Event) -> None:
         if event.get("variant") == "teacher/harness":
-            (program,) = named(of_home(os.environ["DISTILFLOW_HOME"]), "-m tasks.evaluate.benchmarks.harness_program")[
-                -1:
-            ]
-            program.kill()
+            running = named(of_home(os.environ["DISTILFLOW_HOME"]), "-m tasks.evaluate.benchmarks.harness_program")
+            running[-1].kill()  # its guardian was there before it
 
     with pytest.raises(TransientError, match="harness ended with exit code 137"):
         _run(options, scoring, kill)
@@ -89,6 +91,7 @@ def test_a_kill_costs_the_variant_under_way(options: Benchmarks) -> None:
     assert first is not None
     assert works["teacher/harness"].find() is None
 
+    released.touch()
     refs = _run(options, scoring, lambda event: asked.append(event.get("variant", "")))
     assert set(filter(None, asked)) == {"teacher/harness"}
     assert refs["student/harness"] == first
