@@ -29,7 +29,7 @@ from tasks.tokens.chat import (
     writes_the_date,
 )
 from tasks.tokens.spans import Span, Supervised
-from tasks.tokens.tools import UNKNOWN, ToolForm, left_out, tool_form
+from tasks.tokens.tools import TOOL_USE, UNKNOWN, ToolForm, left_out, tool_form
 
 
 @dataclass(frozen=True)
@@ -213,15 +213,17 @@ def _continued(prompt_ids: list[int], prompt_text: str, text: str, tokenizer: An
 
 
 def tokenizer_digests(source: ModelSource) -> dict[str, str]:
-    """Identities of a model's token→id map (with how text is cut), of its chat template and of its end of turn.
+    """Identities of a model's token→id map (with how text is cut), of its chat templates and of its end of turn.
 
     Read from the tokenizer's files, so that comparing two models loads neither.
     """
-    template, backend = template_of(source), source.text_file("tokenizer.json")
+    templates = list(dict.fromkeys(template_of(source, name) for name in ("default", TOOL_USE)))  # mostly one
+    backend = source.text_file("tokenizer.json")
     if backend is None:
         raise ConfigurationError(f"model {source.name!r} has no tokenizer.json (a fast tokenizer)")
-    rendered_by = [template, TODAY.isoformat()] if writes_the_date(template) else template
-    parts = {"vocabulary": canonical_tokenizer(backend), "template": rendered_by, "end": turn_of(source).end}
+    rendered_by = templates + [TODAY.isoformat()] * any(map(writes_the_date, templates))
+    template = rendered_by if len(rendered_by) > 1 else rendered_by[0]
+    parts = {"vocabulary": canonical_tokenizer(backend), "template": template, "end": turn_of(source).end}
     return {name: digest_of(part)[:32] for name, part in parts.items()}
 
 

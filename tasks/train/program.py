@@ -226,7 +226,8 @@ def _placement(run: TrainingContext, base: Path, spool: ExampleStore, reporter: 
                 on_gpu=run.on_gpu,
             )
             way = choose(run.how, demand, checkpoints.stage_of_last(run.work))
-        if "auto" in dict(_said(run.how)).values():
+        usual = way == Placement() and not run.on_gpu
+        if "auto" in dict(_said(run.how)).values() and not usual:
             reporter.note(f"{describe(way)}: chosen for {run.rank.ranks} ranks of {_device_memory(run) >> 30} GiB")
         chosen[0] = way
     device = torch.device("cuda", run.rank.number % run.rank.on_node) if run.on_gpu else torch.device("cpu")

@@ -56,6 +56,11 @@ def tiny_config(family: str, **others: Any) -> PreTrainedConfig:
     return config
 
 
+def smallest_qwen2() -> PreTrainedConfig:
+    """70 tokens, two layers of 32: for exact references in double precision."""
+    return tiny_config("qwen2", hidden_size=32, intermediate_size=64, vocab_size=70, tie_word_embeddings=True)
+
+
 def _rope(kind: str, **others: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10_000.0, **others}}
 

@@ -13,7 +13,7 @@ from infra.errors import ConfigurationError
 from tasks.models import ModelSource, load_tokenizer
 from tasks.rows import Function, Message, Row, ToolCall
 from tasks.tokens.chat import named_tokens, template_of
-from tasks.tokens.rows import Skipped, TokenisedRow, prompt_and_text, tokenise
+from tasks.tokens.rows import Skipped, TokenisedRow, prompt_and_text, tokenise, tokenizer_digests
 from tasks.tokens.spans import RESPONSE
 from tasks.tokens.tools import UNKNOWN, ToolForm, knows_tools, tool_form
 from tests.support.templates import FAMILIES, Family, source_of
@@ -250,6 +250,9 @@ def test_a_model_with_a_template_of_its_own_for_tools_uses_it_for_them_alone(wri
     family: Family = TOOL_FAMILIES["qwen2.5"]
     source = source_of(family, tmp_path)
     write(tmp_path, FAMILIES["qwen2.5"].template, family.template)
+    without = dataclasses.replace(family, template=FAMILIES["qwen2.5"].template)
+    both, plain_one = (tokenizer_digests(one) for one in (source, source_of(without, tmp_path / "without")))
+    assert {part for part in both if both[part] != plain_one[part]} == {"template"}
     tokenizer = load_tokenizer(source)
     assert knows_tools(source)
     row = tokenise(ROW, tokenizer, 2_000, "all")

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM
 
 from tasks.train.data.order import Example
 from tasks.train.data.packing import pack, use_packed_attention
 from tasks.train.model.student import SupervisedLoss
+from tests.support.families import smallest_qwen2
 
 IDS = [[7, 3, 9, 11, 2, 40], [5, 5, 8, 30], [12, 6, 60, 61, 62, 63, 64, 1, 2]]
 STARTS = [3, 1, 5]
@@ -19,16 +20,7 @@ STARTS = [3, 1, 5]
 @pytest.fixture
 def model() -> Any:
     torch.manual_seed(0)
-    config = Qwen2Config(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=70,
-        tie_word_embeddings=True,
-    )
-    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").double()
+    return AutoModelForCausalLM.from_config(smallest_qwen2(), attn_implementation="eager").double()
 
 
 def _loss(model: Any, ids: list[list[int]]) -> torch.Tensor:

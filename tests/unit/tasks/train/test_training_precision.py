@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM
 
 from infra import settings
 from infra.services.server import free_ports
@@ -28,6 +28,7 @@ from tasks.train.model.student import Student
 from tasks.train.program import join
 from tasks.train.run import TrainingContext
 from tasks.train.settings import Lora, Training, TrainingRun
+from tests.support.families import smallest_qwen2
 
 PLAN = StepPlan(steps=8, global_batch=4, micro_batches=2)
 NOWHERE = ArtifactRef(kind="augment", uri="s3://b/a/f/", sha256="0", fingerprint="f")
@@ -51,17 +52,8 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights, stored in bf16."""
     torch.manual_seed(0)
-    config = Qwen2Config(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=70,
-        tie_word_embeddings=True,
-    )
     folder = tmp_path_factory.mktemp("base")
-    AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(folder)
+    AutoModelForCausalLM.from_config(smallest_qwen2()).bfloat16().save_pretrained(folder)
     return folder
 
 
