@@ -40,8 +40,11 @@ def grid(
 ) -> list[GridPoint]:
     """Every combination, in the order of the lists; raises ConfigurationError where one is not a run of `distill`.
 
-    Keys of `others` and `shared` may name a nested setting with dots: `kd.temperature`.
+    Keys of `others` and `shared` may name a nested setting with dots: `kd.temperature`. Of several `ks` the teacher
+    scores the largest, and students of the smaller ones learn from part of what is stored.
     """
+    if len(set(ks)) > 1 and "scoring.k" not in others:
+        shared = {"scoring.k": max(ks), **shared}
     axes = {"student": students, "teacher": teachers, "k": ks, **others}
     if rows:
         axes["augmentation.max_rows"] = rows

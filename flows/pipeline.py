@@ -73,7 +73,8 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
         )
     )
     turns = recipe.turns if holds_conversations(rows) else "last"  # the same, and found as it ever was
-    scoring = ScoreTeacher(rows=rows, teacher=teacher, k=recipe.k, scoring=how.scoring, turns=turns)
+    stored = how.scoring.stored(recipe.k)
+    scoring = ScoreTeacher(rows=rows, teacher=teacher, k=stored, scoring=how.scoring, turns=turns)
     of_fit = _chosen_for(base, run, recipe, scoring) if how.fit.chooses else {}
     only = of_fit.get(ChooseRows.kind)
     chosen = only or rows
@@ -84,7 +85,8 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
     control = run(
         Train(name="sft_control", model=tuned, data=chosen, training=more_sft, run=how.run, seed=seed, turns=turns)
     )
-    distilled = Train(name="kd", model=tuned, data=scores, training=how.kd, run=how.run, seed=seed, only=only)
+    fewer = recipe.k if recipe.k < stored else None
+    distilled = Train(name="kd", model=tuned, data=scores, training=how.kd, run=how.run, seed=seed, only=only, k=fewer)
     kd = run(distilled)
     of_rounds = _rounds(run, recipe, distilled, ModelSource(name="kd", artifact=kd), scoring, chosen, seeds)
     students = {"sft_control": control, "kd": kd} | {

@@ -126,7 +126,7 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
         kd=how.kd,
         evaluation=how.evaluation,
         run=how.run,
-        k=recipe.k,
+        k=how.scoring.stored(recipe.k),
         machine=planned_for,
         seeds=seeds.counts["seeds"],
         heldout=seeds.counts["heldout"],

@@ -67,6 +67,8 @@ def settings_for(
         fit=merged(fit, preset.fit),
         rounds=merged(rounds, preset.rounds),
     )
+    if settings.scoring.stored(k) < k:
+        problems.append(f"scoring.k={settings.scoring.k} stores fewer log-probabilities than are learnt from (k={k})")
     if problems:
         raise ConfigurationError(in_one_sentence(problems))
     return settings

@@ -23,6 +23,13 @@ class Scoring(BaseModel):
         description="what the teacher computes in (auto: in vLLM bfloat16 on GPUs that have it, else float32; in the "
         "reference float32; of a quantised teacher what its config names)",
     )
+    k: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="log-probabilities stored a token, where they are to be more than the `k` that is learnt from: "
+        "students of every smaller k then share the store",
+    )
     max_length: int = Field(2048, ge=16, description="longest row in tokens; longer ones are skipped and counted")
     max_error: float = Field(
         MAX_ERROR,
@@ -38,6 +45,10 @@ class Scoring(BaseModel):
     gpu_memory: float = Field(0.9, gt=0, le=1, description="share of the GPU's memory that vLLM may take")
     max_batched_tokens: int = Field(4096, ge=256, description="tokens a step; memory grows with it times vocabulary")
     timeout_h: float | None = Field(None, gt=0, description="hours after which scoring is ended (default: never)")
+
+    def stored(self, k: int) -> int:
+        """Log-probabilities that are stored a token, where `k` are learnt from."""
+        return self.k or k
 
     def rounding(self) -> dict[str, Any]:
         """Of the identity: the dtype, where somebody asked for one."""

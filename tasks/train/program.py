@@ -142,10 +142,10 @@ def _prepared(run: TrainingContext, folder: Path) -> tuple[ExampleStore, dict[st
 
     def write() -> dict[str, Any]:
         longest = min(run.training.max_length, run.source.context())
-        first = Examples(run.data, run.source, longest, run.kd, run.turns, run.only)
+        first = Examples(run.data, run.source, longest, run.kd, run.turns, run.only, run.k)
         examples: Examples | Mixture = first
         if run.kd and run.also:
-            more = (Examples(part.scores, run.source, longest, run.kd) for part in run.also)
+            more = (Examples(part.scores, run.source, longest, run.kd, k=run.k) for part in run.also)
             examples = Mixture([first, *more], run.kd.kd_weight)
         write_spool(folder, examples)
         facts = examples.facts()

@@ -34,7 +34,8 @@ _TITLES = {
 class TrainingContext:
     """One training, as the rank that does its part sees it. `kd` is `training` where there is a teacher.
 
-    `placement` is what `how` comes to once the rows are known.
+    `k` is how many of a token's stored log-probabilities are learnt from (None: all). `placement` is what `how` comes to
+    once the rows are known.
     """
 
     training: Training
@@ -52,6 +53,7 @@ class TrainingContext:
     on_gpu: bool
     precision: Known
     precision_note: str | None
+    k: int | None = None
     placement: Placement = field(default_factory=Placement)
 
     @staticmethod
@@ -68,6 +70,7 @@ class TrainingContext:
             turns=spec["turns"],
             only=ArtifactRef.model_validate(spec["only"]) if spec["only"] else None,
             also=tuple(map(Part.model_validate, spec["also"])),
+            k=spec["k"],
             launch=spec["launch"],
             seed=spec["seed"],
             rank=Rank.here(),

@@ -35,9 +35,9 @@ class Train(OneArtifact):
     """A model trained from `model` with DeepSpeed: on rows (sft, sft_control), or on the teacher's top K (the others).
 
     Of `run`, only a precision that is asked for changes the result. `turns` says which answers of a row are trained on;
-    a store says it for itself. Of a store, `only` the rows of that artifact are trained on, where it is given. Stores
-    that are trained on `also` have their shares of every batch, and `data` has what is left. `round` tells rounds of
-    one run apart.
+    a store says it for itself. Of a store, `only` the rows of that artifact are trained on, where it is given, and of
+    each token the `k` likeliest alternatives, where more are stored. Stores that are trained on `also` have their
+    shares of every batch, and `data` has what is left. `round` tells rounds of one run apart.
     """
 
     kind: ClassVar = "train"
@@ -54,6 +54,7 @@ class Train(OneArtifact):
     turns: Turns = "last"
     only: ArtifactRef | None = None
     also: tuple[Part, ...] = ()
+    k: int | None = None
     round: int = 0
 
     @property
@@ -73,6 +74,8 @@ class Train(OneArtifact):
         if self.also:
             spec["also"] = [part.share for part in self.also]
             inputs |= {f"also_{number}": part.scores for number, part in enumerate(self.also, 1)}
+        if self.k:
+            spec["k"] = self.k
         return Workspace(self.name, STAGE_VERSION, spec, inputs)
 
     def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
@@ -105,7 +108,7 @@ class Train(OneArtifact):
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
         follow = view.follow(describe)
         how = self.training, self.run, self.seed, follow, self.turns
-        return train(work, self.name, self.model, self.data, *how, self.only, self.also)
+        return train(work, self.name, self.model, self.data, *how, self.only, self.also, self.k)
 
     def show(self, made: Made, view: View) -> str:
         counts, facts = made.shown.counts, facts_of(made.shown)
@@ -125,6 +128,7 @@ def train(
     turns: Turns = "last",
     only: ArtifactRef | None = None,
     also: Sequence[Part] = (),
+    k: int | None = None,
 ) -> ArtifactRef:
     """Train under the DeepSpeed launcher in supervised processes; resumes from the last checkpoint."""
     hosts = nodes.read_hosts(run.hostfile) if run.hostfile else None
@@ -135,6 +139,7 @@ def train(
         "data": data.model_dump(),
         "only": only.model_dump() if only else None,
         "also": [part.model_dump() for part in also],
+        "k": k,
         "training": training.model_dump(),
         "turns": turns,
         "run": run.model_dump(),

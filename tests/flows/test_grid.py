@@ -21,9 +21,19 @@ def test_every_combination_once_with_nested_settings_merged() -> None:
         "seed": 1,
         "sft": {"max_steps": 5},
         "kd": {"max_steps": 3, "temperature": 2.5},
+        "scoring": {"k": 10},
         "augmentation": {"max_rows": 50},
     }
     assert points[0].parameters["kd"] == {"max_steps": 3, "temperature": 1}, "a combination has settings of its own"
+
+
+def test_a_teacher_scores_the_largest_k_for_all_and_one_k_as_ever() -> None:
+    shared = {"scoring": {"max_length": 99}}
+    for ks, scoring in (([4, 10], {"max_length": 99, "k": 10}), ([4, 4], {"max_length": 99})):
+        assert [point.parameters["scoring"] for point in grid(["demo"], ["demo"], ks, None, {}, shared)] == [
+            scoring
+        ] * len(set(ks))
+    assert grid(["demo"], ["demo"], [4, 10], None, {"scoring.k": [50]}, {})[0].parameters["scoring"] == {"k": 50}
 
 
 def test_seeds_of_one_combination_know_each_other() -> None:
@@ -41,6 +51,7 @@ def test_a_combination_named_twice_is_one() -> None:
     [
         ({"others": {"kd.tail": ["tale"]}}, "demo-from-demo-k10-kd.tail=tale"),
         ({"others": {"colour": ["red"]}}, "colour"),
+        ({"shared": {"scoring.k": 4}}, r"scoring.k=4 stores fewer log-probabilities than are learnt from \(k=10\)"),
         ({"others": {"seed": []}}, "seed: the list is empty"),
         ({"shared": {"teacher": "demo"}}, "teacher: both among the sweep's lists and in `shared`"),
         ({"shared": {"sft": {"max_steps": 0}}}, "max_steps"),

@@ -47,6 +47,16 @@ def test_rows_come_in_order(store: ArtifactRef) -> None:
         _assert_is(index, row)
 
 
+def test_a_smaller_k_is_a_view_of_the_store(store: ArtifactRef) -> None:
+    for whole, view in zip(TopKReader(store), TopKReader(store, 3), strict=True):
+        assert view.topk_ids_RK.shape[1] == 3
+        np.testing.assert_array_equal(view.topk_ids_RK, whole.topk_ids_RK[:, :3])
+        np.testing.assert_array_equal(view.logprobs_RK, whole.logprobs_RK[:, :3])
+        np.testing.assert_array_equal(view.actual_logprobs_R, whole.actual_logprobs_R)
+    with pytest.raises(ConfigurationError, match="holds 10 log-probabilities a token, and 11 are asked for"):
+        TopKReader(store, 11)
+
+
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "swapped"])
 def test_damage_in_storage_is_named_with_the_shard_and_the_repair(store: ArtifactRef, damage: str) -> None:
     uri = f"{store.uri}{SHARDS}00001.topk"

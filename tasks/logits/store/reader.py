@@ -7,7 +7,9 @@ where each block lies is for readers of other makes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
 from tasks.logits.store.format import (
     MAX_ERROR,
@@ -57,17 +59,28 @@ def write_tokenizer(work: Workspace, teacher: ModelSource) -> None:
 
 
 class TopKReader:
-    """Reads a finished store in order, digests checked; one shard is in memory at a time."""
+    """Reads a finished store in order, digests checked; one shard is in memory at a time.
 
-    def __init__(self, ref: ArtifactRef):
+    Of each token's log-probs the `k` largest are read, where fewer are wanted than are stored (best first).
+    """
+
+    def __init__(self, ref: ArtifactRef, k: int | None = None):
         self._reader = ArtifactReader(ref)
-        self.k: int = self._reader.record.spec["k"]
+        stored: int = self._reader.record.spec["k"]
+        self.k = stored if k is None else k
+        if self.k > stored:
+            raise ConfigurationError(f"{ref.uri} holds {stored} log-probabilities a token, and {k} are asked for")
+        self._cuts = self.k < stored
         self.turns: Turns = self._reader.record.spec.get("turns", "last")
         self.tokenizer_digest: dict[str, str] = self._reader.record.spec["tokenizer"]
 
     def __iter__(self) -> Iterator[ScoredRow]:
         for name, data in self._reader.stream(SHARDS):
-            yield from decode_shard(data, self._reader.ref.uri + name)
+            rows = decode_shard(data, self._reader.ref.uri + name)
+            yield from map(self._cut, rows) if self._cuts else rows
+
+    def _cut(self, row: ScoredRow) -> ScoredRow:
+        return replace(row, topk_ids_RK=row.topk_ids_RK[:, : self.k], logprobs_RK=row.logprobs_RK[:, : self.k])
 
     @property
     def skipped(self) -> int:

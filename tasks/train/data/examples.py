@@ -43,8 +43,9 @@ class Examples:
     that were scored: rows are never tokenised twice, so a template cannot differ between scoring and training.
     Where they do not, the student's own ids get the teacher's distributions as far as both cut the text alike.
     Which answers are supervised, `turns` says for rows, and a store for itself. Of a store, `only` the rows of that
-    artifact are examples, where it is given. What a student wrote is no example to repeat: of a store of such answers
-    the divergence alone is learned from (`kd_weight` 1), and one that lacks an answer is refused.
+    artifact are examples, where it is given, and of each token its `k` likeliest alternatives. What a student wrote is
+    no example to repeat: of a store of such answers the divergence alone is learned from (`kd_weight` 1), and one that
+    lacks an answer is refused.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Examples:
         kd: Distillation | None,
         turns: Turns = "last",
         only: ArtifactRef | None = None,
+        k: int | None = None,
     ):
         self._data = data
         self._student = student
@@ -65,13 +67,14 @@ class Examples:
         self._skipped: Counter[str] = Counter()
         self._unsupervised: Counter[str] = Counter()
         self._alignment: Alignment | None = None
+        self._wanted_k = k
         self.k: int | None = None
         self.teacher = ""
 
     def __iter__(self) -> Iterator[Example]:
         if self._kd is None:
             return self._for_fine_tuning()
-        reader = TopKReader(self._data)
+        reader = TopKReader(self._data, self._wanted_k)
         self.k, self.teacher, self._turns = reader.k, reader.teacher, reader.turns
         if reader.tokenizer_digest["vocabulary"] == tokenizer_digests(self._student)["vocabulary"]:
             check_same_template(reader.tokenizer_digest, self._student)
