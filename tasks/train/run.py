@@ -34,8 +34,8 @@ _TITLES = {
 class TrainingContext:
     """One training, as the rank that does its part sees it. `kd` is `training` where there is a teacher.
 
-    `k` is how many of a token's stored log-probabilities are learnt from (None: all). `placement` is what `how` comes to
-    once the rows are known.
+    `k` is how many of a token's stored log-probabilities are learnt from (None: all). `placement` is what `how` comes
+    to once the rows are known.
     """
 
     training: Training
