@@ -17,7 +17,7 @@ PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart run test test-unit chaos check bench up down bootstrap images clean lock demo
+.PHONY: help setup quickstart run test test-unit chaos check bench up down bootstrap images docs clean lock demo
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -74,6 +74,13 @@ images: ## Build the images of workers (needs Docker): make images REGISTRY=regi
 	docker build -f infra/images/train.Dockerfile -t $(REGISTRY)distilflow-train:$(VERSION) \
 	  --build-arg VLLM_IMAGE=$(REGISTRY)distilflow-vllm:$(VERSION) .
 
+# In an environment of its own. Mermaid's package wants a newer Python for code that is not used: its one file is copied.
+docs: ## Build the documentation as a site: build/docs/site/index.html
+	@test -x build/docs/venv/bin/python || $(PYTHON) -m venv build/docs/venv
+	@build/docs/venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --ignore-requires-python \
+	  --require-hashes -r docs.lock 2>&1 | grep -v 'is ignored: it is neither' || true
+	@build/docs/venv/bin/python docs/site/build.py
+
 clean: ## Delete all local state (.distilflow) and caches; keeps .venv
 	@if [ -x $(BIN)/distilflow ]; then $(BIN)/distilflow down --now; fi
 	@rm -rf .distilflow .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
@@ -87,6 +94,8 @@ lock: ## Resolve the locks anew (needs uv; UV_FIND_LINKS or UV_INDEX for PyTorch
 	  --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --no-annotate --quiet --output-file gpu.lock
 	env -u UV_FIND_LINKS uv pip compile pyproject.toml --extra cluster --extra eval --constraint gpu.lock --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --no-annotate --quiet --output-file light.lock
+	env -u UV_FIND_LINKS uv pip compile --group docs --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
+	  --generate-hashes --no-header --no-annotate --quiet --output-file docs.lock
 
 demo: setup ## Make the demo's data and models anew (about half an hour on one core)
 	@$(BIN)/python -m tasks.demo.build
