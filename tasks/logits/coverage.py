@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+__all__ = ["CoverageCounter"]
+
 BINS = 20
 _WANTED = (0.95, 0.99)
 _ALMOST_ONE = _WANTED[0]

@@ -9,6 +9,8 @@ import numpy as np
 
 from tasks.tokens.spans import Span, Supervised
 
+__all__ = ["ScoredRow"]
+
 
 @dataclass(frozen=True)
 class ScoredRow(Supervised):

@@ -24,6 +24,8 @@ from tasks.logits.store.blocks import Block, Coding, Content, dictionary_of
 from tasks.tokens.scored import ScoredRow
 from tasks.tokens.spans import Span
 
+__all__ = ["ShardError", "decode_shard", "encode_shard"]
+
 VERSION = 2  # of shards in which a row has several spans; all others are still of version 1
 MAX_ERROR = 1 / 128  # nat
 PREAMBLE_BYTES = 48

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+__all__ = ["DistillationLoss", "cross_entropy_sum", "distillation_sum"]
+
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "total_variation"]
 Tail = Literal["renormalise", "bucket"]
 _NEVER = -1e9  # a log-probability that stands for "no entry": finite, so that 0 * log(0) stays 0 in gradients
