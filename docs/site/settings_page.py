@@ -119,7 +119,9 @@ def _takes(about: Mapping[str, Any], models: Mapping[str, Any]) -> str:
 
 def _bounds(kind: str, about: Mapping[str, Any]) -> str:
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    return ", ".join([kind, *(f"{sign} {about[name]:g}" for name, sign in signs.items() if name in about)])
+    return ", ".join(
+        [kind, *(f"{sign}\N{NO-BREAK SPACE}{about[name]:g}" for name, sign in signs.items() if name in about)]
+    )
 
 
 def _shown(value: Any) -> str:
