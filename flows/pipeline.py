@@ -121,7 +121,7 @@ def _if_needed(run: Run, stage: Stage[R]) -> R | None:
 
 def _chosen_for(student: ModelSource, run: Run, recipe: Recipe, scoring: ScoreTeacher) -> dict[str, ArtifactRef]:
     """The rows that the untrained student is to be trained on, and its scores, by kind."""
-    untrained = run(ScoreStudent(**{**dict(scoring), "teacher": student, "k": 1}))
+    untrained = run(ScoreStudent(**{**dict(scoring), "teacher": student, "k": 1, "scoring": scoring.scoring.here()}))
     chosen = run(ChooseRows(rows=scoring.rows, student=untrained, teacher=run(scoring), fit=recipe.settings.fit))
     return {ScoreStudent.kind: untrained, ChooseRows.kind: chosen}
 
@@ -186,5 +186,5 @@ def _benchmarks(
             judge_model=recipe.judge_model,
         ),
     )
-    by_tasks = _if_needed(run, LmEval(models=models, options=asked, scoring=how.scoring))
+    by_tasks = _if_needed(run, LmEval(models=models, options=asked, scoring=how.scoring.here()))
     return (judged or {}) | (by_tasks or {})

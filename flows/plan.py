@@ -17,7 +17,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.pipeline import load_seeds, pipeline
-from flows.preflight import check_benchmarks, check_engines, check_models, check_tools
+from flows.preflight import check_benchmarks, check_engines, check_models, check_server, check_tools
 from flows.recipe import Recipe
 from infra import settings
 from infra.errors import ConfigurationError, DistilflowError, disk_full
@@ -96,6 +96,9 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
         wrong += check_engines(
             teacher, recipe.settings.evaluation, on_gpu=not planned_for.is_cpu, here=hardware.device == "here"
         )
+        if hardware.device == "here":
+            found, told = check_server(teacher, recipe)
+            wrong, remarks = wrong + found, remarks + told
         problems += [Problem(stops=True, text=text) for text in wrong]
         problems += [Problem(stops=False, text=text) for text in remarks]
     storage.ensure_bucket()

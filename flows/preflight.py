@@ -11,12 +11,13 @@ from prefect import task
 
 from flows.recipe import Recipe
 from infra import devices, settings
-from infra.errors import ConfigurationError, disk_full, in_one_sentence
+from infra.errors import ConfigurationError, TransientError, disk_full, in_one_sentence
 from infra.orchestration.view import say
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef
 from tasks.augment.own_prompts import prompts_of
 from tasks.engines.quantised import check_device, check_transformers
+from tasks.engines.server import connect
 from tasks.evaluate.benchmarks import artifacts, harness
 from tasks.evaluate.settings import Evaluation
 from tasks.evaluate.variants import variants
@@ -51,6 +52,8 @@ def check(recipe: Recipe, elsewhere: bool = False) -> tuple[ModelSource, ModelSo
         problems += found
         if not elsewhere:
             problems += check_engines(scorer, recipe.settings.evaluation, on_gpu=devices.gpus() > 0, here=True)
+            found, told = check_server(scorer, recipe)
+            problems, remarks = problems + found, remarks + told
         for remark in remarks:
             say(f"[dim]{remark}[/dim]")
     _tried(problems, lambda: check_benchmarks(recipe))
@@ -126,6 +129,28 @@ def check_engines(teacher: ModelSource, evaluation: Evaluation, *, on_gpu: bool,
     if here and loads and not problems:
         _tried(problems, lambda: check_transformers(teacher.name, config, "evaluation", "set evaluation.teacher=topk"))
     return problems
+
+
+def check_server(teacher: ModelSource, recipe: Recipe) -> tuple[list[str], list[str]]:
+    """Why the server that is to score could not do it for this teacher, and what needs the teacher here all the same.
+
+    A short prompt shows it; where no server is to score there is nothing to say.
+    """
+    scoring, evaluation = recipe.settings.scoring, recipe.settings.evaluation
+    if scoring.server is None:
+        return [], []
+    asked = [(scoring.stored(recipe.k), scoring.max_length)]
+    asked += [(evaluation.kl_tokens, evaluation.max_length)] if evaluation.teacher == "topk" else []
+    k, longest = (max(numbers) for numbers in zip(*asked, strict=True))
+    try:
+        longest = min(longest, teacher.context() - 1)
+        connect(scoring.server, scoring.server_model, teacher, k, longest, patient=False).server.close()
+    except (ConfigurationError, TransientError) as error:
+        return [str(error)], []
+    remark = f"the server scores with {teacher.name}, and evaluation loads it here to have its own answers"
+    if evaluation.teacher == "full":
+        remark += ", and once more to compare with (evaluation.teacher=topk compares with the server's scores)"
+    return [], [remark]
 
 
 def check_tools(seeds: ArtifactRef, base: ModelSource, scorer: ModelSource) -> tuple[list[str], list[str]]:

@@ -10,7 +10,7 @@ from typing import Any
 from flows.params import Settings
 
 _ALWAYS = ("student", "teacher", "k", "seed")
-_ADDRESSES = {"api_base"}  # where a provider answers is the machine's matter, and may hold a key
+_ADDRESSES = {"api_base", "server"}  # where a provider answers is the machine's matter, and may hold a key
 
 
 def command(given: Mapping[str, Any], defaults: Mapping[str, Any], used: Settings, preset: Settings) -> str:

@@ -22,6 +22,11 @@ class Needs:
     cores: int
 
     @staticmethod
+    def without_gpus() -> Needs:
+        """Of a process that has another machine compute."""
+        return Needs(0, _PROCESS, _GIB, _CORES)
+
+    @staticmethod
     def of_engine(gpus: int, held: int = 0) -> Needs:
         """Of an engine with a process on each GPU; all of them together hold so many bytes in the machine's memory.
 

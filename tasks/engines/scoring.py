@@ -1,7 +1,8 @@
 """Engines that score rows with the teacher: token ids and supervised spans in, top K out.
 
-`vllm` is the engine of production, on GPU and CPU; `transformers` is the reference that it is tested against.
-Both give raw log-probabilities (softmax in fp32, no temperature) of supervised tokens only, best first.
+`vllm` is the engine of production, on GPU and CPU; `transformers` is the reference that it is tested against; a vLLM
+that runs elsewhere is in `tasks.engines.server`. All give raw log-probabilities (softmax in fp32, no temperature) of
+supervised tokens only, best first.
 """
 
 from __future__ import annotations

@@ -17,9 +17,10 @@ def scoring_parallel(
 ) -> int:
     """As many as `scoring` says, else the fewest that hold the model; 1 on a CPU, and where its size is not known.
 
-    `tell` hears of a number that was chosen. Raises ConfigurationError where all of them do not hold the model.
+    0 where a server holds it. `tell` hears of a number that was chosen. Raises ConfigurationError where all of them do
+    not hold the model.
     """
-    if scoring.tensor_parallel:
+    if scoring.tensor_parallel or scoring.is_elsewhere:
         return scoring.tensor_parallel
     if gpus is None or scoring.engine != "vllm" or (size := known_size(model)) is None:
         return 1
@@ -31,5 +32,10 @@ def scoring_parallel(
 
 
 def scoring_engines(scoring: Scoring, parallel: int, gpus: Gpus | None) -> int:
-    """Of `parallel` GPUs each: as many as `scoring` says, else as many as fit; ConfigurationError where they do not."""
+    """Of `parallel` GPUs each: as many as `scoring` says, else as many as fit; ConfigurationError where they do not.
+
+    Those that ask a server take none.
+    """
+    if scoring.is_elsewhere:
+        return scoring.engines or 1
     return engines_on(gpus.number if gpus else 0, scoring.engines, parallel, "scoring.engines")

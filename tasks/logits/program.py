@@ -64,7 +64,8 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     supervised = {shard.name: shard.supervised_tokens for shard in missing}
     engines = 0
     if missing:  # a teacher that does not fit, or cannot run here, is refused before it is fetched
-        check_engine(scoring, teacher)
+        if not scoring.is_elsewhere:
+            check_engine(scoring, teacher)
         if scoring.engine == "vllm" and (told := note(scoring.dtype, capability())):
             reporter.note(told)
         gpus = devices.here()
@@ -120,10 +121,12 @@ def score_side_by_side(
 ) -> int:
     """Score these shards by an engine on each part of the machine; how often one was asked for.
 
-    The teacher is fetched once, before them.
+    The teacher is fetched once, before them, where it is to be here.
     """
     write_agenda(agenda, shards)
-    teacher = ModelSource(name=job.teacher.name, path=str(job.teacher.fetch()))
+    teacher = job.teacher
+    if not job.scoring.is_elsewhere:
+        teacher = ModelSource(name=teacher.name, path=str(teacher.fetch()))
 
     def on_event(engine: int, event: Event) -> None:
         progress.hear(engine, event["event"], **{name: value for name, value in event.items() if name != "event"})

@@ -27,6 +27,7 @@ from infra.store.claims import Claims, Pauses
 from tasks.engines.device import capability, dtype_here
 from tasks.engines.quantised import check_device, check_transformers
 from tasks.engines.scoring import Engine, TransformersEngine, VLLMEngine, vllm_options
+from tasks.engines.server import ServerEngine, connect
 from tasks.logits.agenda import rows_of
 from tasks.logits.settings import Scoring
 from tasks.logits.shards import Shard
@@ -118,7 +119,10 @@ def check_engine(scoring: Scoring, teacher: ModelSource) -> str:
 
 
 def make_engine(job: Job) -> Engine:
-    scoring, dtype = job.scoring, check_engine(job.scoring, job.teacher)
+    scoring = job.scoring
+    if scoring.server:
+        return ServerEngine(connect(scoring.server, scoring.server_model, job.teacher, job.k, job.longest))
+    dtype = check_engine(scoring, job.teacher)
     if scoring.engine == "transformers":
         return TransformersEngine(job.teacher.fetch(), dtype)
     on_gpu, parallel = capability() is not None, scoring.tensor_parallel

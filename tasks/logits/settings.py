@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tasks.llm.addresses import Address
 from tasks.logits.store.format import MAX_ERROR
 from tasks.precision import Dtype
 
@@ -15,9 +16,18 @@ STALL_TIMEOUT_S = 1800.0  # a large teacher takes long to load
 class Scoring(BaseModel):
     """How the teacher scores. `max_length`, `max_error`, `tokens_per_shard` and a dtype asked for change the store."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # what is wrong may be a key in an address
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    engine: Literal["vllm", "transformers"] = Field("vllm", description="vllm, or the slow reference")
+    engine: Literal["vllm", "transformers", "server"] = Field(
+        "vllm", description="vllm, the slow reference, or a `vllm serve` that runs elsewhere (server)"
+    )
+    server: Address | None = Field(
+        None, description="with engine=server: its address, such as http://gpu-1:8000 (a key in VLLM_API_KEY)"
+    )
+    server_model: str | None = Field(
+        None, description="what the server calls the teacher (default: as we do, or the only model that it serves)"
+    )
     dtype: Dtype = Field(
         "auto",
         description="what the teacher computes in (auto: in vLLM bfloat16 on GPUs that have it, else float32; in the "
@@ -40,11 +50,44 @@ class Scoring(BaseModel):
     tokens_per_shard: int = Field(65_536, ge=1, description="tokens a shard; a kill costs at most one shard")
     tensor_parallel: int = Field(0, ge=0, description="GPUs that hold one teacher together (0: the fewest that do)")
     engines: int = Field(
-        0, ge=0, description="teachers side by side, each on GPUs of its own (0: as many as fit; on a CPU one)"
+        0,
+        ge=0,
+        description="teachers side by side, each on GPUs of its own (0: as many as fit; on a CPU one); of a server, "
+        "processes that ask it",
     )
     gpu_memory: float = Field(0.9, gt=0, le=1, description="share of the GPU's memory that vLLM may take")
     max_batched_tokens: int = Field(4096, ge=256, description="tokens a step; memory grows with it times vocabulary")
     timeout_h: float | None = Field(None, gt=0, description="hours after which scoring is ended (default: never)")
+
+    @model_validator(mode="after")
+    def _is_here_or_elsewhere(self) -> Self:
+        elsewhere = {"server": self.server, "server_model": self.server_model}
+        here = {"dtype": self.dtype != "auto", "tensor_parallel": self.tensor_parallel}
+        if self.engine != "server" and any(elsewhere.values()):
+            named = " and ".join(f"scoring.{name}" for name, value in elsewhere.items() if value)
+            raise ValueError(f"{named} is for scoring.engine=server, and the engine is {self.engine}")
+        if self.engine == "server" and not self.server:
+            raise ValueError(
+                "scoring.engine=server needs scoring.server: the address of a `vllm serve`, such as http://gpu-1:8000"
+            )
+        if self.server and not self.server.startswith(("http://", "https://")):
+            raise ValueError("scoring.server has to begin with http:// or https://")
+        if self.engine == "server" and any(here.values()):
+            named = " and ".join(f"scoring.{name}" for name, value in here.items() if value)
+            raise ValueError(
+                f"{named} is for a teacher that is loaded here: with scoring.engine=server, tell the server"
+            )
+        return self
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the teacher is loaded by somebody else."""
+        return self.engine == "server"
+
+    def here(self) -> Scoring:
+        """For a model that no server has: in vLLM."""
+        nowhere = {"engine": "vllm", "server": None, "server_model": None}
+        return self.model_copy(update=nowhere) if self.is_elsewhere else self
 
     def stored(self, k: int) -> int:
         """Log-probabilities that are stored a token, where `k` are learnt from."""

@@ -67,9 +67,11 @@ class ScoreTeacher(OneArtifact):
         return Workspace(KIND, STAGE_VERSION, spec, {"rows": self.rows})
 
     def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
-        return {devices.GPU: devices.gpu_slots(self._gpus(devices.here()))}
+        return {} if self.scoring.is_elsewhere else {devices.GPU: devices.gpu_slots(self._gpus(devices.here()))}
 
     def needs(self, offered: Gpus | None) -> Needs | None:
+        if self.scoring.is_elsewhere:
+            return Needs.without_gpus()
         if offered is None and not self.scoring.tensor_parallel:
             return None
         return Needs.of_engine(self._gpus(offered))

@@ -98,7 +98,7 @@ class PlanInputs:
         `max_length` is of the rows that are scored (default: of those that are trained on).
         """
         scoring = self.scoring.model_copy(update={"max_length": max_length} if max_length else {})
-        if scoring.tensor_parallel:
+        if scoring.tensor_parallel or scoring.is_elsewhere:
             return scoring
 
         def asked(parallel: int) -> Scoring:

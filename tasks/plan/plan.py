@@ -100,7 +100,7 @@ def _chosen(known: PlanInputs) -> list[str]:
         said += [f"{name} {describe(known.placement_of(how))}" for name, how in trainings if known.to_do(name)]
     if known.machine.is_cpu:
         return said
-    if not known.scoring.tensor_parallel and known.to_do("logits"):
+    if not (known.scoring.tensor_parallel or known.scoring.is_elsewhere) and known.to_do("logits"):
         said.append(f"scoring.tensor_parallel {known.scoring_of(known.teacher).tensor_parallel}")
     if not known.evaluation.tensor_parallel and known.evaluation.engine == "vllm" and known.to_do("evaluate"):
         by_role = [f"{known.evaluation_of(size).tensor_parallel} ({role})" for role, size in known.roles.items()]
@@ -129,6 +129,8 @@ def _assumptions(known: PlanInputs) -> list[str]:
             f"a checkpoint holds {held / 1e9:,.3g} GB and is written every {pause:,.0f} s (until its cost is measured; "
             f"a disk takes {WRITE_BYTES_S / 1e9:.0f} GB/s): a kill costs at most that time"
         )
+    if known.scoring.is_elsewhere:
+        said.append("the teacher scores on a server of its own, whose hours and money are not in it")
     if known.rounds.rounds:
         said.append("the student's answers are as long as the rows' own")
     if known.harness:

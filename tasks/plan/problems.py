@@ -68,6 +68,8 @@ def _of_tensor_parallel(known: PlanInputs) -> Iterator[Problem]:
                     f"and {size.kv_heads} key/value heads: use {_one_of(fit)}"
                 )
     scoring = known.scoring_of(known.teacher)
+    if scoring.is_elsewhere:
+        return
     if scoring.engines > (fit_at_once := known.engines_that_fit(scoring)) and scoring.tensor_parallel <= devices:
         yield _stop(
             f"scoring.engines is {scoring.engines}, each on {scoring.tensor_parallel} of {devices} devices: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from tasks.engines.memory import CONTEXT
 from tasks.engines.sizes import Size
@@ -24,7 +25,8 @@ def stages_of(known: PlanInputs) -> list[StagePlan]:
     control = known.kd.training()
     benchmarks = [_benchmarks(known)] if known.benchmark_answers else []
     compared = [_heldout_scores(known)] if known.evaluation.teacher == "topk" else []
-    chosen = [_scoring(known, "student_scores", known.student)] if known.keep < 1 else []
+    here = replace(known, scoring=known.scoring.here())
+    chosen = [_scoring(here, "student_scores", known.student)] if known.keep < 1 else []
     stages = [
         _augment(known),
         *chosen,
@@ -141,22 +143,18 @@ def _scoring(known: PlanInputs, name: str, model: Size, answers: int | None = No
 
 
 def _scored_rows(known: PlanInputs, name: str, model: Size, scoring: Scoring, usable: int, fits: Fitting) -> StagePlan:
-    """Every row in one pass of the model, shared out over engines side by side."""
+    """Every row in one pass of the model, shared out over engines side by side; on a server it takes nothing here."""
     tokens = usable * fits.tokens
+    plan = StagePlan(name=name, done=not known.to_do(name), rows=usable, tokens=round(tokens))
+    if scoring.is_elsewhere:
+        return plan
     engines, on_cpu = known.engines(scoring), known.machine.is_cpu
     devices = known.machine.devices if on_cpu else engines * scoring.tensor_parallel
     memory = costs.scoring_memory(known.machine, model, scoring) * (engines if on_cpu else 1)
     seconds = costs.start_seconds(known.machine, "logits", model)
     seconds += costs.seconds(known.machine, costs.forward_flops(model, tokens), devices)
-    return StagePlan(
-        name=name,
-        done=not known.to_do(name),
-        rows=usable,
-        tokens=round(tokens),
-        memory_bytes=_shared(known, memory),
-        devices=devices,
-        hours=seconds / 3600,
-    )
+    here = {"memory_bytes": _shared(known, memory), "devices": devices, "hours": seconds / 3600}
+    return plan.model_copy(update=here)
 
 
 def _evaluate(known: PlanInputs) -> StagePlan:

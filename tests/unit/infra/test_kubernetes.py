@@ -218,7 +218,7 @@ def test_deadline_and_clean_up_reach_the_job(pool: str) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"gpus": 0},
+        {"gpus": -1},
         {"gpus": "two"},
         {"shared_memory": "lots"},
         {"gpu": 1},
