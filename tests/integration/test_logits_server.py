@@ -31,6 +31,7 @@ from tests.support.vllm_serve import vllm_serve
 K, MOST = 10, 12
 SECRET = "a0key0without0a0shape"
 TINY = 2**-14
+pytestmark = pytest.mark.timeout(900)  # whichever comes first starts the server, on a busy machine in minutes
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,6 @@ def _rows(ref: ArtifactRef) -> dict[str, ScoredRow]:
     return {row.row_id: row for row in TopKReader(ref)}
 
 
-@pytest.mark.timeout(900)  # the server, and vLLM once more
 def test_the_store_is_that_of_the_engines_here_and_needs_no_weights(
     rows: ArtifactRef, teacher: ModelSource, server: str
 ) -> None:
