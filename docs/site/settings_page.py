@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "PREFECT_API_URL": "Prefect; without it a server is started. `PREFECT_API_AUTH_STRING` is its password",
     "HF_HOME": "models of the hub; `HF_TOKEN` opens those that are not public",
     "OPENAI_API_KEY": "and `ANTHROPIC_API_KEY`, …: keys of providers, as LiteLLM reads them",
+    "VLLM_API_KEY": "key of a vLLM elsewhere that scores (`scoring.engine=server`)",
     "TORCH_EXTENSIONS_DIR": "where DeepSpeed's compiled extensions lie (with the environment that they were built for)",
 }
 _HEAD = """# Settings
