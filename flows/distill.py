@@ -27,6 +27,7 @@ from tasks.fit.settings import Fit
 from tasks.logits.settings import Scoring
 from tasks.plan.hardware import Hardware, offered
 from tasks.plan.model import Plan
+from tasks.quantise.settings import Quantisation
 from tasks.report.stage import Report
 from tasks.rollout.settings import Rounds
 from tasks.rows import Turns
@@ -66,6 +67,7 @@ def distill(
     data: Annotated[Reading | None, OfPreset("data")] = None,
     fit: Annotated[Fit | None, OfPreset("fit")] = None,
     rounds: Annotated[Rounds | None, OfPreset("rounds")] = None,
+    quantise: Annotated[Quantisation | None, OfPreset("quantise")] = None,
     stages_on: str | None = None,
     job_variables: dict[str, Any] | None = None,
     plan_only: bool = False,
@@ -101,6 +103,7 @@ def distill(
         data: what of your files is read
         fit: which of the rows this student is trained on
         rounds: rounds after kd in which the student learns from the teacher's scores of its own answers (default: 0)
+        quantise: formats that the student is made in and compared in as well: GGUF, INT8, FP8 (default: none)
         stages_on: deployment that training, scoring and evaluation run in, such as stage/gpu; without it they run here
         job_variables: variables of that deployment's work pool, such as {"gpus": 4}; they win over what a stage needs
         plan_only: say what the run will take (rows, tokens, memory, hours, money) and what will go wrong; spend nothing
@@ -119,7 +122,20 @@ def distill(
         turns=turns,
         judge_model=judge_model,
         settings=settings_for(
-            student, k, augmentation, sft, scoring, kd, evaluation, run, benchmarks, judging, data, fit, rounds
+            student,
+            k,
+            augmentation,
+            sft,
+            scoring,
+            kd,
+            evaluation,
+            run,
+            benchmarks,
+            judging,
+            data,
+            fit,
+            rounds,
+            quantise,
         ),
     )
     if plan_only:

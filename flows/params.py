@@ -20,6 +20,7 @@ from tasks.evaluate.settings import Evaluation
 from tasks.fit.settings import Fit
 from tasks.logits.settings import Scoring
 from tasks.models import STUDENTS, TEACHERS
+from tasks.quantise.settings import Quantisation
 from tasks.rollout.settings import Rounds
 from tasks.seeds.settings import Reading
 from tasks.train.settings import Distillation, Training, TrainingRun
@@ -89,6 +90,7 @@ class Settings:
     data: Reading = field(default_factory=Reading)
     fit: Fit = field(default_factory=Fit)
     rounds: Rounds = field(default_factory=Rounds)
+    quantise: Quantisation = field(default_factory=Quantisation)
 
 
 def _paper() -> Settings:

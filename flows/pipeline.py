@@ -1,4 +1,4 @@
-"""The paper's figure: seeds → augment → sft → logits → kd (→ on-policy rounds) → evaluate.
+"""The paper's figure: seeds → augment → sft → logits → kd (→ on-policy rounds) (→ quantise) → evaluate.
 
 `distill` runs it, `plan` asks it.
 """
@@ -21,6 +21,8 @@ from tasks.evaluate.variants import CONTINUED, variants
 from tasks.fit.stage import ChooseRows, ScoreStudent
 from tasks.logits.stage import ScoreHeldout, ScoreTeacher
 from tasks.models import ModelSource
+from tasks.quantise.settings import Quantisation
+from tasks.quantise.stage import Quantise
 from tasks.rollout.stage import Rollout, ScoreRollouts
 from tasks.rows import holds_conversations
 from tasks.seeds.stage import LoadSeeds
@@ -92,10 +94,11 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
     students = {"sft_control": control, "kd": kd} | {
         name: ref for name, ref in of_rounds.items() if name in variants(how.rounds.rounds)
     }
+    quantised = _quantised(run, how.quantise, {"sft": sft, **students})
     models = {
         "base": base,
         "sft": tuned,
-        **{name: ModelSource(name=name, artifact=ref) for name, ref in students.items()},
+        **{name: ModelSource(name=name, artifact=ref) for name, ref in (students | quantised).items()},
         "teacher": teacher,
     }
     compared = _teacher_on_heldout_rows(run, recipe, teacher, seeds)
@@ -112,7 +115,7 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
     stages = {"seeds": read, "augment": rows, "sft": sft, "logits": scores, "sft_control": control, "kd": kd}
     if named:
         stages[NameCategories.kind] = named
-    return Results(stages | of_fit | of_rounds | compared, evaluations, verdicts)
+    return Results(stages | of_fit | of_rounds | quantised | compared, evaluations, verdicts)
 
 
 def _if_needed(run: Run, stage: Stage[R]) -> R | None:
@@ -156,6 +159,13 @@ def _rounds(
         made |= {rollout.title: answers, scored.title: scores, training.title: run(training)}
         student = ModelSource(name=training.title, artifact=made[training.title])
     return made
+
+
+def _quantised(run: Run, how: Quantisation, students: dict[str, ArtifactRef]) -> dict[str, ArtifactRef]:
+    """One of the students in every format that is asked for, by variant."""
+    return {
+        name: run(Quantise(name=name, student=students[how.student], format=form)) for name, form in how.names.items()
+    }
 
 
 def _teacher_on_heldout_rows(

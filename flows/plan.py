@@ -17,7 +17,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.pipeline import load_seeds, pipeline
-from flows.preflight import check_benchmarks, check_engines, check_models, check_server, check_tools
+from flows.preflight import check_benchmarks, check_engines, check_models, check_quantised, check_server, check_tools
 from flows.recipe import Recipe
 from infra import settings
 from infra.errors import ConfigurationError, DistilflowError, disk_full
@@ -99,6 +99,7 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
         if hardware.device == "here":
             found, told = check_server(teacher, recipe)
             wrong, remarks = wrong + found, remarks + told
+        wrong += check_quantised(recipe, base, here=hardware.device == "here")
         problems += [Problem(stops=True, text=text) for text in wrong]
         problems += [Problem(stops=False, text=text) for text in remarks]
     storage.ensure_bucket()
@@ -149,6 +150,7 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
         harness=bool(how.benchmarks.harness),
         keep=how.fit.keep,
         rounds=how.rounds,
+        quantise=how.quantise,
     )
     made = make_plan(known, lambda known, plan: [*problems, *find(known, plan)])
     publish_table("plan", [dict(row) for row in stage_rows(made)], made.title)

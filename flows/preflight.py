@@ -22,6 +22,7 @@ from tasks.evaluate.benchmarks import artifacts, harness
 from tasks.evaluate.settings import Evaluation
 from tasks.evaluate.variants import variants
 from tasks.models import ModelSource, resolve
+from tasks.quantise.checks import check_formats
 from tasks.rollout.settings import Rounds
 from tasks.rows import WITH_TOOLS
 from tasks.seeds.stage import check_sources
@@ -50,6 +51,7 @@ def check(recipe: Recipe, elsewhere: bool = False) -> tuple[ModelSource, ModelSo
     if base and scorer:
         found, remarks = check_models(base, scorer, recipe.settings.kd, recipe.settings.rounds)
         problems += found
+        problems += check_quantised(recipe, base, here=not elsewhere)
         if not elsewhere:
             problems += check_engines(scorer, recipe.settings.evaluation, on_gpu=devices.gpus() > 0, here=True)
             found, told = check_server(scorer, recipe)
@@ -151,6 +153,16 @@ def check_server(teacher: ModelSource, recipe: Recipe) -> tuple[list[str], list[
     if evaluation.teacher == "full":
         remark += ", and once more to compare with (evaluation.teacher=topk compares with the server's scores)"
     return [], [remark]
+
+
+def check_quantised(recipe: Recipe, base: ModelSource, *, here: bool) -> list[str]:
+    """Why a student of this base could not be quantised as asked, and `here` if that is where it is done."""
+    how, compared = recipe.settings.quantise, variants(recipe.settings.rounds.rounds)
+    problems: list[str] = []
+    if how.formats and how.student not in compared:
+        problems.append(f"quantise.student={how.student} is not trained in this run: it compares {', '.join(compared)}")
+    _tried(problems, lambda: check_formats(base, how, here=here))
+    return problems
 
 
 def check_tools(seeds: ArtifactRef, base: ModelSource, scorer: ModelSource) -> tuple[list[str], list[str]]:

@@ -17,6 +17,7 @@ from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
 from tasks.fit.settings import Fit
 from tasks.logits.settings import Scoring
+from tasks.quantise.settings import Quantisation
 from tasks.report.data import RunInfo
 from tasks.rollout.settings import Rounds
 from tasks.rows import Turns
@@ -39,6 +40,7 @@ def settings_for(
     data: Reading | None = None,
     fit: Fit | None = None,
     rounds: Rounds | None = None,
+    quantise: Quantisation | None = None,
 ) -> Settings:
     """The student's preset with what was said in its place; the top-K KL of the evaluation is over `k` unless said.
 
@@ -66,6 +68,7 @@ def settings_for(
         data=merged(data, preset.data),
         fit=merged(fit, preset.fit),
         rounds=merged(rounds, preset.rounds),
+        quantise=merged(quantise, preset.quantise),
     )
     if settings.scoring.stored(k) < k:
         problems.append(f"scoring.k={settings.scoring.k} stores fewer log-probabilities than are learnt from (k={k})")
@@ -124,6 +127,8 @@ class Recipe(BaseModel):
             shown["fit"] = chosen.fit.model_dump()
         if chosen.rounds.rounds:
             shown["rounds"] = chosen.rounds.model_dump()
+        if chosen.quantise.formats:
+            shown["quantise"] = chosen.quantise.model_dump(mode="json")
         if reading := chosen.data.identity():
             shown["data"] = reading
         if self.turns != "all":

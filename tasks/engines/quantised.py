@@ -12,7 +12,7 @@ from tasks.precision import Quantised
 def check_device(name: str, config: Mapping[str, Any], *, on_gpu: bool) -> None:
     """Raises ConfigurationError for a model `name` with this config.json that has no kernels on a CPU."""
     quantised = Quantised.of(config)
-    if quantised and not on_gpu:
+    if quantised and not on_gpu and not quantised.runs_on_a_cpu:
         raise ConfigurationError(
             f"{name!r} cannot run on a CPU: its weights are quantised ({quantised.method}): "
             "run it on a GPU, or choose the model in bf16 or fp32"

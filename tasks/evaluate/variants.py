@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from tasks.quantise.settings import FORMATS, format_of
+
 VARIANTS = ("base", "sft", "sft_control", "kd", "teacher")
 CONTINUED = (
     "kd_continued"  # kd, trained for as long as all rounds on its own rows alone: what rounds are measured against
@@ -30,7 +32,13 @@ def variants(rounds: int) -> tuple[str, ...]:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """The known variants in the order of training, then any others as they came."""
+    """The known variants in the order of training, each before what was quantised of it, then others as they came."""
     given = list(names)
-    known = variants(max((round_of(name) or 0 for name in given), default=0))
-    return [name for name in known if name in given] + [name for name in given if name not in known]
+    known = variants(max((round_of(format_of(name)[0]) or 0 for name in given), default=0))
+
+    def place(name: str) -> tuple[int, int]:
+        student, form = format_of(name)
+        return known.index(student), FORMATS.index(form) + 1 if form else 0
+
+    ours = [name for name in given if format_of(name)[0] in known]
+    return sorted(ours, key=place) + [name for name in given if name not in ours]

@@ -19,6 +19,7 @@ from tasks.logits.settings import Scoring
 from tasks.logits.store.format import MAX_ERROR
 from tasks.plan.hardware import Machine
 from tasks.precision import Dtype
+from tasks.quantise.settings import GGUF, Format, bits
 from tasks.rollout.settings import Rounds
 from tasks.train.memory import Placement
 from tasks.train.settings import Training
@@ -33,6 +34,7 @@ _BANDWIDTH_USED = 0.6
 # Of each generated token, beside its arithmetic. Transformers launches kernels one by one, vLLM replays CUDA graphs.
 _STEP_PER_LAYER_S = {"transformers": 1e-3, "vllm": 1e-4}
 _VLLM_AT_ONCE = 256  # its default of `max_num_seqs`
+_QUANTISED_S = {"gguf": 4e6, "compressed": 2e7}  # parameters, on two cores
 _START_S = {"train": 60.0, "logits": 60.0, "evaluate": 20.0}
 _START_CPU_S = {"train": 25.0, "logits": 20.0, "evaluate": 30.0}
 
@@ -51,6 +53,16 @@ def forward_flops(model: Size, tokens: float) -> float:
 def seconds(machine: Machine, flops: float, devices: int) -> float:
     """How long so many devices compute."""
     return flops / (machine.flops_s * devices)
+
+
+def quantising_seconds(student: Size, form: Format) -> float:
+    """Of one student in one format; the devices take no part in it."""
+    return _START_S["evaluate"] + student.parameters / _QUANTISED_S["gguf" if form in GGUF else "compressed"]
+
+
+def quantised_bytes(student: Size, form: Format, width: int) -> int:
+    """Of the artifact: a GGUF file lies beside the weights that are read back from it, of `width` bytes."""
+    return int(student.parameters * (bits(form) / 8 + (width if form in GGUF else 0)))
 
 
 def weight_bytes(machine: Machine, dtype: Dtype) -> int:

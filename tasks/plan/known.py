@@ -17,6 +17,7 @@ from tasks.logits.settings import Scoring
 from tasks.plan import costs
 from tasks.plan.hardware import Machine
 from tasks.plan.lengths import Fitting, Lengths
+from tasks.quantise.settings import Quantisation
 from tasks.rollout.settings import Rounds
 from tasks.train.memory import Placement
 from tasks.train.placement import Demand, choose
@@ -58,6 +59,7 @@ class PlanInputs:
     harness: bool = False
     keep: float = 1.0  # share of the rows that the student is trained on; below 1 it scores them all before
     rounds: Rounds = field(default_factory=Rounds)
+    quantise: Quantisation = field(default_factory=Quantisation)
 
     @property
     def ranks(self) -> int:
@@ -66,7 +68,7 @@ class PlanInputs:
     @property
     def variants(self) -> int:
         """How many models are compared."""
-        return len(variants(self.rounds.rounds))
+        return len(variants(self.rounds.rounds)) + len(self.quantise.formats)
 
     @property
     def trainings(self) -> dict[str, Training]:
@@ -143,6 +145,11 @@ class PlanInputs:
         """Whether weights in training have two bytes, beside master weights of four."""
         asked = self.run.precision
         return not self.machine.is_cpu if asked == "auto" else asked == "bf16"
+
+    @property
+    def weight_width(self) -> int:
+        """Bytes of a weight of a finished student."""
+        return 2 if self.half else 4
 
     @property
     def agents_price_known(self) -> bool:

@@ -85,11 +85,16 @@ def _disk(known: PlanInputs, store: int) -> int:
     stores = store * (known.to_do("logits") + rounds * known.answers / max(known.rows, 1))
     if not known.stores_here:
         return scratch
-    width = 2 if known.half else 4
     kept = sum(
         known.run.checkpoints_kept * checkpoint_bytes(known.student.parameters, training.lora) for training in to_do
     )
-    return round(stores) + len(to_do) * width * known.student.parameters + kept + scratch
+    models = len(to_do) * known.weight_width * known.student.parameters
+    quantised = sum(
+        costs.quantised_bytes(known.student, form, known.weight_width)
+        for name, form in known.quantise.names.items()
+        if known.to_do(name)
+    )
+    return round(stores) + models + quantised + kept + scratch
 
 
 def _chosen(known: PlanInputs) -> list[str]:

@@ -13,6 +13,7 @@ from tasks.plan import costs
 from tasks.plan.known import AGENT_TOKENS_S, PlanInputs
 from tasks.plan.lengths import Fitting
 from tasks.plan.model import StagePlan
+from tasks.quantise.settings import Format
 from tasks.train.data.order import total_steps
 from tasks.train.memory import estimate as training_memory
 from tasks.train.settings import Training
@@ -35,6 +36,7 @@ def stages_of(known: PlanInputs) -> list[StagePlan]:
         _training(known, "sft_control", control),
         _training(known, "kd", known.kd),
         *_rounds(known),
+        *(_quantised(known, name, form) for name, form in known.quantise.names.items()),
         *compared,
         _evaluate(known),
         *benchmarks,
@@ -123,6 +125,17 @@ def _rollout(known: PlanInputs, name: str) -> StagePlan:
         ),
         devices=machine.devices if machine.is_cpu else parallel,
         hours=seconds / 3600,
+    )
+
+
+def _quantised(known: PlanInputs, name: str, form: Format) -> StagePlan:
+    """On a CPU, whatever the machine: the weights are read, rounded and written, in memory twice."""
+    return StagePlan(
+        name=name,
+        done=not known.to_do(name),
+        rows=0,
+        memory_bytes=2 * known.weight_width * known.student.parameters,
+        hours=costs.quantising_seconds(known.student, form) / 3600,
     )
 
 
