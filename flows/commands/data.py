@@ -131,11 +131,14 @@ def of_stage(stage: str, uri: str | None, others: Collection[str] = ()) -> Artif
     """The artifact named, which may be of one of the `others` too, or that of the latest run."""
     if uri is None:
         try:
-            uri = json.loads((latest() / "results.json").read_text())["stages"][stage]["uri"]
+            made = json.loads((latest() / "results.json").read_text())["stages"]
         except FileNotFoundError as error:
             raise ConfigurationError(
                 "no run has finished here yet: name the artifact with --artifact s3://…"
             ) from error
+        if stage not in made:
+            raise ConfigurationError(f"the latest run made no {stage}: it made {', '.join(made)}")
+        uri = made[stage]["uri"]
     ref = artifact_at(str(uri))
     if ref.kind != stage and ref.kind not in others:
         raise ConfigurationError(f"{uri} is of the {ref.kind} stage: name an artifact of the {stage} stage")

@@ -205,22 +205,24 @@ def export(to: Path, *, form: Format | None = None, table: RowTable = "kept", ar
 
 
 @app.command
-def publish(to: str, *, artifact: str | None = None, hub: str | None = None) -> None:
+def publish(to: str, *, variant: str = "kd", artifact: str | None = None, hub: str | None = None) -> None:
     """Write a run's student and its training rows, each with its card, where others can use them.
 
     Parameters
     ----------
     to
         A new folder, or an s3:// prefix: model/ and dataset/ go below it.
+    variant
+        Which student of the latest run: kd, sft, sft_control, round_1, or a quantised one such as kd_q4_k_m.
     artifact
-        s3:// address of the student (kd, sft or sft_control); that of the latest run without.
+        s3:// address of the student, in place of one of the latest run.
     hub
         owner/name: also push to the Hugging Face hub, and the rows as owner/name-data; needs HF_TOKEN. New repositories
         are private.
     """
     from flows.commands.publish import publish as publish_student
 
-    publish_student(to, artifact, hub)
+    publish_student(to, artifact, hub, variant)
 
 
 @app.command

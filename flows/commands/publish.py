@@ -1,6 +1,6 @@
 """`distilflow publish`: a student and the rows that it was made from, each with its card, where others can use them.
 
-TO/model/    the Hugging Face folder, with its model card
+TO/model/    the Hugging Face folder, or the GGUF file, with its model card
 TO/dataset/  train.parquet and the dataset card
 """
 
@@ -26,6 +26,7 @@ from infra.store import storage
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Record, artifact_at, read_record
 from tasks.augment import card
 from tasks.augment.export import export
+from tasks.quantise.stage import KIND as QUANTISED
 from tasks.report.comparison import verdict
 from tasks.report.model_card import model_card
 from tasks.report.stage import KIND as REPORT
@@ -33,16 +34,18 @@ from tasks.report.stage import report_data
 
 console = Console(highlight=False)
 CARD = "README.md"
-_STUDENTS = ("kd", "sft", "sft_control", "kd_continued", "kd_round")
+_STUDENTS = ("kd", "sft", "sft_control", "kd_continued", "kd_round", QUANTISED)
+_WITH_GGUF = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", CARD)  # the file holds tokenizer and template itself
 _FRONT_MATTER = (
     "---\nconfigs:\n- config_name: default\n  data_files: train.parquet\ntags: [distillation, synthetic]\n---\n\n"
 )
 
 
-def publish(to: str, artifact: str | None, hub: str | None) -> None:
+def publish(to: str, artifact: str | None, hub: str | None, variant: str = "kd") -> None:
     """Write student and dataset to a folder or an s3:// prefix, push them to the hub where that is asked for.
 
-    Prints how to serve the student. Raises ConfigurationError where something else lies there, or the hub refuses.
+    `variant` is one of the latest run, where no artifact is named. Prints how to serve the student. Raises
+    ConfigurationError where something else lies there, or the hub refuses.
     """
     if hub is not None:
         _check_hub(hub)
@@ -52,11 +55,12 @@ def publish(to: str, artifact: str | None, hub: str | None) -> None:
         raise ConfigurationError(f"{to} is there already: name a new folder, or delete it")
     with embedded_storage():
         storage.ensure_bucket()
-        student = of_stage("kd", artifact, others=_STUDENTS)
+        student = of_stage(variant, artifact, others=_STUDENTS)
         where = settings.work_dir() if remote else folder.parent
         where.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="publish-", dir=where) as made:
             rows = _write(student, Path(made))
+            gguf = next((path.name for path in (Path(made) / "model").glob("*.gguf")), None)
             report = _report_on(student)
             _write_card(student, report, Path(made), f"{to.rstrip('/')}/dataset" if hub is None else f"{hub}-data")
             if remote:
@@ -71,16 +75,26 @@ def publish(to: str, artifact: str | None, hub: str | None) -> None:
     console.print(f"dataset  {place}/dataset ({rows:,} rows)", soft_wrap=True)
     if hub is not None:
         console.print(f"hub      {hub} and {hub}-data (private where they are new)", soft_wrap=True)
-    console.print(f"serve    {serve_command(to, hub)}", soft_wrap=True, markup=False)
+    console.print(f"serve    {serve_command(to, hub, gguf)}", soft_wrap=True, markup=False)
 
 
-def serve_command(to: str, hub: str | None) -> str:
-    """What starts an OpenAI-compatible server on the student."""
+def serve_command(to: str, hub: str | None, gguf: str | None = None) -> str:
+    """What starts an OpenAI-compatible server on the student: llama.cpp's on a file that is `gguf`."""
+    if gguf is not None:
+        return _serve_gguf(to, hub, gguf)
     if not to.startswith("s3://"):
         return f"{_server()}{shlex.quote(str(Path(to).expanduser().absolute() / 'model'))}"
     if hub is not None:
         return f"{_server()}{shlex.quote(hub)}"
     return f"aws s3 cp --recursive {shlex.quote(to.rstrip('/') + '/model')} ./student && {_server()}./student"
+
+
+def _serve_gguf(to: str, hub: str | None, name: str) -> str:
+    if not to.startswith("s3://"):
+        return f"llama-server -m {shlex.quote(str(Path(to).expanduser().absolute() / 'model' / name))}"
+    if hub is not None:
+        return f"llama-server --hf-repo {shlex.quote(hub)} --hf-file {name}"
+    return f"aws s3 cp {shlex.quote(to.rstrip('/') + '/model/' + name)} . && llama-server -m {name}"
 
 
 def _server() -> str:
@@ -93,11 +107,23 @@ def _server() -> str:
 
 def _write(student: ArtifactRef, folder: Path) -> int:
     """Both parts, checked against their digests; the number of rows."""
-    shutil.copytree(ArtifactReader(student).folder("model/"), folder / "model")
+    _write_model(ArtifactReader(student), folder / "model")
     data = _rows_behind(student)
     rows = export(data, folder / "dataset" / "train.parquet", "parquet").rows
     (folder / "dataset" / CARD).write_text(_FRONT_MATTER + _dataset_card(data, rows), encoding="utf-8")
     return rows
+
+
+def _write_model(student: ArtifactReader, folder: Path) -> None:
+    """The Hugging Face folder; of a student in GGUF the file alone, and not the weights that are read back from it."""
+    if not student.names("gguf/"):
+        shutil.copytree(student.folder("model/"), folder)
+        return
+    shutil.copytree(student.folder("gguf/"), folder)
+    for name in student.names("model/"):
+        path = Path(name)
+        if any(path.match(pattern) for pattern in _WITH_GGUF):
+            (folder / path.name).write_bytes(student.read(name))
 
 
 def _report_on(student: ArtifactRef) -> ArtifactRef | None:
@@ -169,7 +195,7 @@ def _rows_behind(student: ArtifactRef) -> ArtifactRef:
         record = read_record(ref.uri)
         if record is None:
             raise ConfigurationError(f"{ref.uri}, which {student.uri} was made from, is gone: run again")
-        ref = record.inputs.get("only") or record.inputs.get("data") or record.inputs["rows"]
+        ref = next(record.inputs[name] for name in ("student", "only", "data", "rows") if name in record.inputs)
     return ref
 
 

@@ -10,6 +10,7 @@ that is there is not made again after a kill.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -32,6 +33,7 @@ TRIED = (
     "It's 2024: naïve café — 100 % x_y  z\n\n  1.5",
     "SELECT name, COUNT(*) FROM t WHERE id >= 10 AND NOT done;",
 )
+_CARD = "README.md"
 _ANSWER = 32  # tokens
 _LEAST_AGREED = 0.5  # share of next tokens; below it is another model's
 
@@ -115,6 +117,8 @@ def _write(model: Any, folder: Path, target: Path, form: Format | None = None) -
         compressed.write(model, target)
     (target / "generation_config.json").unlink(missing_ok=True)
     copy_beside_weights(folder, target)
+    if (card := folder / _CARD).is_file():
+        shutil.copy(card, target)
 
 
 if __name__ == "__main__":

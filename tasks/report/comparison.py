@@ -35,7 +35,7 @@ def compare(data: ReportData) -> list[Compared]:
             name,
             variant,
             _accuracy(variant),
-            _difference(variant, control) if control is not None and name != CONTROL else None,
+            difference(variant, control) if control is not None and name != CONTROL else None,
         )
         for name, variant in data.variants.items()
     ]
@@ -51,10 +51,10 @@ def verdict(data: ReportData) -> str:
         return f"No verdict: {missing} was not evaluated, and without it a gain proves nothing."
     if not all(map(math.isfinite, (kd.cross_entropy, kd.kl_to_teacher))):
         return f"Distillation failed: the training of {kd.label} diverged, its cross-entropy is not a number."
-    difference = _difference(kd, control)
-    if difference is None:
+    gained = difference(kd, control)
+    if gained is None:
         return _verdict_on_distance(data, kd, control)
-    return _verdict_on_accuracy(data, kd, control, difference.interval)
+    return _verdict_on_accuracy(data, kd, control, gained.interval)
 
 
 def comparison_rows(data: ReportData) -> list[dict[str, str]]:
@@ -77,6 +77,16 @@ def comparison_rows(data: ReportData) -> list[dict[str, str]]:
         cells["n"] = f"{row.variant.n:,}"
         rows.append(cells)
     return rows
+
+
+def difference(ours: Variant, theirs: Variant) -> Difference | None:
+    """How much more often one answers correctly; None where answers were not run."""
+    our_accuracy, their_accuracy = _accuracy(ours), _accuracy(theirs)
+    if our_accuracy is None or their_accuracy is None:
+        return None
+    if ours.correct is not None and theirs.correct is not None:
+        return paired_difference(ours.correct, theirs.correct)
+    return unpaired_difference(our_accuracy, their_accuracy)
 
 
 def gap_closed(data: ReportData) -> float | None:
@@ -116,15 +126,6 @@ def _accuracy(variant: Variant) -> Interval | None:
     if variant.exec_accuracy is None or variant.n == 0:
         return None
     return wilson(variant.exec_accuracy, variant.n)
-
-
-def _difference(ours: Variant, theirs: Variant) -> Difference | None:
-    our_accuracy, their_accuracy = _accuracy(ours), _accuracy(theirs)
-    if our_accuracy is None or their_accuracy is None:
-        return None
-    if ours.correct is not None and theirs.correct is not None:
-        return paired_difference(ours.correct, theirs.correct)
-    return unpaired_difference(our_accuracy, their_accuracy)
 
 
 def _verdict_on_accuracy(data: ReportData, kd: Variant, control: Variant, difference: Interval) -> str:

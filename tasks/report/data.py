@@ -14,6 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from tasks.evaluate.analysis.analysis import Analysis
 from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis
 from tasks.evaluate.variants import in_order
+from tasks.quantise.settings import Format
+from tasks.stats.intervals import Interval
 
 AGENTS = (
     "naming",
@@ -63,6 +65,24 @@ class Variant(_Frozen):
         if self.correct is not None and len(self.correct) != self.n:
             raise ValueError(f"variant '{self.label}' has {len(self.correct)} marks for n = {self.n} requests")
         return self
+
+
+class QuantisedStudent(_Frozen):
+    """A variant that is another one in fewer bits; differences are its number minus that one's, in nats a token."""
+
+    variant: str
+    student: str = Field(description="the variant that it is made of")
+    format: Format
+    size: int = Field(description="bytes of what is shipped")
+    student_size: int = Field(description="bytes of the weights that it is made of")
+    quantised: int = Field(description="matrices that were rounded")
+    fell_back: int = Field(
+        0, description="those of them in more bits than the format, which does not divide their rows"
+    )
+    agreed: int | None = Field(None, description="next tokens that llama.cpp gives as transformers does, of `tokens`")
+    tokens: int | None = None
+    cross_entropy: Interval
+    kl_to_teacher: Interval
 
 
 class StageSummary(_Frozen):
@@ -181,6 +201,7 @@ class ReportData(RunInfo):
 
     left_out: list[str] = Field([], description="rows and columns of the user's files that were not used, in sentences")
     variants: Annotated[dict[str, Variant], AfterValidator(_ordered)]
+    quantised: list[QuantisedStudent] = []
     stages: list[StageSummary] = []
     curves: dict[str, list[tuple[int, float]]] = Field({}, description="training → (step, loss in nats per token)")
     coverage: Coverage | None = None

@@ -11,6 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from infra.store.artifacts import Record
 from tasks.models import LICENCES
+from tasks.quantise.settings import format_of
+from tasks.report import quantised
 from tasks.report.comparison import comparison_rows, verdict
 from tasks.report.data import ReportData
 from tasks.text.markdown import markdown_text, table
@@ -36,19 +38,23 @@ def model_card(
     `records` are those of the stages; `files` what lies beside the card; `where` is the report, `rows_at` the dataset.
     """
     base, teacher = hub_name(records["sft"].spec["model"]), hub_name(records["logits"].spec["teacher"])
-    training: dict[str, Any] = records[variant].spec["training"]
+    student, form = format_of(variant)
+    training: dict[str, Any] = records[student].spec["training"]
     compared = comparison_rows(data)
     return _TEMPLATES.get_template("model_card.md.jinja").render(
         data=data,
         kind=variant,
-        trained=_TRAINED[records[variant].kind].format(k=data.k),
+        trained=_TRAINED[records[student].kind].format(k=data.k),
         base=base,
         teacher=teacher,
         licence=_licence(base, files),
         licence_file=next((name for name in sorted(files) if re.match("LICEN[CS]E", name)), None),
         teachers_licence=LICENCES.get(teacher or ""),
         training=training,
-        record=records[variant],
+        record=records[student],
+        form=form,
+        quantised=quantised.sentences(data, variant),
+        gguf=next((name for name in sorted(files) if name.endswith(".gguf")), None),
         label=data.variants[variant].label,
         verdict=verdict(data),
         metrics="\n".join(table(list(compared[0]), [list(row.values()) for row in compared])),

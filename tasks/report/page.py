@@ -18,7 +18,7 @@ from markupsafe import Markup
 from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis
 from tasks.evaluate.benchmarks.people import BesidePeople
 from tasks.evaluate.variants import in_order
-from tasks.report import benchmarks, paper
+from tasks.report import benchmarks, paper, quantised
 from tasks.report.analysis_markdown import analysis_markdown
 from tasks.report.analysis_view import label_of, taken_cells, view_of
 from tasks.report.comparison import (
@@ -60,6 +60,9 @@ def render_page(data: ReportData) -> str:
         decisive=compared["kd"].against_control if "kd" in compared else None,
         gap_closed=gap_closed(data),
         with_accuracy=any(row.accuracy for row in compared.values()),
+        quantised=quantised.rows(data),
+        quantised_sentences=quantised.sentences(data),
+        quantised_remark=quantised.REMARK,
         left_out=left_out(data),
         kl_is_over=kl_is_over(data),
         n=_same_for_all([row.variant.n for row in compared.values()]),
@@ -86,6 +89,8 @@ def render_markdown(data: ReportData) -> str:
         lines += [*(f"- {markdown_text(sentence)}" for sentence in data.left_out), ""]
     if rows := comparison_rows(data):
         lines += [*table(list(rows[0]), [list(row.values()) for row in rows]), ""]
+    if data.quantised:
+        lines += _quantised(data)
     if data.benchmarks:
         lines += [*_benchmarks(data, data.benchmarks), ""]
     lines.append(
@@ -139,6 +144,20 @@ def serve_commands(data: ReportData) -> str:
     if kd is None:
         return ""
     return f"distilflow publish student --artifact {shlex.quote(kd)}\nvllm serve student/model"
+
+
+def _quantised(data: ReportData) -> list[str]:
+    rows = quantised.rows(data)
+    return [
+        "## Quantised students",
+        "",
+        *(f"- {markdown_text(text)}" for text in quantised.sentences(data)),
+        "",
+        *table(list(rows[0]), [list(row.values()) for row in rows]),
+        "",
+        quantised.REMARK,
+        "",
+    ]
 
 
 def _benchmarks(data: ReportData, found: BenchmarkAnalysis) -> list[str]:

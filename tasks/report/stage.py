@@ -12,7 +12,8 @@ from tasks.evaluate.analysis.analysis import analyse
 from tasks.evaluate.benchmarks.data_files import digest
 from tasks.evaluate.heldout.predictions import accuracy, from_parquet
 from tasks.evaluate.variants import CONTINUED, in_order, round_of
-from tasks.report import benchmarks
+from tasks.quantise.settings import format_of
+from tasks.report import benchmarks, quantised
 from tasks.report.data import (
     AgentUse,
     Coverage,
@@ -152,6 +153,7 @@ def gather(
         **dict(about),
         left_out=sentences(records["seeds"].facts),
         variants=variants,
+        quantised=quantised.gather(records, tables),
         stages=shown,
         curves={name: records[name].facts["curve"] for name in in_order(records) if "curve" in records[name].facts},
         coverage=Coverage.model_validate(coverage),
@@ -166,8 +168,10 @@ def gather(
 
 def label_of(name: str) -> str:
     """What a variant is called on the page."""
-    number = round_of(name)
-    return LABELS[name] if number is None else f"KD + on-policy round {number}"
+    student, form = format_of(name)
+    number = round_of(student)
+    label = LABELS[student] if number is None else f"KD + on-policy round {number}"
+    return label if form is None else f"{label}, {form.upper()}"
 
 
 def _record(ref: ArtifactRef) -> Record:

@@ -4,14 +4,24 @@ format computes it, and what a kill leaves behind."""
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from flows.commands.publish import publish
+from infra.errors import TransientError
+from infra.processes.supervise import Event
 from infra.stage import Unseen, make
-from infra.store.artifacts import ArtifactReader, ArtifactRef, facts_of
+from infra.store import storage
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
+from tasks.quantise import llama
 from tasks.quantise.settings import Format
 from tasks.quantise.stage import Quantise
 from tasks.shipped import DEMO
@@ -104,3 +114,48 @@ def test_what_is_compressed_is_the_weight_rounded_and_computes_as_its_numbers_sa
     # what comes into a layer is rounded too, by the token
     assert 0 < (ours - exact).abs().mean() < 0.1 * plain.abs().mean()
     assert (ours.argmax(-1) == exact.argmax(-1)).float().mean() > 0.9
+
+
+class _Killing(Unseen):
+    """Kills the program once llama.cpp is asked, when the file is there."""
+
+    def follow(self, describe: Callable[[Event], str]) -> Callable[[Event], None]:
+        def on_event(event: Event) -> None:
+            if event.get("doing") == "asking llama.cpp":
+                for process in psutil.Process().children(recursive=True):
+                    command = process.cmdline()
+                    if "tasks.quantise.program" in command and "infra.processes.guardian" not in command:
+                        os.kill(process.pid, signal.SIGKILL)
+
+        return on_event
+
+
+def test_after_a_kill_the_file_that_was_made_is_not_made_again(wide: ArtifactRef) -> None:
+    stage = Quantise(name="kd_q8_0", student=wide, format="q8_0")
+    with pytest.raises(TransientError):
+        make(stage, _Killing())
+    work = stage.workspace()
+    (name,) = [name for name in storage.keys(work.uri) if name.startswith("gguf/")]
+    before = storage.head(work.uri + name)
+    assert not work.find()
+    assert before
+    made = stage.result(make(stage, Unseen()).refs)
+    after = storage.head(work.uri + name)
+    assert after
+    assert after == before  # its time too
+    assert ArtifactReader(made).names("model/")
+
+
+def test_what_is_published_is_the_file_and_how_to_run_it(
+    rows: ArtifactRef, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = Workspace("logits", 1, {"for": "quantised"}, {"rows": rows})
+    student = kd_artifact(DEMO / "student", "publish", data=scores.find() or scores.publish((), {}, {}))
+    made = _made(student, "q4_k_m")
+    to = tmp_path / "student"
+    publish(str(to), made.uri, None, "kd_q4_k_m")
+    assert [path.name for path in (to / "model").iterdir()] == ["student-q4_k_m.gguf"]
+    assert (to / "dataset" / "train.parquet").is_file()
+    assert f"llama-server -m {to / 'model' / 'student-q4_k_m.gguf'}" in capsys.readouterr().out
+    with llama.opened(to / "model" / "student-q4_k_m.gguf", 1) as published:
+        assert published.tokens("SELECT 1;")
