@@ -68,7 +68,7 @@ def _sentencepiece() -> bytes:
 
     made = io.BytesIO()
     texts = [f"SELECT name{n} FROM customers WHERE city = 'Berlin' AND id > {n}" for n in range(200)]
-    options = {"vocab_size": 400, "model_type": "bpe", "byte_fallback": True, "hard_vocab_limit": False}
+    options: dict[str, Any] = {"vocab_size": 400, "model_type": "bpe", "byte_fallback": True, "hard_vocab_limit": False}
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_writer=made, pad_id=0, eos_id=1, bos_id=2, unk_id=3, **options
     )
