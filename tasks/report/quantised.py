@@ -74,7 +74,8 @@ def sentences(data: ReportData, only: str | None = None) -> list[str]:
 
 def _sentence(data: ReportData, one: QuantisedStudent) -> str:
     ours, theirs = data.variants[one.variant], data.variants[one.student]
-    how = f"At {bits(one.format)} bits ({one.format.upper()}) {theirs.label}"
+    more = f"; {one.fell_back:,} of {one.quantised:,} matrices in more" if one.fell_back else ""
+    how = f"At {bits(one.format)} bits ({one.format.upper()}{more}) {theirs.label}"
     if gained := difference(ours, theirs):
         found, interval = gained.interval, f"95 % interval {points_range(gained.interval)}"
         if found.high < 0:

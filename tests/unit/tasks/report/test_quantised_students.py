@@ -46,7 +46,7 @@ def _forgetting(every: int) -> list[bool]:
 def test_a_student_that_answers_less_at_four_bits_is_not_to_be_shipped() -> None:
     data = _report(variants(), _forgetting(5))
     (sentence,) = quantised.sentences(data)
-    assert sentence.startswith("At 4 bits (Q4_K_M) SFT+KD loses 1")
+    assert sentence.startswith("At 4 bits (Q4_K_M; 3 of 22 matrices in more) SFT+KD loses 1")
     assert "points of execution accuracy, 95 % interval −" in sentence
     assert sentence.endswith("do not ship that.")
     assert sentence in render_page(data)
