@@ -87,10 +87,10 @@ clean: ## Delete all local state (.distilflow) and caches; keeps .venv
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 lock: ## Resolve the locks anew (needs uv; UV_FIND_LINKS or UV_INDEX for PyTorch's CPU build)
-	uv pip compile pyproject.toml --extra cpu --extra eval --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	uv pip compile pyproject.toml --extra cpu --extra eval --extra quantise --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	  --generate-hashes --no-header --no-annotate --quiet --output-file cpu.lock
 	sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' cpu.lock
-	env -u UV_FIND_LINKS uv pip compile pyproject.toml --extra gpu --extra eval --extra dev --python-version 3.11 \
+	env -u UV_FIND_LINKS uv pip compile pyproject.toml --extra gpu --extra eval --extra quantise --extra dev --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --no-annotate --quiet --output-file gpu.lock
 	env -u UV_FIND_LINKS uv pip compile pyproject.toml --extra cluster --extra eval --constraint gpu.lock --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --no-annotate --quiet --output-file light.lock
