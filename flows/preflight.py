@@ -21,6 +21,8 @@ from tasks.engines.server import connect
 from tasks.evaluate.benchmarks import artifacts, harness
 from tasks.evaluate.settings import Evaluation
 from tasks.evaluate.variants import variants
+from tasks.logits.parallel import check_spread
+from tasks.logits.settings import Scoring
 from tasks.models import ModelSource, resolve
 from tasks.quantise.checks import check_formats
 from tasks.rollout.settings import Rounds
@@ -35,7 +37,7 @@ from tasks.train.model.families import check_trainable
 from tasks.train.settings import Distillation
 
 T = TypeVar("T")
-_NO_ROUNDS = Rounds()
+_NO_ROUNDS, _SCORING = Rounds(), Scoring()
 
 
 @task(name="check", persist_result=False)
@@ -53,7 +55,8 @@ def check(recipe: Recipe, elsewhere: bool = False) -> tuple[ModelSource, ModelSo
         problems += found
         problems += check_quantised(recipe, base, here=not elsewhere)
         if not elsewhere:
-            problems += check_engines(scorer, recipe.settings.evaluation, on_gpu=devices.gpus() > 0, here=True)
+            how, on_gpu = recipe.settings, devices.gpus() > 0
+            problems += check_engines(scorer, how.evaluation, how.scoring, on_gpu=on_gpu, here=True)
             found, told = check_server(scorer, recipe)
             problems, remarks = problems + found, remarks + told
         for remark in remarks:
@@ -119,14 +122,20 @@ def check_models(
     return list(dict.fromkeys(problems)), remarks
 
 
-def check_engines(teacher: ModelSource, evaluation: Evaluation, *, on_gpu: bool, here: bool) -> list[str]:
-    """Why the engines could not run the teacher: one whose weights are quantised needs GPUs, and packages `here`."""
+def check_engines(
+    teacher: ModelSource, evaluation: Evaluation, scoring: Scoring = _SCORING, *, on_gpu: bool, here: bool
+) -> list[str]:
+    """Why the engines could not run the teacher: one whose weights are quantised needs GPUs, and packages `here`.
+
+    And what vLLM cannot spread as `scoring` says.
+    """
     problems: list[str] = []
     try:
         config = teacher.json_file("config.json")
     except ConfigurationError:
         return []  # which was said of the model already
     _tried(problems, lambda: check_device(teacher.name, config, on_gpu=on_gpu))
+    _tried(problems, lambda: check_spread(scoring, teacher, on_gpu=on_gpu))
     loads = evaluation.teacher == "full" or evaluation.engine == "transformers"
     if here and loads and not problems:
         _tried(problems, lambda: check_transformers(teacher.name, config, "evaluation", "set evaluation.teacher=topk"))

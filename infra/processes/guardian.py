@@ -52,7 +52,7 @@ def end_tree(grace_s: float) -> None:
     while alive := [p for p in me.children(recursive=True) if is_alive(p)]:
         for process in alive:
             try:
-                if time.monotonic() > deadline + (_ACCOUNTS_S if _is_tracker(process) else 0.0):
+                if time.monotonic() > deadline + (_ACCOUNTS_S if is_tracker(process) else 0.0):
                     process.kill()
                 elif process.pid not in signalled:
                     process.terminate()
@@ -63,7 +63,8 @@ def end_tree(grace_s: float) -> None:
         time.sleep(0.05)
 
 
-def _is_tracker(process: psutil.Process) -> bool:
+def is_tracker(process: psutil.Process) -> bool:
+    """Whether it is Python's own, which ends with whoever started it."""
     return any("multiprocessing.resource_tracker" in word for word in process.cmdline())
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from infra import devices
 from infra.errors import ConfigurationError
 
+_BIND = "VLLM_CPU_OMP_THREADS_BIND"
+
 
 @dataclass(frozen=True)
 class Share:
@@ -35,18 +37,36 @@ def engines_on(gpus: int, wanted: int, gpus_each: int, setting: str) -> int:
 def shares(engines: int, gpus_each: int = 1) -> list[Share]:
     """The machine in as many parts: of its visible GPUs in their order, or of the cores that we may run on.
 
-    More engines than cores have a core each all the same, and share it.
+    Each engine has `gpus_each` GPUs, or as many processes on its cores. More engines than cores have a core each all
+    the same, and share it.
     """
     if visible := devices.visible():
         parts = (visible[number * gpus_each : (number + 1) * gpus_each] for number in range(engines))
         return [Share({"CUDA_VISIBLE_DEVICES": ",".join(part)}) for part in parts]
-    cores = sorted(os.sched_getaffinity(0))
-    each = max(1, len(cores) // engines)
-    return [_of_cores([cores[(number * each + n) % len(cores)] for n in range(each)]) for number in range(engines)]
+    return [_of_cores(cores, gpus_each) for cores in _parts(sorted(os.sched_getaffinity(0)), engines)]
 
 
-def _of_cores(cores: list[int]) -> Share:
+def bind_ranks(ranks: int) -> None:
+    """Before a vLLM engine of so many processes starts here: on a CPU each has its own part of our cores.
+
+    What is set stays. With nothing set vLLM wants a NUMA node for each.
+    """
+    if ranks > 1 and not devices.visible():
+        os.environ.setdefault(_BIND, _cores_of_ranks(sorted(os.sched_getaffinity(0)), ranks))
+
+
+def _cores_of_ranks(cores: list[int], ranks: int) -> str:
+    """The cores of each process of a vLLM engine on a CPU, as VLLM_CPU_OMP_THREADS_BIND wants them."""
+    return "|".join(",".join(map(str, part)) for part in _parts(cores, ranks))
+
+
+def _parts(cores: list[int], number: int) -> list[list[int]]:
+    each = max(1, len(cores) // number)
+    return [[cores[(part * each + n) % len(cores)] for n in range(each)] for part in range(number)]
+
+
+def _of_cores(cores: list[int], ranks: int) -> Share:
     """Fewer threads than cores where the user asked for fewer: two engines' threads must not wait for one core."""
     threads = min(len(cores), int(os.environ.get("OMP_NUM_THREADS") or len(cores)))
-    bound = {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))}
+    bound = {"OMP_NUM_THREADS": str(threads), _BIND: _cores_of_ranks(cores, ranks)}
     return Share(bound, frozenset(cores))

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from tasks.engines.device import capability, dtype_here
 from tasks.engines.memory import GENERATED_AT_ONCE
 from tasks.engines.quantised import check_device
-from tasks.engines.scoring import end_vllm, processes_below, vllm_options
+from tasks.engines.scoring import end_vllm, start_vllm, vllm_options
 from tasks.models import ModelSource
 from tasks.precision import Dtype
 from tasks.text.answers import answer_of
@@ -115,20 +115,11 @@ class VLLMGenerator:
     """vLLM: one engine, on the GPUs that it is given, until it is closed."""
 
     def __init__(self, folder: Path, ends: Ends, max_length: int, max_new_tokens: int, options: dict[str, Any]):
-        from vllm import LLM
-
-        before = processes_below()
         self._ends = ends
         self._max_new_tokens = max_new_tokens
-        self._llm = LLM(
-            model=str(folder),
-            trust_remote_code=False,
-            max_model_len=min(max_length, ends.context),
-            generation_config="vllm",
-            disable_log_stats=True,
-            **options,
+        self._llm, self._processes = start_vllm(
+            folder, options, max_model_len=min(max_length, ends.context), generation_config="vllm"
         )
-        self._processes = processes_below() - before
 
     def answers(self, prompts: Sequence[Prompt], sampling: Sampling | None) -> Iterator[list[Generated]]:
         return ([self._ends.answer(ids) for ids in drawn] for drawn in self.ids(prompts, sampling))

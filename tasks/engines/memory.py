@@ -28,14 +28,15 @@ def unheard(text: str) -> None:
     """Where nobody is to be told."""
 
 
-def scoring_memory(model: Size, width: float, longest: int, batched_tokens: int, parallel: int) -> int:
-    """Bytes on each of `parallel` GPUs: weights, a step's cache and activations, and its logits, whole.
+def scoring_memory(model: Size, width: float, longest: int, batched_tokens: int, parallel: int, parts: int = 1) -> int:
+    """Bytes on each of `parallel` GPUs of the last of equal `parts` of the layers: weights, a step's cache and
+    activations, and its logits, whole.
 
     Rows have at most `longest` tokens, and a step `batched_tokens`.
     """
     tokens = max(batched_tokens, longest + 1)
     logits = batched_tokens * model.vocabulary * _LOGITS_ENTRY
-    return int(_split(model, width, tokens, tokens, parallel) + logits) + CONTEXT
+    return int(_split(model, width, tokens, tokens, parallel) / parts + logits) + CONTEXT
 
 
 def generation_memory(model: Size, width: float, longest: int, parallel: int) -> int:

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import psutil
 
+from infra.processes.guardian import is_tracker
+from infra.processes.shares import bind_ranks
 from tasks.tokens.rows import TokenisedRow, cut
 from tasks.tokens.scored import ScoredRow
 
@@ -33,20 +35,14 @@ class VLLMEngine:
     """vLLM with `prompt_logprobs`: teacher-forced scoring of given ids."""
 
     def __init__(self, folder: Path, k: int, max_length: int, options: dict[str, Any]):
-        from vllm import LLM
-
-        before = processes_below()
-        self._llm = LLM(
-            model=str(folder),
-            trust_remote_code=False,
+        self._llm, self._processes = start_vllm(
+            folder,
+            options,
             max_model_len=max_length + 1,
             max_logprobs=k + 1,
             logprobs_mode="raw_logprobs",
             enable_prefix_caching=False,  # a cached prefix has no prompt_logprobs (vllm#42019)
-            disable_log_stats=True,
-            **options,
         )
-        self._processes = processes_below() - before
 
     def score(self, rows: Sequence[TokenisedRow], k: int) -> list[ScoredRow]:
         outputs = self.generate(rows, k)
@@ -80,9 +76,26 @@ def _scored(row: TokenisedRow, flat: Any, k: int) -> ScoredRow:
     )
 
 
+def start_vllm(folder: Path, options: dict[str, Any], **more: Any) -> tuple[Any, set[psutil.Process]]:
+    """vLLM's `LLM` with `vllm_options`, and the processes that it has started."""
+    from vllm import LLM
+
+    before = processes_below()
+    bind_ranks(options["tensor_parallel_size"] * options["pipeline_parallel_size"])
+    llm = LLM(model=str(folder), trust_remote_code=False, disable_log_stats=True, **options, **more)
+    return llm, processes_below() - before
+
+
 def processes_below() -> set[psutil.Process]:
-    """Whatever this process has started by now, and what that has."""
-    return set(psutil.Process().children(recursive=True))
+    """What this process has started by now, and what that has, but for resource trackers, which end with it."""
+    return {process for process in psutil.Process().children(recursive=True) if not _is_tracker(process)}
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    try:
+        return is_tracker(process)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def end_vllm(llm: Any, processes: Iterable[psutil.Process]) -> None:
@@ -154,19 +167,19 @@ def attention_of(folder: Path) -> dict[str, str]:
 
 
 def vllm_options(
-    on_gpu: bool, dtype: str, tensor_parallel: int, gpu_memory: float, max_batched_tokens: int
+    on_gpu: bool,
+    dtype: str,
+    tensor_parallel: int,
+    gpu_memory: float,
+    max_batched_tokens: int,
+    pipeline_parallel: int = 1,
 ) -> dict[str, Any]:
     """Settings of the engine. Memory grows with batched tokens × vocabulary, hence the bound (vllm#52054)."""
-    if on_gpu:
-        return {
-            "dtype": dtype,
-            "tensor_parallel_size": tensor_parallel,
-            "gpu_memory_utilization": gpu_memory,
-            "max_num_batched_tokens": max_batched_tokens,
-        }
-    return {
+    options = {
         "dtype": dtype,
-        "enforce_eager": True,
-        "gpu_memory_utilization": 0.3,
+        "tensor_parallel_size": tensor_parallel,
+        "pipeline_parallel_size": pipeline_parallel,
+        "gpu_memory_utilization": gpu_memory if on_gpu else 0.3,
         "max_num_batched_tokens": max_batched_tokens,
     }
+    return options if on_gpu else {**options, "enforce_eager": True}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from infra.errors import ConfigurationError
 from tasks.models import ModelSource
 from tasks.precision import Quantised
 
@@ -152,3 +153,13 @@ def known_size(source: ModelSource) -> Size | None:
         return Size.of(source.name, source.config())
     except KeyError:
         return None
+
+
+def check_splits(model: ModelSource, parallel: int, settings: str) -> None:
+    """Raises ConfigurationError where vLLM cannot spread the model over so many GPUs (0: nobody asked for a number)."""
+    if parallel > 1 and (size := known_size(model)) and not size.splits_over(parallel):
+        fit = " or ".join(str(n) for n in range(1, 2 * parallel) if size.splits_over(n))
+        raise ConfigurationError(
+            f"{settings}.tensor_parallel {parallel} does not divide the {size.heads} attention heads and "
+            f"{size.kv_heads} key/value heads of {model.name}: use {fit}"
+        )

@@ -18,20 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from infra import devices
-from infra.errors import ConfigurationError, TransientError
-from infra.processes import child, program
+from infra.errors import ConfigurationError
+from infra.processes import child
 from infra.processes.shares import Share, shares
-from infra.processes.side_by_side import run_side_by_side
-from infra.processes.supervise import Event
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef, Workspace
 from tasks.engines.device import capability
+from tasks.engines.pieces import work_side_by_side
+from tasks.engines.progress import Progress
 from tasks.logits.agenda import write_agenda
 from tasks.logits.coverage import CoverageCounter
 from tasks.logits.parallel import scoring_engines, scoring_parallel
-from tasks.logits.progress import Progress
 from tasks.logits.scorer import REFUSED, Job, check_engine, score
-from tasks.logits.settings import STALL_TIMEOUT_S, Scoring
+from tasks.logits.settings import Scoring
 from tasks.logits.shards import Shard, plan
 from tasks.logits.store.reader import ShardError, read_shard, write_tokenizer
 from tasks.models import ModelSource, load_tokenizer
@@ -75,7 +74,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     progress = Progress(reporter, engines, total - sum(supervised.values()), total)
     job = Job(work, teacher, k, scoring, max(len(row.ids) for row in rows), supervised)
     if engines > 1:
-        parts = shares(engines, scoring.tensor_parallel)
+        parts = shares(engines, scoring.gpus_each)
         claims = score_side_by_side(job, missing, parts, reporter.folder / "agenda", progress)
     else:
         rows_of = {shard.name: shard.rows for shard in missing}
@@ -128,22 +127,8 @@ def score_side_by_side(
     if not job.scoring.is_elsewhere:
         teacher = ModelSource(name=teacher.name, path=str(teacher.fetch()))
 
-    def on_event(engine: int, event: Event) -> None:
-        progress.hear(engine, event["event"], **{name: value for name, value in event.items() if name != "event"})
-
-    def on_loss(engine: int, error: TransientError) -> None:
-        progress.lose(engine, str(error).splitlines()[0])
-
-    results = run_side_by_side(
-        "logits-engine",
-        program.command(SCORER),
-        {**replace(job, teacher=teacher).spec(), "agenda": str(agenda)},
-        parts,
-        on_event=on_event,
-        on_loss=on_loss,
-        on_log=functools.partial(print, flush=True),  # ours is what people find in storage
-        stall_timeout_s=STALL_TIMEOUT_S,
-    )
+    spec = {**replace(job, teacher=teacher).spec(), "agenda": str(agenda)}
+    results = work_side_by_side("logits-engine", SCORER, spec, parts, progress)
     return sum(result["claims"] for result in results)
 
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-import random
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,24 +19,24 @@ from typing import Any
 import numpy as np
 
 from infra.processes import child
-from infra.store import storage
 from infra.store.artifacts import Workspace
-from infra.store.claims import Claims, Pauses
+from infra.store.claims import Claims
 from tasks.engines.device import capability, dtype_here
+from tasks.engines.pieces import CLAIMS, Queue, Tell
 from tasks.engines.quantised import check_device, check_transformers
 from tasks.engines.scoring import Engine, TransformersEngine, VLLMEngine, vllm_options
 from tasks.engines.server import ServerEngine, connect
 from tasks.logits.agenda import rows_of
+from tasks.logits.parallel import check_spread
 from tasks.logits.settings import Scoring
 from tasks.logits.shards import Shard
-from tasks.logits.store.reader import SHARDS, write_shard
+from tasks.logits.store.reader import write_shard
 from tasks.models import ModelSource
 from tasks.tokens.rows import TokenisedRow, cut
 from tasks.tokens.scored import ScoredRow
 
-CLAIMS, REFUSED = "claims/", "refused/"
+REFUSED = "refused/"
 _TOKENS_PER_CALL = 16_384  # several steps of the engine: it idles between calls
-Tell = Callable[..., None]  # tell(event, **fields)
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
 def score(job: Job, rows: Callable[[str], Sequence[TokenisedRow]], reporter: child.Reporter, tell: Tell) -> int:
     """Score what nobody else has, until all is stored; the engine starts once there is something for it to do.
 
-    `rows` gives those of a shard by its name. `tell` hears what `tasks.logits.progress` understands. Returns how often
+    `rows` gives those of a shard by its name. `tell` hears what `tasks.engines.progress` understands. Returns how often
     a shard was asked for.
     """
     with Claims(job.work.uri + CLAIMS) as claims:
@@ -99,7 +97,7 @@ def score(job: Job, rows: Callable[[str], Sequence[TokenisedRow]], reporter: chi
             tell("begun")
 
             def on_progress(tokens: int, supervised: int) -> None:
-                tell("scoring", tokens=tokens, partial=supervised - queue.by_us)
+                tell("working", tokens=tokens, partial=supervised - queue.by_us)
 
             with child.abort_if_a_child_dies(reporter.folder, "the teacher's engine"):
                 shards = (Shard(name, rows(name)) for name in itertools.chain([first], names))
@@ -112,6 +110,7 @@ def check_engine(scoring: Scoring, teacher: ModelSource) -> str:
     """The dtype that the engine is told; ConfigurationError where it cannot compute in it, or run the teacher, here."""
     config = teacher.json_file("config.json")
     check_device(teacher.name, config, on_gpu=capability() is not None)
+    check_spread(scoring, teacher, on_gpu=capability() is not None)
     if scoring.engine == "transformers":
         check_transformers(teacher.name, config, "scoring.engine=transformers", "use vllm")
         return "float32" if scoring.dtype == "auto" else scoring.dtype
@@ -125,51 +124,9 @@ def make_engine(job: Job) -> Engine:
     dtype = check_engine(scoring, job.teacher)
     if scoring.engine == "transformers":
         return TransformersEngine(job.teacher.fetch(), dtype)
-    on_gpu, parallel = capability() is not None, scoring.tensor_parallel
-    options = vllm_options(on_gpu, dtype, parallel, scoring.gpu_memory, scoring.max_batched_tokens)
+    on_gpu, parallel, parts = capability() is not None, scoring.tensor_parallel, scoring.pipeline_parallel
+    options = vllm_options(on_gpu, dtype, parallel, scoring.gpu_memory, scoring.max_batched_tokens, parts)
     return VLLMEngine(job.teacher.fetch(), job.k, job.longest, options)
-
-
-class Queue:
-    """The shards that are not stored yet, each claimed for us while we have it; over when all are stored.
-
-    Everyone goes through them in an order of its own, so that few want the same one. `tell` hears of what is stored.
-    """
-
-    def __init__(self, work: Workspace, supervised: Mapping[str, int], claims: Claims, tell: Tell):
-        self.asked = 0  # for a claim
-        self.by_us = 0  # supervised tokens
-        self._work = work
-        self._claims = claims
-        self._tell = tell
-        self._left = {name: supervised[name] for name in random.sample(list(supervised), len(supervised))}
-
-    def __iter__(self) -> Iterator[str]:
-        pauses = Pauses()
-        while self._left:
-            for name in list(self._left):
-                if name not in self._left:
-                    continue
-                if self._is_stored(name):
-                    self._drop(name, *(SHARDS + other for other in storage.keys(self._work.uri + SHARDS)))
-                    continue
-                self.asked += 1
-                if not self._claims.take(name):
-                    continue
-                pauses = Pauses()
-                if not self._is_stored(name):  # since we looked
-                    yield name
-                    self.by_us += self._left[name]
-                self._drop(name)
-                self._claims.release(name)
-            if self._left:
-                time.sleep(pauses.next())
-
-    def _is_stored(self, name: str) -> bool:
-        return self._work.has(name)
-
-    def _drop(self, *stored: str) -> None:
-        self._tell("stored", shards={name: self._left.pop(name) for name in stored if name in self._left})
 
 
 def score_shards(

@@ -10,8 +10,6 @@ from tasks.llm.addresses import Address
 from tasks.logits.store.format import MAX_ERROR
 from tasks.precision import Dtype
 
-STALL_TIMEOUT_S = 1800.0  # a large teacher takes long to load
-
 
 class Scoring(BaseModel):
     """How the teacher scores. `max_length`, `max_error`, `tokens_per_shard` and a dtype asked for change the store."""
@@ -49,6 +47,9 @@ class Scoring(BaseModel):
     )
     tokens_per_shard: int = Field(65_536, ge=1, description="tokens a shard; a kill costs at most one shard")
     tensor_parallel: int = Field(0, ge=0, description="GPUs that hold one teacher together (0: the fewest that do)")
+    pipeline_parallel: int = Field(
+        1, ge=1, description="parts of a teacher's layers in vLLM, each on tensor_parallel GPUs of its own"
+    )
     engines: int = Field(
         0,
         ge=0,
@@ -79,6 +80,12 @@ class Scoring(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _only_vllm_has_parts(self) -> Self:
+        if self.pipeline_parallel > 1 and self.engine != "vllm":
+            raise ValueError("scoring.pipeline_parallel above 1 needs scoring.engine=vllm")
+        return self
+
     @property
     def is_elsewhere(self) -> bool:
         """Whether the teacher is loaded by somebody else."""
@@ -88,6 +95,11 @@ class Scoring(BaseModel):
         """For a model that no server has: in vLLM."""
         nowhere = {"engine": "vllm", "server": None, "server_model": None}
         return self.model_copy(update=nowhere) if self.is_elsewhere else self
+
+    @property
+    def gpus_each(self) -> int:
+        """Of an engine, where `tensor_parallel` is known."""
+        return self.tensor_parallel * self.pipeline_parallel
 
     def stored(self, k: int) -> int:
         """Log-probabilities that are stored a token, where `k` are learnt from."""

@@ -13,8 +13,9 @@ from infra.processes.supervise import Event, run_supervised
 from infra.processes.vllm_environment import vllm_environment
 from infra.stage import Made, OneArtifact, View, skipped_note
 from infra.store.artifacts import ArtifactRef, Workspace, facts_of
+from tasks.engines.pieces import STALL_TIMEOUT_S
 from tasks.logits.parallel import scoring_engines, scoring_parallel
-from tasks.logits.settings import STALL_TIMEOUT_S, Scoring
+from tasks.logits.settings import Scoring
 from tasks.logits.store.reader import SHARDS, TOKENIZER
 from tasks.models import ModelSource
 from tasks.rows import Turns
@@ -79,7 +80,7 @@ class ScoreTeacher(OneArtifact):
     def _gpus(self, offered: Gpus | None) -> int:
         """Of all engines together."""
         parallel = scoring_parallel(self.scoring, self.teacher, offered)
-        return parallel * scoring_engines(self.scoring, parallel, offered)
+        return parallel * self.scoring.pipeline_parallel * scoring_engines(self.scoring, parallel, offered)
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
         on_event = view.follow(describe)

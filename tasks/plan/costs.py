@@ -112,9 +112,9 @@ def store_bytes(teacher: Size, k: int, max_error: float, responses: float, promp
 
 
 def scoring_memory(machine: Machine, model: Size, scoring: Scoring) -> int:
-    """Bytes on each of the `tensor_parallel` GPUs that score together."""
+    """Bytes on each of the GPUs that score together."""
     longest, batched, width = scoring.max_length, scoring.max_batched_tokens, weight_bytes(machine, scoring.dtype)
-    return memory.scoring_memory(model, width, longest, batched, scoring.tensor_parallel)
+    return memory.scoring_memory(model, width, longest, batched, scoring.tensor_parallel, scoring.pipeline_parallel)
 
 
 def generation_memory(machine: Machine, model: Size, how: Evaluation) -> int:

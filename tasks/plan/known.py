@@ -109,7 +109,7 @@ class PlanInputs:
         def takes(parallel: int) -> int:
             return costs.scoring_memory(self.machine, model, asked(parallel))
 
-        return asked(self._parallel(model, self.scoring.gpu_memory, takes))
+        return asked(self._parallel(model, self.scoring.gpu_memory, takes, scoring.pipeline_parallel))
 
     def evaluation_of(self, model: Size) -> Evaluation:
         """Evaluation of this model: over the fewest devices that hold it, or as many as it splits over."""
@@ -124,15 +124,15 @@ class PlanInputs:
 
         return asked(self._parallel(model, self.evaluation.gpu_memory, takes))
 
-    def _parallel(self, model: Size, share: float, takes: Callable[[int], int]) -> int:
+    def _parallel(self, model: Size, share: float, takes: Callable[[int], int], parts: int = 1) -> int:
         if self.machine.is_cpu:
             return 1
-        gpus = Gpus(self.machine.devices, self.machine.memory)
+        gpus = Gpus(max(1, self.machine.devices // parts), self.machine.memory)
         return least_parallel(model, gpus, share, takes) or splits(model, gpus.number)[-1]
 
     def engines_that_fit(self, scoring: Scoring) -> int:
         """Of a model over so many devices as `scoring` says."""
-        return max(1, self.machine.devices // scoring.tensor_parallel)
+        return max(1, self.machine.devices // scoring.gpus_each)
 
     def engines(self, scoring: Scoring) -> int:
         """Of those, as many as score side by side; a CPU has one unless more are asked for."""

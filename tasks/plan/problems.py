@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tasks.engines.memory import CONTEXT
+from tasks.logits.parallel import NOT_ON_A_CPU
 from tasks.plan import costs
 from tasks.plan.known import PlanInputs
 from tasks.plan.model import Plan, Problem, StagePlan
@@ -47,8 +48,13 @@ def _of_settings(known: PlanInputs) -> Iterator[Problem]:
                 f"{training.global_batch}: a rank gets {-(-training.global_batch // known.ranks)} rows at once"
                 + (", some get none" if known.ranks > training.global_batch else "")
             )
-    if not known.machine.is_cpu and known.to_do("logits"):
-        yield from _of_tensor_parallel(known)
+    if known.to_do("logits"):
+        yield from _of_parts_on_a_cpu(known) if known.machine.is_cpu else _of_tensor_parallel(known)
+
+
+def _of_parts_on_a_cpu(known: PlanInputs) -> Iterator[Problem]:
+    if (parts := known.scoring.pipeline_parallel) > 1:
+        yield _stop(f"scoring.pipeline_parallel is {parts}, and {NOT_ON_A_CPU}")
 
 
 def _of_tensor_parallel(known: PlanInputs) -> Iterator[Problem]:
@@ -70,9 +76,14 @@ def _of_tensor_parallel(known: PlanInputs) -> Iterator[Problem]:
     scoring = known.scoring_of(known.teacher)
     if scoring.is_elsewhere:
         return
-    if scoring.engines > (fit_at_once := known.engines_that_fit(scoring)) and scoring.tensor_parallel <= devices:
+    if scoring.gpus_each > devices >= scoring.tensor_parallel:
         yield _stop(
-            f"scoring.engines is {scoring.engines}, each on {scoring.tensor_parallel} of {devices} devices: "
+            f"scoring.pipeline_parallel {scoring.pipeline_parallel} × tensor_parallel {scoring.tensor_parallel} are "
+            f"{scoring.gpus_each} devices for one teacher, and there are {devices}"
+        )
+    elif scoring.engines > (fit_at_once := known.engines_that_fit(scoring)) and scoring.gpus_each <= devices:
+        yield _stop(
+            f"scoring.engines is {scoring.engines}, each on {scoring.gpus_each} of {devices} devices: "
             f"at most {fit_at_once} fit (0 takes as many as fit)"
         )
 

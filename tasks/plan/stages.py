@@ -162,7 +162,7 @@ def _scored_rows(known: PlanInputs, name: str, model: Size, scoring: Scoring, us
     if scoring.is_elsewhere:
         return plan
     engines, on_cpu = known.engines(scoring), known.machine.is_cpu
-    devices = known.machine.devices if on_cpu else engines * scoring.tensor_parallel
+    devices = known.machine.devices if on_cpu else engines * scoring.gpus_each
     memory = costs.scoring_memory(known.machine, model, scoring) * (engines if on_cpu else 1)
     seconds = costs.start_seconds(known.machine, "logits", model)
     seconds += costs.seconds(known.machine, costs.forward_flops(model, tokens), devices)

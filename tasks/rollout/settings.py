@@ -47,6 +47,9 @@ class Rounds(BaseModel):
     tensor_parallel: int = Field(
         0, ge=0, description="GPUs that hold one student together in vLLM (0: the fewest that do)"
     )
+    engines: int = Field(
+        0, ge=0, description="students that answer side by side, each on GPUs of its own (0: what fits; on a CPU one)"
+    )
     gpu_memory: float = Field(0.9, gt=0, le=1, description="share of the GPU's memory that vLLM may take")
     timeout_h: float | None = Field(None, gt=0, description="hours after which answering is ended (default: never)")
 

@@ -13,15 +13,15 @@ from infra.processes.supervise import Event, run_supervised
 from infra.processes.vllm_environment import vllm_environment
 from infra.stage import Made, OneArtifact, View, skipped_note
 from infra.store.artifacts import ArtifactRef, Workspace, facts_of
+from tasks.engines.pieces import STALL_TIMEOUT_S
 from tasks.logits.stage import ScoreTeacher
 from tasks.models import ModelSource
-from tasks.rollout.parallel import rollout_parallel
+from tasks.rollout.parallel import rollout_engines, rollout_parallel
 from tasks.rollout.settings import Rounds
 from tasks.rows import KEPT, REJECTED
 from tasks.tokens.written import KIND
 
 STAGE_VERSION = 1
-_STALL_TIMEOUT_S = 1800.0  # a large student takes long to load
 
 
 class Rollout(OneArtifact):
@@ -71,7 +71,9 @@ class Rollout(OneArtifact):
         return Needs.of_engine(self._gpus(offered))
 
     def _gpus(self, offered: Gpus | None) -> int:
-        return rollout_parallel(self.rounds, self.model, self.max_length, offered)
+        """Of all engines together."""
+        parallel = rollout_parallel(self.rounds, self.model, self.max_length, offered)
+        return parallel * rollout_engines(self.rounds, parallel, offered)
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
         spec = self.model_dump(mode="json") | {"workspace": work.description()}
@@ -81,7 +83,7 @@ class Rollout(OneArtifact):
             spec,
             on_event=view.follow(describe),
             env=vllm_environment(),
-            stall_timeout_s=_STALL_TIMEOUT_S,
+            stall_timeout_s=STALL_TIMEOUT_S,
             timeout_h=self.rounds.timeout_h,
             log_uri=f"{work.uri}log.txt",
         )
@@ -113,4 +115,5 @@ class ScoreRollouts(ScoreTeacher):
 
 def describe(event: Event) -> str:
     """A progress event as a short note."""
-    return f"{event['tokens_s']:,.0f} tokens/s"
+    by = f" by {event['engines']} engines" if event["engines"] > 1 else ""
+    return f"{event['tokens_s']:,.0f} tokens/s{by}"

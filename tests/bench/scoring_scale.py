@@ -88,8 +88,8 @@ def _run(folder: Path, module: str, teacher: Any, engines: int, count: int, part
     """So many engines on so many shards, each on one of `parts` of the machine (default: as many as there are)."""
     from infra.processes.shares import shares
     from infra.store.artifacts import Workspace
+    from tasks.engines.progress import Progress
     from tasks.logits import program
-    from tasks.logits.progress import Progress
     from tasks.logits.scorer import Job
     from tasks.logits.settings import Scoring
 

@@ -100,7 +100,8 @@ class LmEval(SeveralArtifacts):
         return Needs.of_engine(self._most_parallel(offered))
 
     def _most_parallel(self, gpus: Gpus | None) -> int:
-        return max(scoring_parallel(self.scoring, model, gpus) for model in self.models.values())
+        parallel = max(scoring_parallel(self.scoring, model, gpus) for model in self.models.values())
+        return parallel * self.scoring.pipeline_parallel
 
     def make(self, missing: Mapping[str, Workspace], view: View) -> dict[str, ArtifactRef]:
         return run(missing, self.models, self.options, self.scoring, view.follow(describe))

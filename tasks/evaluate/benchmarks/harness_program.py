@@ -22,6 +22,7 @@ from infra import devices
 from infra.errors import ConfigurationError
 from infra.processes import child
 from infra.processes.program import lean_imports
+from infra.processes.shares import bind_ranks
 from infra.store.artifacts import Workspace
 from tasks.engines.device import capability, dtype_here
 from tasks.engines.generation import Ends
@@ -130,7 +131,9 @@ def _engine(model: ModelSource, options: Benchmarks, scoring: Scoring, reporter:
     before = processes_below()
     parallel = scoring_parallel(scoring, model, devices.here(), reporter.note)
     dtype = dtype_here(scoring.dtype, model.json_file("config.json"), "scoring.dtype=bfloat16")
-    arguments = vllm_options(on_gpu, dtype, parallel, scoring.gpu_memory, scoring.max_batched_tokens)
+    parts = scoring.pipeline_parallel
+    arguments = vllm_options(on_gpu, dtype, parallel, scoring.gpu_memory, scoring.max_batched_tokens, parts)
+    bind_ranks(parallel * parts)
     engine = VLLM(
         folder, max_model_len=longest, max_gen_toks=longest_answer, trust_remote_code=False, **arguments, **told
     )

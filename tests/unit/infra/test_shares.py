@@ -8,7 +8,7 @@ import pytest
 
 from infra import devices
 from infra.errors import ConfigurationError
-from infra.processes.shares import engines_on, shares
+from infra.processes.shares import bind_ranks, engines_on, shares
 
 UUIDS = [f"GPU-5e1a7c2{n}-0000-4c1d-9d5e-6f1f2a3b4c5d" for n in range(4)]
 MIG = [f"MIG-8c2f11a{n}-7d0e-5f6a-b1c2-93d4e5f60718" for n in range(2)]
@@ -77,3 +77,16 @@ def test_engines_on_a_cpu_have_cores_of_their_own_as_far_as_there_are_any(
         assert share.environment["VLLM_CPU_OMP_THREADS_BIND"] == ",".join(map(str, sorted(share.cores)))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert {share.environment["OMP_NUM_THREADS"] for share in shares(engines)} == {"1"}
+
+
+def test_processes_of_one_engine_on_a_cpu_have_parts_of_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert [share.environment["VLLM_CPU_OMP_THREADS_BIND"] for share in shares(2, 2)] == ["0,1|2,3", "4,5|6,7"]
+    bind_ranks(1)
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in os.environ  # one alone is where vLLM puts it
+    bind_ranks(4)
+    assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "0,1|2,3|4,5|6,7"
+    bind_ranks(2)
+    assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "0,1|2,3|4,5|6,7"  # what is set stays

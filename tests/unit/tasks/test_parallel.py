@@ -15,9 +15,10 @@ from infra import devices
 from infra.devices import Gpus
 from infra.errors import ConfigurationError
 from tasks.engines.memory import BF16, generation_memory, least_parallel, scoring_memory, splits
+from tasks.engines.scoring import vllm_options
 from tasks.evaluate.parallel import generation_parallel, most_parallel
 from tasks.evaluate.settings import Evaluation
-from tasks.logits.parallel import scoring_parallel
+from tasks.logits.parallel import check_spread, scoring_engines, scoring_parallel
 from tasks.logits.settings import Scoring
 from tasks.models import ModelSource
 from tasks.plan.sizes import QWEN2_5, size_of
@@ -61,6 +62,33 @@ def test_a_number_that_somebody_set_stands_and_a_cpu_is_one() -> None:
     assert scoring_parallel(Scoring(tensor_parallel=3), nowhere, Gpus(1, 1)) == 3
     assert generation_parallel(Evaluation(tensor_parallel=3), nowhere, 100, Gpus(1, 1)) == 3
     assert scoring_parallel(Scoring(), nowhere, None) == generation_parallel(Evaluation(), nowhere, 100, None) == 1
+
+
+def test_parts_of_the_layers_take_gpus_of_their_own_and_leave_less_to_each(model: Any) -> None:
+    """72B over two parts of two GPUs each, where a part of one GPU would not hold its half; two such fit on eight."""
+    how = Scoring(pipeline_parallel=2)
+    parallel = scoring_parallel(how, model("72B"), Gpus(8, H100))
+    assert (parallel, scoring_engines(how, parallel, Gpus(8, H100))) == (2, 2)
+    assert how.model_copy(update={"tensor_parallel": parallel}).gpus_each == 4
+    with pytest.raises(ConfigurationError, match="each on 4 of the 6 GPUs here"):
+        scoring_engines(how.model_copy(update={"engines": 2}), 2, Gpus(6, H100))
+    with pytest.raises(ValueError, match=r"pipeline_parallel above 1 needs scoring\.engine=vllm"):
+        Scoring(engine="transformers", pipeline_parallel=2)
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_both_ways_of_spreading_reach_the_engine(on_gpu: bool) -> None:
+    told = vllm_options(on_gpu, "auto", 4, 0.9, 4096, 2)
+    assert (told["tensor_parallel_size"], told["pipeline_parallel_size"]) == (4, 2)
+
+
+def test_what_the_engine_cannot_spread_is_refused_in_one_sentence(model: Any) -> None:
+    check_spread(Scoring(tensor_parallel=2), model("0.5B"), on_gpu=False)
+    with pytest.raises(ConfigurationError, match=r"^scoring\.pipeline_parallel is 2, and vLLM's CPU engine cannot"):
+        check_spread(Scoring(pipeline_parallel=2), model("0.5B"), on_gpu=False)
+    check_spread(Scoring(pipeline_parallel=2), model("0.5B"), on_gpu=True)
+    with pytest.raises(ConfigurationError, match="4 does not divide the 14 attention heads .* of 0.5B: use 1 or 2"):
+        check_spread(Scoring(tensor_parallel=4), model("0.5B"), on_gpu=True)
 
 
 def test_a_machine_that_is_too_small_is_refused_with_the_numbers(model: Any) -> None:

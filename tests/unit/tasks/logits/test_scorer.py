@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from infra.store.artifacts import Workspace
 from infra.store.claims import Claims
+from tasks.engines.pieces import CLAIMS, Queue
+from tasks.engines.progress import Progress
 from tasks.logits.agenda import rows_of, write_agenda
-from tasks.logits.progress import Progress
-from tasks.logits.scorer import CLAIMS, Queue
 from tasks.logits.shards import plan
 from tasks.tokens.rows import TokenisedRow
 from tasks.tokens.spans import Span
@@ -54,7 +54,7 @@ def test_of_64_claimants_each_shard_is_scored_by_one(monkeypatch: pytest.MonkeyP
     def claimant(number: int) -> None:
         start.wait()
         with Claims(work.uri + CLAIMS) as claims:
-            for name in Queue(work, shards, claims, lambda event, shards: told[number].update(shards)):
+            for name in Queue(work, shards, claims, lambda event, pieces: told[number].update(pieces)):
                 scored.append((number, name))
                 work.put(name, b"scored")
 
@@ -65,7 +65,8 @@ def test_of_64_claimants_each_shard_is_scored_by_one(monkeypatch: pytest.MonkeyP
         thread.join(timeout=50)
     assert not any(thread.is_alive() for thread in threads)
     assert Counter(name for _number, name in scored) == dict.fromkeys(shards, 1)
-    assert all(heard == shards for heard in told.values())  # whoever scored them
+    stored = {work.uri + name: size for name, size in shards.items()}
+    assert all(heard == stored for heard in told.values())  # whoever scored them
     assert not [name for name in store.names() if CLAIMS in name]
 
 
@@ -84,7 +85,7 @@ class Heard:
 
 def test_progress_counts_each_token_once_whoever_scored_it(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
-    monkeypatch.setattr("tasks.logits.progress.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("tasks.engines.progress.time.monotonic", lambda: float(next(clock)))
     reporter: Any = Heard()
     progress = Progress(reporter, 2, 100, 1000)
     for engine in (0, 1):
@@ -92,10 +93,10 @@ def test_progress_counts_each_token_once_whoever_scored_it(monkeypatch: pytest.M
     for engine in (0, 1):
         progress.hear(engine, "ready", engine="vllm", seconds=3.0)
         progress.hear(engine, "begun")  # the first at 0
-    progress.hear(0, "scoring", tokens=400, partial=150)  # at 1
-    progress.hear(1, "scoring", tokens=600, partial=200)  # at 2
-    progress.hear(0, "stored", shards={"a": 200})
-    progress.hear(1, "stored", shards={"a": 200, "of another machine": 50})  # as it found them
+    progress.hear(0, "working", tokens=400, partial=150)  # at 1
+    progress.hear(1, "working", tokens=600, partial=200)  # at 2
+    progress.hear(0, "stored", pieces={"a": 200})
+    progress.hear(1, "stored", pieces={"a": 200, "of another machine": 50})  # as it found them
     assert [event["engine"] for event in reporter.events if "engine" in event] == [
         "2 × vllm",
         "vllm (1 of 2)",
@@ -103,12 +104,12 @@ def test_progress_counts_each_token_once_whoever_scored_it(monkeypatch: pytest.M
     ]
     last = reporter.events[-1]
     assert last == {"event": "progress", "done": 350, "total": 1000, "tokens_s": 500.0, "engines": 2}
-    progress.hear(1, "scoring", tokens=700, partial=300)
+    progress.hear(1, "working", tokens=700, partial=300)
     progress.lose(1, "it was killed")
     assert reporter.events[-1]["text"] == "engine 2 of 2 is lost, and the others do its part: it was killed"
-    progress.hear(0, "scoring", tokens=500, partial=100)
+    progress.hear(0, "working", tokens=500, partial=100)
     assert {name: reporter.events[-1][name] for name in ("done", "engines")} == {"done": 450, "engines": 1}
-    progress.hear(0, "stored", shards={"the rest": 600})
+    progress.hear(0, "stored", pieces={"the rest": 600})
     assert reporter.events[-1]["done"] == 950
     assert progress.tokens == 1200
 

@@ -187,3 +187,14 @@ def test_numbers_are_in_the_unit_that_a_person_would_use() -> None:
     assert [duration(h) for h in (0, 0.001, 0.5, 3.25, 200)] == ["0", "4 s", "30 min", "3.2 h", "8 days"]
     assert [amount(n) for n in (999, 1000, 999_999, 1_234_567)] == ["999", "1 k", "1 M", "1.23 M"]
     assert [size(n) for n in (2048, 5 << 20, 3 << 29, 1 << 40)] == ["2 KiB", "5 MiB", "1.5 GiB", "1 TiB"]
+
+
+def test_parts_of_the_layers_are_counted_and_a_cpu_has_none() -> None:
+    stops, text = _only(scoring=Scoring(tensor_parallel=2, pipeline_parallel=4))
+    assert (stops, text) == (
+        True,
+        "scoring.pipeline_parallel 4 × tensor_parallel 2 are 8 devices for one teacher, and there are 4",
+    )
+    cpu = dataclasses.replace(GPU, name="cpu")
+    said = [one.text for one in _plan(machine=cpu, scoring=Scoring(pipeline_parallel=2)).problems if one.stops]
+    assert any(text.startswith("scoring.pipeline_parallel is 2, and vLLM's CPU engine cannot") for text in said)

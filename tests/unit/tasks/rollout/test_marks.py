@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tasks.models import load_tokenizer, resolve
-from tasks.rollout.program import holds_marks
+from tasks.rollout.answering import holds_marks
 from tasks.rows import Row
 
 PLAIN = Row(instruction="Count the books", response="5")
