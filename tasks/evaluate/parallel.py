@@ -1,4 +1,4 @@
-"""Over how many GPUs a model is spread that answers."""
+"""Over how many GPUs a model is spread that answers, how many answer side by side, and what scoring them takes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from infra.devices import Gpus
+from infra.processes.shares import engines_on
 from tasks.engines.memory import CONTEXT, fewest_gpus, generation_memory, gpu_width, unheard
 from tasks.engines.sizes import Size, known_size
 from tasks.evaluate.heldout.groups import LOGITS
@@ -25,6 +26,9 @@ class Generating(Protocol):
 
     @property
     def tensor_parallel(self) -> int: ...
+
+    @property
+    def engines(self) -> int: ...
 
     @property
     def gpu_memory(self) -> float: ...
@@ -54,27 +58,57 @@ def generation_parallel(
     return fewest_gpus(size, gpus, how.gpu_memory, takes, remedy, tell)
 
 
-def evaluation_memory(width: float, student: Size, teacher: Size, positions: float) -> int:
-    """Bytes over all devices together: student and teacher beside each other, and both their logits at so many."""
-    weights = student.weights(width) + teacher.weights(width)
-    logits = positions * width * (student.vocabulary + teacher.vocabulary)
-    return int(weights + logits) + CONTEXT
+def generation_engines(how: Generating, parallel: int, gpus: Gpus | None, settings: str = "evaluation") -> int:
+    """Of `parallel` GPUs each: as many as `how` says, else as many as fit; ConfigurationError where they do not.
+
+    The reference spreads one model over all GPUs, unless somebody asks for more.
+    """
+    if how.engine != "vllm" and not how.engines:
+        return 1
+    return engines_on(gpus.number if gpus else 0, how.engines, parallel, f"{settings}.engines")
+
+
+def compared_memory(how: Evaluation, width: float, student: Size, teacher: Size, positions: float) -> int:
+    """Bytes over all devices together of a batch: the logits of student and teacher at so many positions.
+
+    A teacher whose stored scores are read (`evaluation.teacher` topk) is not loaded.
+    """
+    vocabularies = student.vocabulary + (teacher.vocabulary if how.teacher == "full" else 0)
+    return int(positions * width * vocabularies) + CONTEXT
+
+
+def evaluation_memory(
+    how: Evaluation, width: float, student: Size, teacher: Size, positions: float, students: int = 1
+) -> int:
+    """Bytes over all devices together: so many students and the teacher beside each other, and a batch."""
+    weights = students * int(student.weights(width)) + (int(teacher.weights(width)) if how.teacher == "full" else 0)
+    return weights + compared_memory(how, width, student, teacher, positions)
 
 
 def evaluation_gpus(how: Evaluation, models: Iterable[ModelSource], teacher: ModelSource, offered: Gpus) -> int:
-    """The least power of two of GPUs on which all models answer, and each is scored beside the teacher; else all."""
+    """The least power of two of GPUs on which each model is scored beside the teacher; else all.
+
+    Or those of all engines that answer side by side, where these are more.
+    """
     longest = how.max_length + how.max_new_tokens
-    answering = most_parallel(how, models, longest, offered)
+    models = list(models)
+    answering = answering_gpus(how, models, longest, offered)
     sizes = [size for model in models if model != teacher and (size := known_size(model))]
     of_teacher = known_size(teacher)
     if not sizes or of_teacher is None or offered.memory is None:
         return offered.number
     student = max(sizes, key=lambda size: size.parameters)
     positions = max(how.max_length, LOGITS // max(student.vocabulary, of_teacher.vocabulary))
-    takes = evaluation_memory(gpu_width(how.dtype), student, of_teacher, positions)
+    takes = evaluation_memory(how, gpu_width(how.dtype), student, of_teacher, positions)
     room = how.gpu_memory * offered.memory
     powers = (2**exponent for exponent in range(offered.number.bit_length()))
-    return next((n for n in powers if n >= answering and takes <= n * room), offered.number)
+    return max(answering, next((n for n in powers if takes <= n * room), offered.number))
+
+
+def answering_gpus(how: Evaluation, models: Iterable[ModelSource], longest: int, gpus: Gpus | None) -> int:
+    """Of all engines that answer side by side, for the model that takes most."""
+    found = (generation_parallel(how, model, longest, gpus) for model in models)
+    return max((parallel * generation_engines(how, parallel, gpus) for parallel in found), default=1)
 
 
 def most_parallel(how: Evaluation, models: Iterable[ModelSource], longest: int, gpus: Gpus | None) -> int:

@@ -37,6 +37,9 @@ class Evaluation(BaseModel):
     tensor_parallel: int = Field(
         0, ge=0, description="GPUs that hold one model together in vLLM (0: the fewest that do)"
     )
+    engines: int = Field(
+        0, ge=0, description="models that answer side by side, each on GPUs of its own (0: what fits; on a CPU one)"
+    )
     gpu_memory: float = Field(0.9, gt=0, le=1, description="share of the GPU's memory that vLLM may take")
     timeout_h: float | None = Field(None, gt=0, description="hours after which evaluation is ended (default: never)")
 
@@ -56,4 +59,4 @@ class Evaluation(BaseModel):
         unused = set() if self.samples else {"temperature", "top_p", "seed"}
         unused |= {"teacher"} if self.teacher == "full" else set()
         unused |= {"dtype"} if self.dtype == "auto" else set()
-        return self.model_dump(exclude={"batch_rows", "tensor_parallel", "gpu_memory", "timeout_h"} | unused)
+        return self.model_dump(exclude={"batch_rows", "tensor_parallel", "engines", "gpu_memory", "timeout_h"} | unused)

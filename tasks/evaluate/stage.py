@@ -57,7 +57,8 @@ class Evaluate(SeveralArtifacts):
 
     def needs(self, offered: Gpus | None) -> Needs | None:
         if offered is None:
-            return Needs.of_engine(self.evaluation.tensor_parallel) if self.evaluation.tensor_parallel else None
+            asked = self.evaluation.tensor_parallel * (self.evaluation.engines or 1)
+            return Needs.of_engine(asked) if asked else None
         return Needs.of_engine(evaluation_gpus(self.evaluation, self.models.values(), self.teacher, offered))
 
     def make(self, missing: Mapping[str, Workspace], view: View) -> dict[str, ArtifactRef]:
@@ -114,4 +115,5 @@ def evaluate(
 
 def describe(event: Event) -> str:
     """A progress event as a short note."""
-    return str(event["variant"])
+    by = f" by {event['engines']} engines" if event.get("engines", 1) > 1 else ""
+    return f"{event.get('variant', 'answers')}{by}"

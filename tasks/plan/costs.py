@@ -11,9 +11,9 @@ import math
 from dataclasses import dataclass
 
 from tasks.engines import memory
-from tasks.engines.memory import CONTEXT
 from tasks.engines.sizes import Size
 from tasks.evaluate.heldout.groups import groups, room
+from tasks.evaluate.parallel import compared_memory, evaluation_memory
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
 from tasks.logits.store.format import MAX_ERROR
@@ -145,8 +145,9 @@ def evaluation(
     """
     width, is_loaded = weight_bytes(machine, how.dtype), how.teacher == "full"
     theirs, ours = int(teacher.weights(width)) if is_loaded else 0, int(student.weights(width))
-    vocabularies = student.vocabulary + (teacher.vocabulary if is_loaded else 0)
-    batch = int(how.batch_rows * long_row * width * vocabularies) + CONTEXT
+    positions = how.batch_rows * long_row
+    batch = compared_memory(how, width, student, teacher, positions)
     sizes = {str(number): ours for number in range(students)}
     found = groups(sizes, room(machine.memory * machine.devices, theirs, batch))
-    return Scored(theirs + batch + max(map(len, found)) * ours, len(found) if is_loaded else 0)
+    most = evaluation_memory(how, width, student, teacher, positions, max(map(len, found)))
+    return Scored(most, len(found) if is_loaded else 0)

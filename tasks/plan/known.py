@@ -140,6 +140,13 @@ class PlanInputs:
             return scoring.engines or 1
         return min(scoring.engines or self.engines_that_fit(scoring), self.engines_that_fit(scoring))
 
+    def answering(self, how: Evaluation | Rounds, parallel: int) -> int:
+        """Engines of so many devices each that answer side by side; a CPU has one unless more are asked for."""
+        if self.machine.is_cpu or how.engine != "vllm":
+            return how.engines or 1
+        fit = max(1, self.machine.devices // parallel)
+        return min(how.engines or fit, fit)
+
     @property
     def half(self) -> bool:
         """Whether weights in training have two bytes, beside master weights of four."""

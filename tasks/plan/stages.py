@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -113,8 +114,10 @@ def _rollout(known: PlanInputs, name: str) -> StagePlan:
     """Answers as long as the rows' own."""
     machine, length = known.machine, round(known.fitting(known.kd.max_length).supervised_tokens)
     parallel = known.rollout_parallel()
+    engines = known.answering(known.rounds, parallel)
     seconds = costs.start_seconds(machine, "logits", known.student)
-    seconds += costs.generation_seconds(machine, known.student, known.answers, length, known.rounds)
+    each = known.answers if machine.is_cpu else math.ceil(known.answers / engines)
+    seconds += costs.generation_seconds(machine, known.student, each, length, known.rounds)
     return StagePlan(
         name=name,
         done=not known.to_do(name),
@@ -123,7 +126,7 @@ def _rollout(known: PlanInputs, name: str) -> StagePlan:
         memory_bytes=_shared(
             known, costs.rollout_memory(machine, known.student, known.rounds, known.kd.max_length, parallel)
         ),
-        devices=machine.devices if machine.is_cpu else parallel,
+        devices=machine.devices if machine.is_cpu else parallel * engines,
         hours=seconds / 3600,
     )
 
@@ -180,10 +183,12 @@ def _evaluate(known: PlanInputs) -> StagePlan:
     scored = costs.evaluation(machine, known.student, known.teacher, students, how, fits.long_row)
     flops = students * costs.forward_flops(known.student, tokens)
     flops += scored.passes * costs.forward_flops(known.teacher, tokens)
-    devices = machine.devices if machine.is_cpu else 1
+    computing = machine.devices if machine.is_cpu else 1  # layers on several devices work one after the other
+    parallel = [known.evaluation_of(size).tensor_parallel for size in known.roles.values()]
+    answering = max(each * known.answering(how, each) for each in parallel)
     largest = known.teacher if scored.passes else known.student
-    seconds = costs.start_seconds(machine, "evaluate", largest) + costs.seconds(machine, flops, devices)
-    seconds += _generation_seconds(known, rows, how.max_new_tokens)
+    seconds = costs.start_seconds(machine, "evaluate", largest) + costs.seconds(machine, flops, computing)
+    seconds += _generation_seconds(known, rows, how.max_new_tokens, side_by_side=True)
     return StagePlan(
         name="evaluate",
         done=not known.to_do("evaluate"),
@@ -191,7 +196,7 @@ def _evaluate(known: PlanInputs) -> StagePlan:
         tokens=round(known.variants * tokens),
         # the layers of all models are spread over all devices, which work one after the other
         memory_bytes=scored.memory // machine.devices,
-        devices=devices,
+        devices=machine.devices if machine.is_cpu else answering,
         hours=seconds / 3600,
     )
 
@@ -212,10 +217,16 @@ def _benchmarks(known: PlanInputs) -> StagePlan:
     )
 
 
-def _generation_seconds(known: PlanInputs, answers: int, tokens: int) -> float:
-    """Of all variants, one after the other."""
+def _generation_seconds(known: PlanInputs, answers: int, tokens: int, *, side_by_side: bool = False) -> float:
+    """Of all variants, one after the other, each by one engine or by as many as answer side by side."""
     models, how = [known.student] * (known.variants - 1) + [known.teacher], known.evaluation
-    return sum(costs.generation_seconds(known.machine, model, answers, tokens, how) for model in models)
+
+    def each(model: Size) -> int:
+        if not side_by_side or known.machine.is_cpu:
+            return answers
+        return math.ceil(answers / known.answering(how, known.evaluation_of(model).tensor_parallel))
+
+    return sum(costs.generation_seconds(known.machine, model, each(model), tokens, how) for model in models)
 
 
 def _shared(known: PlanInputs, memory: int) -> int:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from infra.devices import Gpus
-from infra.processes.shares import engines_on
 from tasks.engines.memory import unheard
-from tasks.evaluate.parallel import generation_parallel
+from tasks.evaluate.parallel import generation_engines, generation_parallel
 from tasks.models import ModelSource
 from tasks.rollout.settings import Rounds
 
@@ -21,4 +20,4 @@ def rollout_parallel(
 
 def rollout_engines(how: Rounds, parallel: int, gpus: Gpus | None) -> int:
     """Of `parallel` GPUs each: as many as `how` says, else as many as fit; ConfigurationError where they do not."""
-    return engines_on(gpus.number if gpus else 0, how.engines, parallel, "rounds.engines")
+    return generation_engines(how, parallel, gpus, "rounds")

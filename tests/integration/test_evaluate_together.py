@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch import Tensor
 from infra.processes import child
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef, Workspace
-from tasks.evaluate.heldout import predictions, program, teachers, together
+from tasks.evaluate.heldout import answering, predictions, program, teachers, together
 from tasks.evaluate.heldout.scoring import load_model, logits_of
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.settings import Scoring
@@ -23,6 +24,7 @@ from tasks.logits.stage import ScoreHeldout
 from tasks.models import ModelSource, resolve
 from tasks.seeds.stage import Sources
 from tests.support.other_tokenizer import shuffled_ids
+from tests.support.processes import named, of_home
 from tests.support.stages import evaluation_workspace, load, made
 
 ROWS, AT_ONCE = 12, 4
@@ -79,6 +81,8 @@ class Evaluated:
                 for name in asked
             ],
         }
+        for agenda in self.folder.glob("agenda-*"):
+            shutil.rmtree(agenda)
         program.main(spec, child.Reporter(self.folder))
         return {name: self.works[name].read(program.PREDICTIONS) for name in asked}
 
@@ -160,6 +164,40 @@ def test_a_killed_scoring_continues_with_the_batch_in_flight(
         assert sorted(storage.keys(work.uri)) == sorted([program.METRICS, program.PREDICTIONS])
 
 
+class Killer(child.Reporter):
+    """Kills one of the engines when it first hears of progress."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.events: list[dict[str, Any]] = []
+
+    def event(self, name: str, **fields: Any) -> None:
+        if name == "progress" and not any(event["event"] == "progress" for event in self.events):
+            engines = named(of_home(os.environ["DISTILFLOW_HOME"]), answering.ANSWERING)
+            next(one for one in engines if "infra.processes.guardian" not in " ".join(one.cmdline())).kill()
+        self.events.append({"event": name, **fields})
+
+
+def test_two_engines_answer_what_one_does_and_a_killed_one_costs_its_piece(
+    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(answering, "_ROWS_A_PIECE", AT_ONCE)
+    del evaluated.models["shuffled"], evaluated.models["short"]
+    whole = evaluated.anew().run()
+    killer = Killer(evaluated.folder)
+    monkeypatch.setattr(child, "Reporter", lambda folder: killer)
+    evaluated.settings = SETTINGS.model_copy(update={"engines": 2})
+    assert evaluated.anew().run() == whole
+    (warning,) = (event["text"] for event in killer.events if event["event"] == "warning")
+    assert "of 2 is lost, and the others do its part: evaluate-engine-" in warning
+    progress = [event for event in killer.events if event["event"] == "progress"]
+    assert progress[-1]["done"] == progress[-1]["total"] == 2 * 2 * ROWS
+    assert ROWS < max(event["done"] for event in progress if event.get("engines")) <= 2 * ROWS  # the answers
+    for work in evaluated.works.values():
+        assert sorted(storage.keys(work.uri)) == sorted([program.METRICS, program.PREDICTIONS])
+
+
 def test_stored_scores_give_the_top_k_distances_without_the_teacher(
     evaluated: Evaluated, passes: Passes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +215,8 @@ def test_stored_scores_give_the_top_k_distances_without_the_teacher(
         loaded.append(source)
         return load_model(source, *dtype)
 
-    monkeypatch.setattr(program, "load_model", load_noted)
+    for module in (program, answering):
+        monkeypatch.setattr(module, "load_model", load_noted)
     found = {name: predictions.from_parquet(data) for name, data in evaluated.anew().run().items()}
     assert passes.count == 0
     assert loaded.count(teacher) == 1  # to answer

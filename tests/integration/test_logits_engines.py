@@ -160,6 +160,7 @@ def test_two_engines_of_vllm_are_at_it_together_and_one_finishes_after_the_other
     assert_agree(ref, alone.work.find())
 
 
+@pytest.mark.timeout(600)  # vLLM as three processes, then as one
 def test_one_teacher_over_two_processes_of_vllm_makes_the_store_of_one(rows: ArtifactRef) -> None:
     """With the demo's student, whose heads divide by two."""
     spread, whole = (Scored(rows, f"over {parallel}", "student") for parallel in (2, 1))

@@ -2,13 +2,12 @@
 
 python -m tasks.evaluate.heldout.program FOLDER
 
-First all variants answer (vLLM has the device to itself, one engine at a time), then all are scored against the
-teacher, side by side. Both steps of a variant are kept over kills.
+First all variants answer (`answering`: vLLM has the devices to itself), then all are scored against the teacher, side
+by side. Both steps of a variant are kept over kills.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import sys
 import time
@@ -23,18 +22,18 @@ from infra import devices
 from infra.errors import ConfigurationError
 from infra.processes import child
 from infra.sandbox.sql import ReadOnlyDatabase
-from infra.store import storage
 from infra.store.artifacts import ArtifactRef, Workspace, digest_of
 from tasks.engines.device import capability
-from tasks.engines.generation import Ends, Generated, Generator, Prompt, Sampling, TransformersGenerator, vllm_generator
+from tasks.engines.generation import Generated
 from tasks.evaluate.heldout import predictions, scoring
+from tasks.evaluate.heldout.answering import KeptAnswers, answer_all
 from tasks.evaluate.heldout.execution import mark
 from tasks.evaluate.heldout.groups import batch_bytes, groups, room
 from tasks.evaluate.heldout.prepared import Prepared, prepare_rows, usable
 from tasks.evaluate.heldout.scoring import load_model
 from tasks.evaluate.heldout.teachers import RowScore, TeacherView, loaded_teacher, stored_teacher
 from tasks.evaluate.heldout.together import Candidate, KeptScores, score_together
-from tasks.evaluate.parallel import generation_parallel, most_parallel
+from tasks.evaluate.parallel import most_parallel
 from tasks.evaluate.settings import Evaluation
 from tasks.logits.store.reader import TopKReader
 from tasks.models import ModelSource
@@ -46,7 +45,6 @@ from tasks.tokens.rows import TokenisedRow, tokenizer_digests
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
 NO_NUMBER = "without a number from the model or its teacher"
-_ANSWERS = "answers.json"  # between the two steps
 _NAMED_ROWS = 20
 
 
@@ -60,11 +58,8 @@ class _Variant:
     prepared: Prepared
     tokens: dict[str, TokenisedRow]
     skipped: dict[str, int]
+    answers: KeptAnswers
     scores: KeptScores
-
-    @property
-    def is_answered(self) -> bool:
-        return self.work.has(_ANSWERS)
 
 
 @dataclass(frozen=True)
@@ -94,9 +89,10 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
         reporter.note(told)
     store = spec.get("teacher_scores")
     teacher = _Compared(teacher_source, prepare(teacher_source), store and ArtifactRef.model_validate(store))
-    variants = [_variant(description, prepare, teacher.prepared) for description in spec["variants"]]
+    variants = [_variant(description, prepare, teacher.prepared, settings) for description in spec["variants"]]
     total = 2 * sum(len(variant.tokens) for variant in variants)
-    done = sum(len(v.scores.row_ids) + len(v.tokens) * v.is_answered for v in variants)
+    missing = {v.name: sum(len(piece.rows) for piece in v.answers.missing()) for v in variants}
+    done = sum(len(v.scores.row_ids) + len(v.tokens) - missing[v.name] for v in variants)
 
     def tick(variant: _Variant) -> Callable[[int], None]:
         def advance(rows: int) -> None:
@@ -106,12 +102,12 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
 
         return advance
 
-    unanswered = [variant for variant in variants if not variant.is_answered]
-    longest = settings.max_length + settings.max_new_tokens
+    unanswered = [variant for variant in variants if missing[variant.name]]
+    longest, gpus = settings.max_length + settings.max_new_tokens, devices.here()
     # one that does not fit is refused before the first is asked
-    most_parallel(settings, [variant.source for variant in unanswered], longest, devices.here())
-    for variant in unanswered:
-        _answer(variant, settings, reporter, tick(variant))
+    most_parallel(settings, [variant.source for variant in unanswered], longest, gpus)
+    asked = [(variant.name, variant.source, variant.work, variant.answers) for variant in unanswered]
+    done = answer_all(asked, settings, gpus, reporter, done, total)
     databases = open_databases(seeds)
     for group in _scored(variants, teacher, settings, reporter, tick):
         for variant in group:
@@ -119,12 +115,15 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     return {}
 
 
-def _variant(description: dict[str, Any], prepare: Callable[[ModelSource], Prepared], theirs: Prepared) -> _Variant:
+def _variant(
+    description: dict[str, Any], prepare: Callable[[ModelSource], Prepared], theirs: Prepared, settings: Evaluation
+) -> _Variant:
     source = ModelSource.model_validate(description["model"])
     work = Workspace.from_description(description["workspace"])
     mine = prepare(source)
     tokens, skipped = usable(mine, theirs)
-    return _Variant(description["name"], work, source, mine, tokens, skipped, KeptScores(work))
+    answers = KeptAnswers(work, list(tokens.values()), settings.batch_rows)
+    return _Variant(description["name"], work, source, mine, tokens, skipped, answers, KeptScores(work))
 
 
 def _scored(
@@ -202,9 +201,9 @@ def _finish(
 ) -> None:
     """From answers and scores, the artifact's files."""
     started = time.monotonic()
-    answers, scores = variant.work.get_json(_ANSWERS), variant.scores.read()
+    (answers, answering_s), scores = variant.answers.read(), variant.scores.read()
     kept = [
-        _row(rows[row_id], variant.tokens[row_id], scores[row_id], answers["rows"][row_id], databases)
+        _row(rows[row_id], variant.tokens[row_id], scores[row_id], answers[row_id], databases)
         for row_id in variant.tokens
         if row_id in scores
     ]
@@ -216,7 +215,7 @@ def _finish(
         skipped[NO_NUMBER] = len(unscored)
     table = predictions.to_parquet([row for row in kept if row["row_id"] not in unscored])
     variant.work.put(PREDICTIONS, table)
-    seconds = round(answers["seconds"] + variant.scores.seconds + time.monotonic() - started, 2)
+    seconds = round(answering_s + variant.scores.seconds + time.monotonic() - started, 2)
     metrics = predictions.summary(predictions.from_parquet(table))
     about: dict[str, Any] = {"skipped": skipped, "seconds": seconds, "engine": settings.engine}
     if unscored:
@@ -224,39 +223,8 @@ def _finish(
     if settings.teacher == "topk":
         about["compared_with_top"] = settings.kl_tokens
     variant.work.put_json(METRICS, {**metrics, **about})
-    storage.delete(variant.work.uri + _ANSWERS)
+    variant.answers.delete()
     variant.scores.delete()
-
-
-def _answer(variant: _Variant, settings: Evaluation, reporter: child.Reporter, advance: Callable[[int], None]) -> None:
-    """Generate the variant's answers, and keep them in its workspace."""
-    started = time.monotonic()
-    prompts = [Prompt(row.row_id, row.ids[: row.response_start]) for row in variant.tokens.values()]
-    with reporter.loading(f"{settings.engine} with {variant.name}"):
-        generator = _generator(variant, prompts, settings, reporter)
-    kept: dict[str, dict[str, Any]] = {}
-    with child.abort_if_a_child_dies(reporter.folder, "the engine that generates"):
-        for prompt, [answer] in zip(prompts, generator.answers(prompts, None), strict=True):
-            kept[prompt.key] = {"greedy": dataclasses.asdict(answer), "samples": []}
-            advance(1)
-        if settings.samples:
-            sampling = Sampling(settings.samples, settings.temperature, settings.top_p, settings.seed)
-            for prompt, answers in zip(prompts, generator.answers(prompts, sampling), strict=True):
-                kept[prompt.key]["samples"] = [answer.text for answer in answers]
-                advance(0)
-    generator.close()
-    variant.work.put_json(_ANSWERS, {"rows": kept, "seconds": time.monotonic() - started})
-
-
-def _generator(variant: _Variant, prompts: list[Prompt], settings: Evaluation, reporter: child.Reporter) -> Generator:
-    ends = Ends.of(variant.source, variant.prepared.tokenizer)
-    if settings.engine == "transformers":
-        model = load_model(variant.source, settings.dtype)
-        return TransformersGenerator(model, ends, settings.max_new_tokens, settings.batch_rows)
-    longest = max(len(prompt.ids) for prompt in prompts) + settings.max_new_tokens
-    parallel = generation_parallel(settings, variant.source, longest, devices.here(), reporter.note)
-    new, room = settings.max_new_tokens, settings.gpu_memory
-    return vllm_generator(variant.source, ends, longest, new, settings.dtype, parallel, room)
 
 
 def _row(

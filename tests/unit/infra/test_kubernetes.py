@@ -144,8 +144,9 @@ def test_the_pod_of_a_stage_has_what_the_stage_needs(tmp_path: Path) -> None:
         "logits": ScoreTeacher(rows=rows, teacher=teacher, k=10, scoring=Scoring()),
         "sft": Train(name="sft", model=student, data=rows, training=Training(), run=run, seed=0),
         "evaluate": Evaluate(
-            models={"base": student, "teacher": teacher}, teacher=teacher, seeds=rows, evaluation=Evaluation()
+            models={"base": student, "teacher": teacher}, teacher=teacher, seeds=rows, evaluation=Evaluation(engines=1)
         ),
+        "evaluate on all": Evaluate(models={"base": student}, teacher=student, seeds=rows, evaluation=Evaluation()),
     }
     pods = {}
     for name, stage in stages.items():
@@ -158,6 +159,7 @@ def test_the_pod_of_a_stage_has_what_the_stage_needs(tmp_path: Path) -> None:
         pods[name] = (resources["limits"], resources["requests"], shared["sizeLimit"])
     half = ({"nvidia.com/gpu": 4}, {"cpu": "16", "memory": "64Gi"}, "32Gi")
     assert pods["evaluate"] == half
+    assert pods["evaluate on all"][0] == {"nvidia.com/gpu": 8}  # a student answers on each
     assert pods["logits"] == ({"nvidia.com/gpu": 8}, {"cpu": "32", "memory": "128Gi"}, "64Gi")
     assert pods["sft"] == ({"nvidia.com/gpu": 8}, {"cpu": "32", "memory": "242Gi"}, "64Gi")
 
