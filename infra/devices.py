@@ -58,15 +58,33 @@ def capability() -> tuple[int, int] | None:
 
 
 def _memory() -> int | None:
+    if slices := _mig_memory():
+        return min((slices[name] for name in visible() if name in slices), default=None)
     return min((int(mib) << 20 for mib in _told_of_each("memory.total") if mib.isdigit()), default=None)
+
+
+def _mig_memory() -> dict[str, int]:
+    """Bytes of each slice of a GPU (MIG) that is ours, as its profile (1g.10gb) is called, less a twentieth.
+
+    Of a slice the driver's query tells what the whole card has.
+    """
+    if not any(name.startswith("MIG-") for name in visible()):
+        return {}
+    found = re.finditer(r"^\s+MIG \S*\.(\d+)gb\S*\s.*\(UUID: (MIG-[^)]+)\)", _smi("-L"), re.MULTILINE)
+    return {slice_[2]: int(0.95 * 2**30) * int(slice_[1]) for slice_ in found}
 
 
 def _told_of_each(field: str) -> list[str]:
     """What the driver's own tool says of each GPU: to ask torch would take memory of each."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
-    command += [f"--id={visible}"] if visible else []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    which = [f"--id={named}"] if named else []
+    return _smi(f"--query-gpu={field}", "--format=csv,noheader,nounits", *which).split()
+
+
+def _smi(*arguments: str) -> str:
+    """What it prints; nothing where it is not there, or fails."""
+    command = ["nvidia-smi", *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_DRIVER_S).stdout.split()
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_DRIVER_S).stdout
     except (OSError, subprocess.SubprocessError):
-        return []
+        return ""

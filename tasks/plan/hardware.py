@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
+from infra import memory
 from infra.devices import Gpus
 from infra.errors import ConfigurationError
 
@@ -95,7 +95,7 @@ def machine(hardware: Hardware, processes: int = 0) -> Machine:
             name=name,
             devices=ranks,
             tflops=_CPU_CORE.tflops * cores / ranks,
-            memory=psutil.virtual_memory().total // ranks,
+            memory=memory.total() // ranks,
             bandwidth=_CPU_CORE.bandwidth * 1e9 * cores / ranks,
             utilisation=used,
             usd_per_device_hour=hardware.usd_per_device_hour,

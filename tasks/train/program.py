@@ -21,12 +21,12 @@ from typing import Any, TypeVar
 
 import deepspeed
 import numpy as np
-import psutil
 import torch
 from deepspeed.monitor.config import TensorBoardConfig
 from deepspeed.monitor.tensorboard import TensorBoardMonitor
 from transformers import AutoConfig
 
+from infra import memory
 from infra.errors import ConfigurationError, OutOfMemoryError
 from infra.processes import child
 from infra.processes.torch_extensions import build_once
@@ -253,7 +253,7 @@ def _device_memory(run: TrainingContext) -> int:
     """Bytes that a rank has."""
     if run.on_gpu:
         return int(torch.cuda.get_device_properties(run.rank.number % run.rank.on_node).total_memory)
-    return psutil.virtual_memory().total // run.rank.on_node
+    return memory.total() // run.rank.on_node
 
 
 def _advice(run: TrainingContext, base: Path, spool: ExampleStore) -> str:

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from infra import memory
 from tasks.engines.device import capability, dtype_here
 from tasks.engines.quantised import check_device, check_transformers
 from tasks.engines.scoring import attention_of
@@ -55,7 +55,7 @@ def loaded_bytes(source: ModelSource, asked: Dtype = "auto") -> int:
 def free_bytes() -> int:
     """Memory that is free where models are loaded: on all GPUs together, else of this machine."""
     devices = range(torch.cuda.device_count())
-    return sum(torch.cuda.mem_get_info(device)[0] for device in devices) or psutil.virtual_memory().available
+    return sum(torch.cuda.mem_get_info(device)[0] for device in devices) or memory.free()
 
 
 def width(asked: Dtype = "auto") -> int:

@@ -156,3 +156,22 @@ def test_the_driver_is_asked_for_the_smallest_of_the_gpus_that_are_ours(
     assert devices.here() == Gpus(2, None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert devices.here() is None
+
+
+def test_a_slice_of_a_gpu_has_the_memory_of_its_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `nvidia-smi -L` lists them; asked for its memory it would tell that of the card."""
+    listed = (
+        "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-5e1a7c20)\n"
+        "  MIG 3g.40gb     Device  0: (UUID: MIG-aa)\n"
+        "  MIG 1g.10gb+me  Device  1: (UUID: MIG-bb)\n"
+        "  MIG 1c.2g.20gb  Device  2: (UUID: MIG-cc)\n"
+    )
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nif [ $1 = -L ]; then cat <<'END'\n{listed}END\nelse echo 81559; fi\n")
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    for named, gib in (("MIG-aa", 40), ("MIG-cc,MIG-aa", 20), ("MIG-bb", 10)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        assert devices.here() == Gpus(len(named.split(",")), int(0.95 * GIB) * gib)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert devices.here() == Gpus(1, 81559 << 20)
