@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tasks.evaluate.analysis.analysis import Analysis
 from tasks.evaluate.analysis.comparisons import METRICS
+from tasks.evaluate.analysis.draft import DRAFTED, tokens_a_step
 from tasks.evaluate.analysis.inherited import Taken
 from tasks.evaluate.analysis.slices import Regression, Regressions
 from tasks.evaluate.heldout.predictions import perplexity
@@ -19,7 +20,7 @@ from tasks.stats.significance import Comparison
 
 FEW = 30  # rows below which a slice's figures are marked: its interval is wider than most differences
 SHOWN = 4  # regressions of each kind on the page; all that were listed stand in data.json
-_SHARES = {"exec_accuracy", "sampled_accuracy", "any_sample_correct", "top1_agreement", "truncated"}
+_SHARES = {"exec_accuracy", "sampled_accuracy", "any_sample_correct", "top1_agreement", "acceptance", "truncated"}
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,9 @@ def _metrics(analysis: Analysis) -> list[TableRow]:
             rows.append(
                 TableRow("Perplexity", "per token", {v: _perplexity(of[name]) for v, of in analysis.metrics.items()})
             )
+        if name == "acceptance" and cells:
+            drafted = {variant: _drafted(of[name]) for variant, of in analysis.metrics.items() if name in of}
+            rows.append(TableRow("Tokens a step of the teacher", f"{DRAFTED} drafted", drafted))
     errors = {variant: Cell(_percent(found.ece)) for variant, found in analysis.calibration.items()}
     return [*rows, TableRow("Calibration error (ECE)", "%, no interval", errors)]
 
@@ -136,6 +140,11 @@ def _shown(metric: str, unit: str) -> tuple[Callable[[float], str], str]:
 
 def _perplexity(of: Interval) -> Cell:
     return _cell(Interval(*(perplexity(end) for end in (of.estimate, of.low, of.high))), lambda value: f"{value:,.2f}")
+
+
+def _drafted(of: Interval) -> Cell:
+    ends = (tokens_a_step(end, DRAFTED) for end in (of.estimate, of.low, of.high))
+    return _cell(Interval(*ends), lambda value: f"{value:.2f}")
 
 
 def _cell(interval: Interval, show: Callable[[float], str]) -> Cell:

@@ -229,6 +229,12 @@ def test_stored_scores_give_the_top_k_distances_without_the_teacher(
         for metric in ("topk_kl", "nll"):
             assert ((table[metric] - before[metric]).abs() < rounding).all(), (name, metric)
         assert table["kl_to_teacher"].tolist() == table["topk_kl"].tolist()
+        if name == "shuffled":  # another tokenizer's tokens are no draft
+            assert table["accepted"].isna().all()
+            assert before["accepted"].isna().all()
+        else:
+            assert (table["accepted"] <= before["accepted"] + table["kl_tokens"] / 128).all()
+            assert (table["accepted"] > 0.7 * before["accepted"] - table["kl_tokens"] / 64).all()
         assert (table["top1_agreed"] - before["top1_agreed"]).abs().sum() <= 1
         assert table["calibration_tokens"].map(sum).tolist() == table["response_tokens"].tolist()
     assert found["base"]["topk_kl"].sum() > 100 > found["shuffled"]["topk_kl"].sum()

@@ -52,6 +52,7 @@ def tables(
                     "kl_to_teacher": float(kl[name] * difficulty_N[i] * tokens_N[i]),
                     "topk_kl": float(0.9 * kl[name] * difficulty_N[i] * tokens_N[i]),
                     "top1_agreed": int(rng.binomial(tokens_N[i], np.exp(-kl[name]))),
+                    "accepted": float(np.exp(-0.8 * kl[name]) * tokens_N[i]),
                     **_calibration(rng, _OVERCONFIDENT[name], int(tokens_N[i])),
                 }
                 for i, right in enumerate(marks[name])

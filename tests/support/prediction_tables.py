@@ -27,6 +27,7 @@ _ROW: dict[str, Any] = {
     "kl_to_teacher": 1.0,
     "topk_kl": 0.5,
     "top1_agreed": 8,
+    "accepted": 7.5,
     "calibration_tokens": [0.0] * 14 + [10.0],
     "calibration_confidence": [0.0] * 14 + [9.7],
     "calibration_hits": [0.0] * 14 + [9.0],

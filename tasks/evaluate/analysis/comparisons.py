@@ -35,10 +35,11 @@ METRICS = {
     "kl_to_teacher": Metric("KL to the teacher", "nats a token", "lower"),
     "topk_kl": Metric("top-K KL to the teacher", "nats a token", "lower"),
     "top1_agreement": Metric("top-1 agreement with the teacher", "points", "higher"),
+    "acceptance": Metric("acceptance as the teacher’s draft", "points", "higher"),
     "output_tokens": Metric("answer length", "tokens", "neither"),
     "truncated": Metric("answers cut at the length limit", "points", "lower", is_share=True),
 }
-_TO_TEACHER = {"kl_to_teacher", "topk_kl", "top1_agreement"}  # say nothing about the teacher itself
+_TO_TEACHER = {"kl_to_teacher", "topk_kl", "top1_agreement", "acceptance"}  # say nothing about the teacher itself
 
 
 def pairs_of(variants: Iterable[str]) -> list[tuple[str, str]]:

@@ -47,18 +47,40 @@ def stored_kl_to_teacher(ids_RK: Tensor, logprobs_RK: Tensor, student_logprobs_R
     inequality), so it is a lower bound of the KL over the vocabulary, but for the store's rounding. An entry of −inf,
     or one that the student's V tokens are without, is in the teacher's bucket. Where all V are stored there is none.
     """
-    size = student_logprobs_RV.shape[1]
-    known_RK = torch.isfinite(logprobs_RK) & (ids_RK < size)
+    known_RK, student_RV = _known(ids_RK, logprobs_RK, student_logprobs_RV)
     teacher_RK = torch.where(known_RK, logprobs_RK.double(), -torch.inf)
     teacher_RK = teacher_RK - teacher_RK.logsumexp(dim=1, keepdim=True).clamp(min=0.0)  # rounded, they may pass 1
-    # the last column is nobody's token: what is not known stands there
-    student_RV = torch.nn.functional.pad(student_logprobs_RV, (0, 1), value=-torch.inf)
-    student_RK = _with_rest(student_RV, torch.where(known_RK, ids_RK, size)).double()
+    nobody = student_RV.shape[1] - 1
+    student_RK = _with_rest(student_RV, torch.where(known_RK, ids_RK, nobody)).double()
     rest_R1 = (1 - teacher_RK.exp().sum(dim=1, keepdim=True)).clamp(min=0.0).log()
     rest_R1 = rest_R1.masked_fill(torch.isneginf(student_RK[:, -1:]), -torch.inf)
     teacher_RK = torch.cat([teacher_RK, rest_R1], dim=1)
     terms_RK = teacher_RK.exp() * (teacher_RK - student_RK)
     return torch.where(torch.isneginf(teacher_RK), 0.0, terms_RK).sum(dim=1)
+
+
+def acceptance(teacher_logprobs_RV: Tensor, student_logprobs_RV: Tensor) -> Tensor:
+    """How probably the teacher keeps a token that the student drafts for it: Σ_v min(p_v, q_v), (R,).
+
+    Of speculative sampling, where the student draws from its distribution q (Leviathan et al. 2211.17192, theorem 3.5).
+    """
+    return torch.minimum(teacher_logprobs_RV, student_logprobs_RV).exp().sum(dim=1)
+
+
+def stored_acceptance(ids_RK: Tensor, logprobs_RK: Tensor, student_logprobs_RV: Tensor) -> Tensor:
+    """The same over the teacher's stored top K alone, (R,) fp64: a lower bound, since no other token is counted."""
+    known_RK, student_RV = _known(ids_RK, logprobs_RK, student_logprobs_RV)
+    student_RK = student_RV.gather(1, torch.where(known_RK, ids_RK, student_RV.shape[1] - 1)).double()
+    return torch.minimum(logprobs_RK.double(), student_RK).exp().sum(dim=1)
+
+
+def _known(ids_RK: Tensor, logprobs_RK: Tensor, student_logprobs_RV: Tensor) -> tuple[Tensor, Tensor]:
+    """Which stored entries are tokens that the student has, and its log-probs with a last column for all that are not.
+
+    That column is nobody's token, at −inf.
+    """
+    known_RK = torch.isfinite(logprobs_RK) & (ids_RK < student_logprobs_RV.shape[1])
+    return known_RK, torch.nn.functional.pad(student_logprobs_RV, (0, 1), value=-torch.inf)
 
 
 def top1_agreement(teacher_logprobs_RV: Tensor, student_logprobs_RV: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         ("kl_to_teacher", pa.float64()),
         ("topk_kl", pa.float64()),
         ("top1_agreed", pa.int64()),
+        ("accepted", pa.float64()),  # tokens that the teacher would keep of a draft; NaN where tokenizers differ
         ("calibration_tokens", pa.list_(pa.float64())),  # by bin of confidence
         ("calibration_confidence", pa.list_(pa.float64())),
         ("calibration_hits", pa.list_(pa.float64())),
@@ -83,6 +84,8 @@ def per_row(table: pd.DataFrame) -> dict[str, PerRow]:
         "output_tokens": PerRow.of(table["generated_tokens"]),
         "truncated": PerRow.of(table["truncated"]),
     }
+    if table["accepted"].notna().all():
+        found["acceptance"] = PerRow.of(table["accepted"], table["kl_tokens"])
     if is_judged(table):
         found["exec_accuracy"] = PerRow.of(table["correct"])
         if len(table["samples_correct"].iloc[0]):

@@ -218,6 +218,7 @@ def _finish(
     seconds = round(answering_s + variant.scores.seconds + time.monotonic() - started, 2)
     metrics = predictions.summary(predictions.from_parquet(table))
     about: dict[str, Any] = {"skipped": skipped, "seconds": seconds, "engine": settings.engine}
+    about["vocabulary"] = [tokenizer_digests(variant.source)["vocabulary"], _vocabulary(variant)]
     if unscored:
         about["unscored_rows"] = unscored[:_NAMED_ROWS]
     if settings.teacher == "topk":
@@ -254,6 +255,7 @@ def _row(
         "kl_to_teacher": scored.kl_to_teacher,
         "topk_kl": scored.topk_kl,
         "top1_agreed": scored.top1_agreed,
+        "accepted": scored.accepted,
         "calibration_tokens": binned,
         "calibration_confidence": confidence,
         "calibration_hits": hits,

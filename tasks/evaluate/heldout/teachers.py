@@ -7,6 +7,7 @@ from it alone, so that a variant's numbers do not depend on which others are sco
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from tasks.evaluate.heldout.groups import POSITIONS_AT_ONCE
 from tasks.evaluate.heldout.metrics import (
+    acceptance,
     by_confidence,
     kl_to_teacher,
     on_same_tokens,
+    stored_acceptance,
     stored_kl_to_teacher,
     top1_agreement,
     topk_kl_to_teacher,
@@ -31,7 +34,10 @@ from tasks.tokens.scored import ScoredRow
 
 
 class RowScore(NamedTuple):
-    """Sums over a row's response; distances are over `kl_tokens` positions, calibration is (3, C) as in `metrics`."""
+    """Sums over a row's response; distances are over `kl_tokens` positions, calibration is (3, C) as in `metrics`.
+
+    `accepted` are the tokens that the teacher is expected to keep of a draft; NaN where it has another tokenizer.
+    """
 
     nll: float
     kl_tokens: int
@@ -39,6 +45,7 @@ class RowScore(NamedTuple):
     topk_kl: float
     top1_agreed: int
     calibration: list[list[float]]
+    accepted: float = math.nan
 
 
 class TeacherView(Protocol):
@@ -88,14 +95,15 @@ class _Logits:
     @torch.inference_mode()
     def score(self, row: TokenisedRow, logits_TV: Tensor, alignment: Alignment | None) -> RowScore:
         nll, calibration = loss_and_calibration(row, logits_TV)
-        kl = topk_kl = 0.0
+        kl = topk_kl = accepted = 0.0
         positions = agreed = 0
         for ours_RV, theirs_RV in self._pairs(row, logits_TV, alignment):
             positions += len(ours_RV)
             kl += float(kl_to_teacher(theirs_RV, ours_RV).sum())
             topk_kl += float(topk_kl_to_teacher(theirs_RV, ours_RV, self.k).sum())
             agreed += int(top1_agreement(theirs_RV, ours_RV).sum())
-        return RowScore(nll, positions, kl, topk_kl, agreed, calibration)
+            accepted += float(acceptance(theirs_RV, ours_RV).sum())
+        return RowScore(nll, positions, kl, topk_kl, agreed, calibration, _of_a_draft(accepted, alignment))
 
     def itself(self, row_id: str) -> RowScore:
         row, logits_TV = self.rows[row_id]
@@ -139,17 +147,18 @@ class _Stored:
         ids_RK, logprobs_RK = scored.topk_ids_RK[at_R], scored.logprobs_RK[at_R]
         if alignment is not None:
             ids_RK, logprobs_RK = alignment.in_student_tokens(ids_RK, logprobs_RK)
-        kl, agreed = 0.0, 0
+        kl, agreed, accepted = 0.0, 0, 0.0
         for first in range(0, len(ours), POSITIONS_AT_ONCE):
             some = slice(first, first + POSITIONS_AT_ONCE)
             ours_RV = _before(ours[some], logits_TV).log_softmax(dim=1)
             theirs_RK = torch.from_numpy(logprobs_RK[some]).to(ours_RV.device)
             tokens_RK = torch.from_numpy(ids_RK[some].astype(np.int64)).to(ours_RV.device)
             kl += float(stored_kl_to_teacher(tokens_RK, theirs_RK, ours_RV).sum())
+            accepted += float(stored_acceptance(tokens_RK, theirs_RK, ours_RV).sum())
             best = theirs_RK.max(dim=1, keepdim=True)
             is_same_R1 = tokens_RK.gather(1, best.indices) == ours_RV.argmax(dim=1, keepdim=True)
             agreed += int((is_same_R1 & torch.isfinite(best.values)).sum())
-        return RowScore(nll, len(ours), kl, kl, agreed, calibration)
+        return RowScore(nll, len(ours), kl, kl, agreed, calibration, _of_a_draft(accepted, alignment))
 
     def itself(self, row_id: str) -> RowScore:
         scored = self.rows[row_id]
@@ -157,7 +166,13 @@ class _Stored:
         best_R = torch.from_numpy(scored.logprobs_RK[:, 0])
         nll = -float(scored.actual_logprobs_R.sum(dtype=np.float64))
         tokens = scored.supervised_tokens
-        return RowScore(nll, tokens, 0.0, 0.0, tokens, by_confidence(best_R, torch.from_numpy(is_best_R)).tolist())
+        binned = by_confidence(best_R, torch.from_numpy(is_best_R)).tolist()
+        return RowScore(nll, tokens, 0.0, 0.0, tokens, binned, float(tokens))
+
+
+def _of_a_draft(accepted: float, alignment: Alignment | None) -> float:
+    """Where tokens differ no draft is taken as it is."""
+    return accepted if alignment is None else math.nan
 
 
 def _places(
