@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from flows.recipe import Recipe
 from infra.stage import Stage
@@ -23,6 +23,7 @@ from tasks.logits.stage import ScoreHeldout, ScoreTeacher
 from tasks.models import ModelSource
 from tasks.quantise.settings import Quantisation
 from tasks.quantise.stage import Quantise
+from tasks.rollout.checks import STOPS, CheckRound, CompareRollouts, ScoreOwn, SetAside
 from tasks.rollout.stage import Rollout, ScoreRollouts
 from tasks.rows import holds_conversations
 from tasks.seeds.stage import LoadSeeds
@@ -79,6 +80,8 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
     scoring = ScoreTeacher(rows=rows, teacher=teacher, k=stored, scoring=how.scoring, turns=turns)
     of_fit = _chosen_for(base, run, recipe, scoring) if how.fit.chooses else {}
     only = of_fit.get(ChooseRows.kind)
+    aside = _set_aside(run, recipe, only or rows)
+    only = aside.get("trained_rows", only)
     chosen = only or rows
     sft = run(Train(name="sft", model=base, data=chosen, training=how.sft, run=how.run, seed=seed, turns=turns))
     scores = run(scoring)
@@ -90,7 +93,8 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
     fewer = recipe.k if recipe.k < stored else None
     distilled = Train(name="kd", model=tuned, data=scores, training=how.kd, run=how.run, seed=seed, only=only, k=fewer)
     kd = run(distilled)
-    of_rounds = _rounds(run, recipe, distilled, ModelSource(name="kd", artifact=kd), scoring, chosen, seeds)
+    last = ModelSource(name="kd", artifact=kd)
+    of_rounds = _rounds(run, recipe, distilled, last, scoring, scores, chosen, seeds, aside.get("validation_rows"))
     students = {"sft_control": control, "kd": kd} | {
         name: ref for name, ref in of_rounds.items() if name in variants(how.rounds.rounds)
     }
@@ -115,7 +119,7 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
     stages = {"seeds": read, "augment": rows, "sft": sft, "logits": scores, "sft_control": control, "kd": kd}
     if named:
         stages[NameCategories.kind] = named
-    return Results(stages | of_fit | of_rounds | quantised | compared, evaluations, verdicts)
+    return Results(stages | of_fit | aside | of_rounds | quantised | compared, evaluations, verdicts)
 
 
 def _if_needed(run: Run, stage: Stage[R]) -> R | None:
@@ -129,36 +133,82 @@ def _chosen_for(student: ModelSource, run: Run, recipe: Recipe, scoring: ScoreTe
     return {ScoreStudent.kind: untrained, ChooseRows.kind: chosen}
 
 
+def _set_aside(run: Run, recipe: Recipe, rows: ArtifactRef) -> dict[str, ArtifactRef]:
+    """`rows` in two parts, by title, where rounds are to be checked on rows that nothing of the run is trained on."""
+    how, parts = recipe.settings.rounds, ("trained", "validation")
+    if not (how.rounds and how.validation_rows):
+        return {}
+    stages = [SetAside(rows=rows, number=how.validation_rows, part=part, seed=recipe.seed) for part in parts]
+    return {stage.title: run(stage) for stage in stages}
+
+
 def _rounds(
     run: Run,
     recipe: Recipe,
     kd: Train,
     student: ModelSource,
     scoring: ScoreTeacher,
+    scores: ArtifactRef,
     rows: ArtifactRef,
     seeds: ArtifactRef,
+    validation: ArtifactRef | None,
 ) -> dict[str, ArtifactRef]:
-    """What comes of every round, by title, and `student` trained for as many steps on the rows of `kd` alone."""
+    """What comes of every round, by title, and `student` trained for as many steps on the rows of `kd` alone.
+
+    Rounds end early where `CompareRollouts` or `CheckRound` says so. `scores` are the teacher's of all training rows.
+    """
     how, share = recipe.settings.rounds, recipe.settings.rounds.on_policy_share
-    if not how.rounds:
-        return {}
     longest = min(recipe.settings.kd.max_length, scoring.scoring.max_length)
-    continued = {"name": CONTINUED, "model": student, "training": how.distillation(recipe.settings.kd, how.rounds)}
-    made = {CONTINUED: run(kd.model_copy(update=continued))}
+    made: dict[str, ArtifactRef] = {}
+    done, kd_student = 0, student
+    overlap = checked = None
+
+    def check(number: int) -> ArtifactRef | None:
+        if validation is None:
+            return None
+        own = _by_itself(scoring, student, validation, of="validation", round=number)
+        stage = CheckRound(teacher=scores, student=run(own), before=checked, rounds=how, round=number)
+        made[stage.title] = run(stage)
+        return made[stage.title]
+
+    if how.rounds:
+        checked = check(0)
     for number in range(1, how.rounds + 1):
         rollout = Rollout(
             model=student, rows=rows, seeds=seeds, rounds=how, round=number, max_length=longest, seed=recipe.seed
         )
         answers = run(rollout)
         scored = ScoreRollouts(**{**dict(scoring), "rows": answers, "turns": "last", "round": number})
-        scores = run(scored)
-        data = {"also": (Part(scores=scores, share=share),)} if share < 1 else {"data": scores, "only": None}
+        by_teacher = run(scored)
+        own = _by_itself(scored, student, answers, of="rollouts", round=number)
+        by_student = run(own)
+        compared = CompareRollouts(
+            rollouts=answers, teacher=by_teacher, student=by_student, before=overlap, rounds=how, round=number
+        )
+        overlap = run(compared)
+        titles = rollout.title, scored.title, own.title, compared.title
+        made |= dict(zip(titles, (answers, by_teacher, by_student, overlap), strict=True))
+        if overlap.counts.get(STOPS):
+            break
+        data = {"also": (Part(scores=by_teacher, share=share),)} if share < 1 else {"data": by_teacher, "only": None}
         of_round = {"name": "kd_round", "round": number, "model": student}
         of_round |= {"training": how.distillation(recipe.settings.kd)} | data
         training = kd.model_copy(update=of_round)
-        made |= {rollout.title: answers, scored.title: scores, training.title: run(training)}
-        student = ModelSource(name=training.title, artifact=made[training.title])
-    return made
+        made[training.title] = run(training)
+        student, done = ModelSource(name=training.title, artifact=made[training.title]), number
+        checked = check(number)
+        if checked and checked.counts.get(STOPS):
+            break
+    if not done:
+        return made
+    continued = {"name": CONTINUED, "model": kd_student, "training": how.distillation(recipe.settings.kd, done)}
+    return {CONTINUED: run(kd.model_copy(update=continued))} | made
+
+
+def _by_itself(scoring: ScoreTeacher, student: ModelSource, rows: ArtifactRef, **of: Any) -> ScoreOwn:
+    """The student in its teacher's place, over as few GPUs as hold it."""
+    how = scoring.scoring.model_copy(update={"tensor_parallel": 0})
+    return ScoreOwn(**{**dict(scoring), "rows": rows, "teacher": student, "scoring": how, **of})
 
 
 def _quantised(run: Run, how: Quantisation, students: dict[str, ArtifactRef]) -> dict[str, ArtifactRef]:

@@ -191,7 +191,7 @@ def _dataset_card(data: ArtifactRef, rows: int) -> str:
 def _rows_behind(student: ArtifactRef) -> ArtifactRef:
     """The rows that the student was trained on, directly or through the teacher's scores."""
     ref = student
-    while ref.kind not in ("augment", "fit"):
+    while ref.kind not in ("augment", "fit", "set_aside"):
         record = read_record(ref.uri)
         if record is None:
             raise ConfigurationError(f"{ref.uri}, which {student.uri} was made from, is gone: run again")

@@ -18,7 +18,7 @@ BINS = 20
 _WANTED = (0.95, 0.99)
 _ALMOST_ONE = _WANTED[0]
 _RESOLUTION = 1000
-_POSITIONS = (0, 1, 4, 16, 64, 256, 1024)  # first position of each group
+POSITIONS = (0, 1, 4, 16, 64, 256, 1024)  # first position of each group
 
 
 @dataclass
@@ -58,7 +58,7 @@ class CoverageCounter:
         bins = np.minimum((mass_R * _RESOLUTION).astype(np.int64), _RESOLUTION - 1)
         self.counts += np.bincount(bins, minlength=_RESOLUTION)
         self.by_category[category].add(mass_R)
-        for first, last in zip(_POSITIONS, [*_POSITIONS[1:], None], strict=True):
+        for first, last in zip(POSITIONS, [*POSITIONS[1:], None], strict=True):
             if len(mass_R) > first:
                 self.by_position[first].add(mass_R[first:last])
 
@@ -81,7 +81,7 @@ class CoverageCounter:
             "histogram": self.counts.reshape(BINS, -1).sum(axis=1).tolist(),
             "k_for": k_for,
             "by_category": {name: self.by_category[name].summary() for name in sorted(self.by_category)},
-            "by_position": {_span(first): self.by_position[first].summary() for first in sorted(self.by_position)},
+            "by_position": {span(first): self.by_position[first].summary() for first in sorted(self.by_position)},
             "warning": self._warning(mean) if mean < _ALMOST_ONE else None,
         }
 
@@ -103,9 +103,9 @@ def _k_for(mean_K: np.ndarray, wanted: float) -> int | None:
     return int(enough[0]) + 1 if len(enough) else None
 
 
-def _span(first: int) -> str:
+def span(first: int) -> str:
     """Positions in words: 0, 1–3, 4–15, …"""
-    following = next((start for start in _POSITIONS if start > first), None)
+    following = next((start for start in POSITIONS if start > first), None)
     if following is None:
         return f"{first}+"
     return str(first) if following == first + 1 else f"{first}–{following - 1}"

@@ -81,9 +81,18 @@ class PlanInputs:
         return found
 
     @property
+    def aside(self) -> int:
+        """Rows that nothing is trained on, to check rounds on them."""
+        return self.rounds.validation_rows if self.rounds.rounds else 0
+
+    @property
+    def trained_rows(self) -> float:
+        return max(self.rows * self.keep - self.aside, 0.0)
+
+    @property
     def answers(self) -> int:
         """That a student writes in a round."""
-        usable = round(self.rows * self.keep * self.fitting(self.kd.max_length).share)
+        usable = round(self.trained_rows * self.fitting(self.kd.max_length).share)
         return self.rounds.n * min(usable, self.rounds.prompts or usable)
 
     def rollout_parallel(self) -> int:

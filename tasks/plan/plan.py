@@ -82,7 +82,8 @@ def _disk(known: PlanInputs, store: int) -> int:
     to_do = [training for name, training in known.trainings.items() if known.to_do(name)]
     scratch = max((checkpoint_bytes(known.student.parameters, training.lora) for training in to_do), default=0)
     rounds = sum(known.to_do(f"logits_{number}") for number in range(1, known.rounds.rounds + 1))
-    stores = store * (known.to_do("logits") + rounds * known.answers / max(known.rows, 1))
+    # the teacher's scores of the answers and the student's own: not less, and as many rows of them
+    stores = store * (known.to_do("logits") + 2 * rounds * known.answers / max(known.rows, 1))
     if not known.stores_here:
         return scratch
     kept = sum(
@@ -138,6 +139,8 @@ def _assumptions(known: PlanInputs) -> list[str]:
         said.append("the teacher scores on a server of its own, whose hours and money are not in it")
     if known.rounds.rounds:
         said.append("the student's answers are as long as the rows' own")
+        if known.rounds.least_agreement or known.aside:
+            said.append(f"all {known.rounds.rounds} rounds are done, which end early where they do not help")
     if known.harness:
         said.append("lm-eval's tasks are not in it")
     said.append("memory is good to about a fifth, hours to a factor of two")

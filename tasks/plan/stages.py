@@ -79,7 +79,7 @@ def _augment(known: PlanInputs) -> StagePlan:
 
 def _training(known: PlanInputs, name: str, training: Training) -> StagePlan:
     fits = known.fitting(training.max_length)
-    usable = round(known.rows * known.keep * fits.share)
+    usable = round(known.trained_rows * fits.share)
     steps = total_steps(usable, training.epochs, training.global_batch, training.max_steps)
     tokens = steps * training.global_batch * fits.tokens
     way = known.placement_of(training)
@@ -101,13 +101,16 @@ def _training(known: PlanInputs, name: str, training: Training) -> StagePlan:
 
 
 def _rounds(known: PlanInputs) -> Iterator[StagePlan]:
-    """The student answers, the teacher scores its answers, the student learns; and kd continued for as long."""
+    """The student answers, both score its answers, the student learns, and is checked; and kd continued for as long."""
     for name, training in known.trainings.items():
         if number := round_of(name):
             yield _rollout(known, f"rollout_{number}")
             yield _scoring(known, f"logits_{number}", known.teacher, known.answers)
+            yield _scoring(known, f"own_{number}", known.student, known.answers)
         if number or name == CONTINUED:
             yield _training(known, name, training)
+        if known.aside and (number or name == "kd"):
+            yield _scoring(known, f"validation_scores_{number or 0}", known.student, known.aside)
 
 
 def _rollout(known: PlanInputs, name: str) -> StagePlan:

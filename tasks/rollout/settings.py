@@ -23,7 +23,7 @@ class Rounds(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rounds: int = Field(0, ge=0, le=64, description="rounds after kd (0: none)")
+    rounds: int = Field(0, ge=0, le=64, description="rounds after kd, at most (0: none)")
     on_policy_share: float = Field(
         0.5, gt=0, le=1, description="of every batch, rows that the student wrote (GKD: 0.5); the rest are kd's rows"
     )
@@ -38,6 +38,25 @@ class Rounds(BaseModel):
     )
     prompts: int | None = Field(None, ge=1, description="prompts a round, others in each (default: all training rows)")
     n: int = Field(1, ge=1, le=64, description="answers a prompt")
+    least_agreement: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="share of its own tokens at which the student must find likeliest what the teacher "
+        "does, before the first round; below it no round is trained (0: never asked)",
+    )
+    validation_rows: int = Field(
+        0,
+        ge=0,
+        description="training rows that nothing is trained on, to see after each round whether it helped (0: "
+        "all rounds are done)",
+    )
+    least_gain: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share by which a round must lower KL to the teacher on the validation rows; else it is the last",
+    )
     temperature: float = Field(1.0, gt=0, le=2, description="of the student's answers")
     top_p: float = Field(1.0, gt=0, le=1, description="of the student's answers: mass of the tokens to draw from")
     max_new_tokens: int = Field(1024, ge=1, description="longest answer in tokens; one that is cut off is left out")

@@ -308,7 +308,7 @@ def test_every_round_writes_answers_scores_them_and_trains_and_kd_goes_on_for_as
     added = [stage.name for stage in rounds.stages if stage.name not in STAGES]
     assert added == [
         "kd_continued",
-        *(f"{what}_{number}" for number in (1, 2) for what in ("rollout", "logits", "round")),
+        *(f"{what}_{number}" for number in (1, 2) for what in ("rollout", "logits", "own", "round")),
     ]
     assert (_stage(rounds, "round_1").steps, _stage(rounds, "kd_continued").steps) == (30, 60)
     assert _stage(rounds, "rollout_2").rows == _stage(rounds, "logits_2").rows == 3 * 400
@@ -317,6 +317,16 @@ def test_every_round_writes_answers_scores_them_and_trains_and_kd_goes_on_for_as
     assert _stage(rounds, "evaluate").hours > _stage(plain, "evaluate").hours
     parameters = size_of("0.5B", None).parameters
     models = 3 * (2 + 14) * parameters  # kd_continued and two rounds, each with a kept checkpoint
-    assert rounds.disk_bytes == pytest.approx(plain.disk_bytes + models + 2 * 1.2 * plain.store_bytes, rel=1e-9)
+    assert rounds.disk_bytes == pytest.approx(plain.disk_bytes + models + 2 * 2 * 1.2 * plain.store_bytes, rel=1e-9)
+    assert (_stage(rounds, "own_1").tokens, _stage(rounds, "own_1").rows) == (1200 * 100, 1200)
+    assert 0 < (_stage(rounds, "own_1").hours or 0) < (_stage(rounds, "logits_1").hours or 0)
     assert "the student's answers are as long as the rows' own" in rounds.assumptions
+    assert "all 2 rounds are done, which end early where they do not help" in rounds.assumptions
     assert rounds.judge_requests == plain.judge_requests == {}
+
+
+def test_rows_that_rounds_are_checked_on_are_trained_on_by_nothing_and_scored_after_each() -> None:
+    plan = _plan(rounds=Rounds(rounds=2, validation_rows=200))
+    assert (_stage(plan, "sft").rows, _stage(plan, "logits").rows, _stage(plan, "rollout_1").rows) == (800, 1000, 800)
+    assert [_stage(plan, f"validation_scores_{number}").rows for number in range(3)] == [200] * 3
+    assert _stage(_plan(rounds=Rounds(validation_rows=200)), "sft").rows == 1000

@@ -21,6 +21,7 @@ from tasks.fit.settings import Fit
 from tasks.logits.stage import ScoreTeacher
 from tasks.models import resolve
 from tasks.report.stage import label_of
+from tasks.rollout.checks import STOPS
 from tasks.rollout.settings import Rounds
 from tasks.rollout.stage import Rollout, ScoreRollouts
 from tasks.train.settings import Distillation
@@ -32,12 +33,14 @@ def _ref(name: str) -> ArtifactRef:
     return ArtifactRef(kind=name, uri=f"s3://b/{name}/f/", sha256=name * 9, fingerprint="f", counts=counts)
 
 
-def _asked(**parameters: Any) -> tuple[dict[str, Any], Results]:
-    """Every stage by its title, and what the pipeline comes to."""
+def _asked(stops: str = "", **parameters: Any) -> tuple[dict[str, Any], Results]:
+    """Every stage by its title, and what the pipeline comes to; the stage called `stops` ends the rounds."""
     asked: dict[str, Any] = {}
 
     def run(stage: Stage[Any]) -> Any:
         asked[stage.title] = stage
+        if stage.title == stops:
+            return _ref(stops).model_copy(update={"counts": {"rows": 9, STOPS: 1}})
         if isinstance(stage, Evaluate):
             return {name: _ref(f"evaluate-{name}") for name in stage.models}
         return stage.result(defaultdict(lambda: _ref("augment" if isinstance(stage, Augment) else stage.title)))
@@ -73,7 +76,8 @@ def test_each_round_is_made_from_the_student_before_and_control_and_rounds_take_
     assert continued.training.model_copy(update={"max_steps": 30}) == asked["round_2"].training
     assert list(results.evaluations) == list(asked["evaluate"].models) == list(variants(2))
     assert results.stages.keys() >= {"rollout_1", "logits_2", "round_2", "kd_continued"}
-    places = {title: next(iter(stage.workspaces().values())) for title, stage in asked.items() if title != "seeds"}
+    read = "seeds", "own_1", "own_2"  # whose workspaces look into their data and models
+    places = {title: next(iter(stage.workspaces().values())) for title, stage in asked.items() if title not in read}
     assert len({work.fingerprint for work in places.values()}) == len(places)
     assert {places[name].kind for name in ("round_1", "round_2")} == {"kd_round"}
     assert places["logits_1"].kind == "logits"
@@ -119,3 +123,52 @@ def test_a_batch_without_a_row_for_one_of_the_two_is_refused_before_anything_is_
     with pytest.raises(ConfigurationError, match="raise one of them"):
         Rounds(on_policy_share=0.99).check_batch(8)
     Rounds(on_policy_share=1.0).check_batch(8)
+
+
+def test_each_round_is_looked_at_by_the_scores_of_both_before_it_is_trained() -> None:
+    asked, results = _asked(rounds=Rounds(rounds=2))
+    titles = [title for title in asked if title.endswith(("_1", "_2"))]
+    assert titles == [f"{what}_{n}" for n in (1, 2) for what in ("rollout", "logits", "own", "overlap", "round")]
+    one, two = asked["overlap_1"], asked["overlap_2"]
+    assert (one.rollouts, one.teacher, one.student) == (_ref("rollout_1"), _ref("logits_1"), _ref("own_1"))
+    assert (one.before, two.before) == (None, _ref("overlap_1"))
+    own = asked["own_2"]
+    assert own.teacher == asked["rollout_2"].model
+    assert (own.rows, own.k, own.turns) == (_ref("rollout_2"), asked["logits"].k, "last")
+    assert results.stages.keys() >= {"own_1", "overlap_2"}
+    other = one.model_copy(update={"rounds": Rounds(least_agreement=0.5)})
+    assert other.workspace().fingerprint != one.workspace().fingerprint
+
+
+def test_a_student_too_far_from_its_teacher_has_no_round_and_the_run_goes_on_with_kd() -> None:
+    asked, results = _asked(stops="overlap_1", rounds=Rounds(rounds=3))
+    assert not {"round_1", "kd_continued", "rollout_2"} & asked.keys()
+    assert results.stages["overlap_1"].counts[STOPS] == 1
+    assert set(results.evaluations) == set(VARIANTS)
+
+
+def test_after_a_round_without_gain_no_other_follows_and_the_control_has_as_many_steps() -> None:
+    rounds = Rounds(rounds=5, steps=30, validation_rows=4)
+    asked, results = _asked(stops="validation_2", rounds=rounds)
+    assert not {"round_3", "rollout_3"} & asked.keys()
+    assert asked["kd_continued"].training.max_steps == 60
+    assert list(results.evaluations) == list(variants(2))
+    assert [asked[f"validation_{n}"].before for n in (0, 1)] == [None, _ref("validation_0")]
+    assert asked["validation_0"].teacher == _ref("logits")
+    students = [asked[f"validation_scores_{n}"].teacher.name for n in (0, 1, 2)]
+    assert students == ["kd", "round_1", "round_2"]
+    assert [asked[f"validation_scores_{n}"].rows for n in (0, 1)] == 2 * [_ref("validation_rows")]
+
+
+def test_nothing_of_a_run_is_trained_on_its_validation_part_and_all_is_as_before_without_one() -> None:
+    asked, _results = _asked(rounds=Rounds(rounds=1, validation_rows=4))
+    trained = _ref("trained_rows")
+    assert asked["sft"].data == asked["sft_control"].data == asked["rollout_1"].rows == trained
+    assert asked["kd"].only == asked["round_1"].only == asked["kd_continued"].only == trained
+    assert asked["logits"].rows == _ref("augment")
+    before, _ = _asked()
+    for how in (Rounds(rounds=0, validation_rows=4), Rounds(rounds=1)):
+        same, _ = _asked(rounds=how)
+        assert {name: same[name] for name in ("sft", "kd", "logits", "sft_control")} == {
+            name: before[name] for name in ("sft", "kd", "logits", "sft_control")
+        }

@@ -1,0 +1,180 @@
+"""The stages that look at rounds: rows set aside for it, student beside teacher on its answers and on those rows."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from infra.errors import ConfigurationError
+from infra.stage import Made, OneArtifact, View
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
+from tasks.logits.stage import ScoreTeacher
+from tasks.logits.store.reader import TopKReader
+from tasks.rollout.choice import CUT_OFF, draw, limit
+from tasks.rollout.overlap import Overlap, pairs
+from tasks.rollout.rails import no_gain, running_away, too_far_apart
+from tasks.rollout.settings import Rounds
+from tasks.rows import CONVERSATIONS, KEPT, from_parquet, read_rows, to_parquet
+
+STAGE_VERSION = 1
+STOPS = "stops"  # among the counts: 1 where no further round is trained
+
+
+class SetAside(OneArtifact):
+    """`part` of `rows`: the validation part, or those that are trained on. Which is which, a row's digest decides."""
+
+    kind: ClassVar = "set_aside"
+    makes: ClassVar = ("set_aside",)
+    doing: ClassVar = "setting rows aside"
+
+    rows: ArtifactRef
+    number: int
+    part: Literal["trained", "validation"]
+    seed: int
+
+    @property
+    def title(self) -> str:
+        return f"{self.part}_rows"
+
+    def workspace(self) -> Workspace:
+        spec = {"rows": self.number, "part": self.part, "seed": self.seed}
+        return Workspace(self.kind, STAGE_VERSION, spec, {"rows": self.rows})
+
+    def make_in(self, work: Workspace, view: View) -> ArtifactRef:
+        there = self.rows.counts["rows"]
+        if 2 * self.number > there:
+            raise ConfigurationError(
+                f"rounds.validation_rows={self.number:,} is more than half of the {there:,} training rows: set fewer"
+            )
+        most = limit((draw(row.id, self.seed, 0) for row in read_rows(self.rows, KEPT)), self.number)
+        counts = {"rows": 0, CONVERSATIONS: 0}
+        for index, (_name, data) in enumerate(ArtifactReader(self.rows).stream(KEPT)):
+            is_aside = [(row, draw(row.id, self.seed, 0) <= most) for row in from_parquet(data)]
+            rows = [row for row, aside in is_aside if aside == (self.part == "validation")]
+            if rows:
+                work.put(f"{KEPT}{index:05}.parquet", to_parquet(rows))
+            counts["rows"] += len(rows)
+            counts[CONVERSATIONS] += sum(bool(row.earlier_answers) for row in rows)
+        return work.publish((KEPT,), counts, {})
+
+    def show(self, made: Made, view: View) -> str:
+        return f"{made.shown.counts['rows']:,} rows"
+
+
+class ScoreOwn(ScoreTeacher):
+    """What a student makes of its own answers, or of the validation part: scored as its teacher scores them."""
+
+    kind: ClassVar = "own_scores"
+    doing: ClassVar = "scoring with the student"
+
+    of: Literal["rollouts", "validation"]
+    round: int
+
+    @property
+    def title(self) -> str:
+        return f"own_{self.round}" if self.of == "rollouts" else f"validation_scores_{self.round}"
+
+
+class CompareRollouts(OneArtifact):
+    """Student beside teacher on the student's own answers, by the scores of both; `before` is that of the round before.
+
+    In the first round it says whether any is trained.
+    """
+
+    kind: ClassVar = "overlap"
+    makes: ClassVar = ("overlap",)
+    doing: ClassVar = "comparing student and teacher"
+
+    rollouts: ArtifactRef
+    teacher: ArtifactRef
+    student: ArtifactRef
+    before: ArtifactRef | None
+    rounds: Rounds
+    round: int
+
+    @property
+    def title(self) -> str:
+        return f"overlap_{self.round}"
+
+    @property
+    def _least(self) -> float:
+        return 0.0 if self.before else self.rounds.least_agreement
+
+    def workspace(self) -> Workspace:
+        inputs = {"rollouts": self.rollouts, "teacher": self.teacher, "student": self.student}
+        spec = {"round": self.round, "least_agreement": self._least}
+        return Workspace(self.kind, STAGE_VERSION, spec, inputs | ({"before": self.before} if self.before else {}))
+
+    def make_in(self, work: Workspace, view: View) -> ArtifactRef:
+        found = _overlap(self.teacher, self.student, in_order=True)
+        counts, of_rollouts = self.rollouts.counts, facts_of(self.rollouts)
+        answers = counts["rows"] + counts["rejected"]
+        facts: dict[str, Any] = {
+            **found.summary(),
+            "answer_tokens": round(counts["generated_tokens"] / answers, 2),
+            "cut_off": round(of_rollouts["left_out"].get(CUT_OFF, 0) / answers, 6),
+            "left_out": round(counts["rejected"] / answers, 6),
+        }
+        stop = too_far_apart(facts["agreement"], self._least)
+        facts["said"] = [stop] if stop else []
+        if self.before:
+            facts["said"] += running_away(self.round, facts_of(self.before), facts)
+        return work.publish((), {"answers": found.rows, "tokens": found.tokens, STOPS: int(stop is not None)}, facts)
+
+    def show(self, made: Made, view: View) -> str:
+        facts, tokens = facts_of(made.shown), made.shown.counts["tokens"]
+        for sentence in facts["said"]:
+            view.warn(sentence)
+        rows = [{"tokens of an answer": name, **numbers} for name, numbers in facts["by_position"].items()]
+        view.table(f"overlap-{self.round}", rows, "Student and teacher on the student's own answers")
+        return (
+            f"the same token likeliest at {facts['agreement']:.1%} of {tokens:,} tokens, KL at least {facts['kl']:.3f} "
+            f"nats a token; answers of {facts['answer_tokens']:,.0f} tokens, {facts['cut_off']:.1%} of them cut off"
+        )
+
+
+class CheckRound(OneArtifact):
+    """Student beside teacher on the validation part, after a round (0: before the first), against the one `before`."""
+
+    kind: ClassVar = "validation"
+    makes: ClassVar = ("validation",)
+    doing: ClassVar = "checking the student on the validation part"
+
+    teacher: ArtifactRef
+    student: ArtifactRef
+    before: ArtifactRef | None
+    rounds: Rounds
+    round: int
+
+    @property
+    def title(self) -> str:
+        return f"validation_{self.round}"
+
+    def workspace(self) -> Workspace:
+        inputs = {"teacher": self.teacher, "student": self.student} | ({"before": self.before} if self.before else {})
+        spec = {"round": self.round} | ({"least_gain": self.rounds.least_gain} if self.before else {})
+        return Workspace(self.kind, STAGE_VERSION, spec, inputs)
+
+    def make_in(self, work: Workspace, view: View) -> ArtifactRef:
+        found = _overlap(self.teacher, self.student, in_order=False)
+        facts: dict[str, Any] = found.summary()
+        stop = self.before and no_gain(self.round, facts_of(self.before)["kl"], facts["kl"], self.rounds.least_gain)
+        facts["said"] = [stop] if stop else []
+        return work.publish((), {"rows": found.rows, "tokens": found.tokens, STOPS: int(bool(stop))}, facts)
+
+    def show(self, made: Made, view: View) -> str:
+        facts, rows = facts_of(made.shown), made.shown.counts["rows"]
+        said = f"KL to the teacher at least {facts['kl']:.4f} nats a token on {rows:,} validation rows"
+        return "; ".join([said, *facts["said"]])
+
+
+def _overlap(teacher: ArtifactRef, student: ArtifactRef, *, in_order: bool) -> Overlap:
+    """Raises ConfigurationError where the two have scored no row alike."""
+    found = Overlap()
+    for theirs, ours in pairs(TopKReader(teacher), TopKReader(student), in_order=in_order):
+        found.add(theirs, ours)
+    if not found.rows:
+        raise ConfigurationError(
+            f"student and teacher have scored no row in the same tokens ({found.unlike:,} in others): "
+            "set rounds.rounds=0, or choose a teacher that shares the student's tokenizer and chat template"
+        )
+    return found
