@@ -35,6 +35,7 @@ class Outcome(BaseModel):
     variants: dict[str, dict[str, Any]]
     stages: dict[str, StageOutcome]
     benchmarks: dict[str, dict[str, Any]] = Field({}, description="by measure and variant, where any ran")
+    rounds: dict[str, Any] = Field({}, description="what each on-policy round began with and came to, where any ran")
     report: ArtifactRef
     seconds: float
     flow_run: str | None = Field(None, description="the run's id on the Prefect server")
@@ -49,6 +50,7 @@ class Outcome(BaseModel):
                 name: StageOutcome(seconds=made.seconds, cached=made.cached, uri=made.shown.uri)
                 for name, made in stages.items()
             },
+            rounds=data.rounds.model_dump() if data.rounds else {},
             benchmarks=as_data(data.benchmarks) if data.benchmarks else {},
             report=page,
             seconds=round(seconds, 2),

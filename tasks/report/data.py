@@ -16,6 +16,7 @@ from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis
 from tasks.evaluate.variants import in_order
 from tasks.quantise.settings import Format
 from tasks.stats.intervals import Interval
+from tasks.report.rounds import RoundsSummary
 
 AGENTS = (
     "naming",
@@ -212,6 +213,7 @@ class ReportData(RunInfo):
     examples: list[ShownExample] = []
     analysis: Analysis | None = Field(None, description="intervals, paired tests, slices and what was inherited")
     benchmarks: BenchmarkAnalysis | None = Field(None, description="judged and checked benchmarks, where any ran")
+    rounds: RoundsSummary | None = Field(None, description="on-policy rounds, where any were asked for")
     versions: dict[str, str] = {}
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis
 from tasks.evaluate.benchmarks.people import BesidePeople
 from tasks.evaluate.variants import in_order
-from tasks.report import benchmarks, paper, quantised
+from tasks.report import benchmarks, paper, quantised, rounds
 from tasks.report.analysis_markdown import analysis_markdown
 from tasks.report.analysis_view import label_of, taken_cells, view_of
 from tasks.report.comparison import (
@@ -73,6 +73,9 @@ def render_page(data: ReportData) -> str:
         slice_figures=[name for name in figures if name.startswith("slices_")],
         taken_cells=taken_cells,
         unlike=unlike,
+        round_rows=rounds.rows(data.rounds, data.variants) if data.rounds else [],
+        rounds_said=rounds.sentences(data.rounds, data.variants) if data.rounds else [],
+        rounds_note=rounds.NOTE,
         published=published_for(data.student),
         paper=paper,
         serve=serve_commands(data),
@@ -99,6 +102,7 @@ def render_markdown(data: ReportData) -> str:
     )
     if without := left_out(data):
         lines += ["", markdown_text(without)]
+    lines += ["", *rounds.markdown(data.rounds, data.variants)] if data.rounds else []
     lines += ["", *analysis_markdown(data)]
     if published := published_for(data.student):
         lines += ["## The paper’s own results, for orientation", ""]

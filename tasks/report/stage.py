@@ -13,7 +13,7 @@ from tasks.evaluate.benchmarks.data_files import digest
 from tasks.evaluate.heldout.predictions import accuracy, from_parquet
 from tasks.evaluate.variants import CONTINUED, in_order, round_of
 from tasks.quantise.settings import format_of
-from tasks.report import benchmarks, quantised
+from tasks.report import benchmarks, quantised, rounds
 from tasks.report.data import (
     AgentUse,
     Coverage,
@@ -162,6 +162,7 @@ def gather(
         examples=_examples(tables),
         analysis=analyse(tables, labels_of),
         benchmarks=benchmarks.gather(verdicts, labels_of, labels),
+        rounds=rounds.gather(records, about.settings.get("rounds", {}).get("rounds", 0)),
         versions=records["kd"].versions,
     )
 

@@ -9,6 +9,7 @@ from tasks.report.comparison import compare, percent
 from tasks.report.data import ReportData, in_order_of_work
 from tasks.report.figures.analysis import inherited, reliability, slice_plots
 from tasks.report.figures.mass import mass, mass_by
+from tasks.report.figures.rounds import overlap
 from tasks.report.figures.style import (
     INK,
     MUTED,
@@ -43,6 +44,7 @@ def plots(data: ReportData) -> dict[str, Plot]:
         "mass_by": mass_by,
         "data_flow": _data_flow,
         "time": _time,
+        "overlap": overlap,
         "reliability": reliability,
         "inherited": inherited,
     }
