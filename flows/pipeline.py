@@ -207,12 +207,14 @@ def _rounds(
 
 def _by_itself(scoring: ScoreTeacher, student: ModelSource, rows: ArtifactRef, **of: Any) -> ScoreOwn:
     """The student in its teacher's place, over as few GPUs as hold it."""
-    how = scoring.scoring.model_copy(update={"tensor_parallel": 0})
+    how = scoring.scoring.here().model_copy(update={"tensor_parallel": 0})
     return ScoreOwn(**{**dict(scoring), "rows": rows, "teacher": student, "scoring": how, **of})
 
 
 def _quantised(run: Run, how: Quantisation, students: dict[str, ArtifactRef]) -> dict[str, ArtifactRef]:
-    """One of the students in every format that is asked for, by variant."""
+    """One of the students in every format that is asked for, by variant; none of a round that was not done."""
+    if how.student not in students:
+        return {}
     return {
         name: run(Quantise(name=name, student=students[how.student], format=form)) for name, form in how.names.items()
     }

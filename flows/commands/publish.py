@@ -26,9 +26,11 @@ from infra.store import storage
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Record, artifact_at, read_record
 from tasks.augment import card
 from tasks.augment.export import export
+from tasks.models import resolve
 from tasks.quantise.stage import KIND as QUANTISED
+from tasks.report import draft
 from tasks.report.comparison import verdict
-from tasks.report.model_card import model_card
+from tasks.report.model_card import hub_name, model_card
 from tasks.report.stage import KIND as REPORT
 from tasks.report.stage import report_data
 
@@ -62,7 +64,9 @@ def publish(to: str, artifact: str | None, hub: str | None, variant: str = "kd")
             rows = _write(student, Path(made))
             gguf = next((path.name for path in (Path(made) / "model").glob("*.gguf")), None)
             report = _report_on(student)
-            _write_card(student, report, Path(made), f"{to.rstrip('/')}/dataset" if hub is None else f"{hub}-data")
+            draft_command = None if gguf else _draft_command(student, report, _place_served(to, hub))
+            rows_at = f"{to.rstrip('/')}/dataset" if hub is None else f"{hub}-data"
+            _write_card(student, report, Path(made), rows_at, draft_command)
             if remote:
                 _upload(Path(made), to.rstrip("/") + "/")
             if hub is not None:
@@ -76,16 +80,16 @@ def publish(to: str, artifact: str | None, hub: str | None, variant: str = "kd")
     if hub is not None:
         console.print(f"hub      {hub} and {hub}-data (private where they are new)", soft_wrap=True)
     console.print(f"serve    {serve_command(to, hub, gguf)}", soft_wrap=True, markup=False)
+    if draft_command:
+        console.print(f"draft    {draft_command}", soft_wrap=True, markup=False)
 
 
 def serve_command(to: str, hub: str | None, gguf: str | None = None) -> str:
     """What starts an OpenAI-compatible server on the student: llama.cpp's on a file that is `gguf`."""
     if gguf is not None:
         return _serve_gguf(to, hub, gguf)
-    if not to.startswith("s3://"):
-        return f"{_server()}{shlex.quote(str(Path(to).expanduser().absolute() / 'model'))}"
-    if hub is not None:
-        return f"{_server()}{shlex.quote(hub)}"
+    if not to.startswith("s3://") or hub is not None:
+        return f"{_server()}{shlex.quote(_place_served(to, hub))}"
     return f"aws s3 cp --recursive {shlex.quote(to.rstrip('/') + '/model')} ./student && {_server()}./student"
 
 
@@ -95,6 +99,24 @@ def _serve_gguf(to: str, hub: str | None, name: str) -> str:
     if hub is not None:
         return f"llama-server --hf-repo {shlex.quote(hub)} --hf-file {name}"
     return f"aws s3 cp {shlex.quote(to.rstrip('/') + '/model/' + name)} . && llama-server -m {name}"
+
+
+def _place_served(to: str, hub: str | None) -> str:
+    """What vLLM is given as the student."""
+    if not to.startswith("s3://"):
+        return str(Path(to).expanduser().absolute() / "model")
+    return hub or "./student"
+
+
+def _draft_command(student: ArtifactRef, report: ArtifactRef | None, served: str) -> str | None:
+    """What serves the teacher with the student as its draft; None where that is not possible, or not known."""
+    if report is None:
+        return None
+    data = report_data(report)
+    fit = data.variants[_variant(report, student)].draft
+    teacher = hub_name(_record(_record(report.uri).inputs["logits"].uri).spec["teacher"])
+    place = teacher or resolve(data.teacher, "teacher").path  # which is no question to the hub
+    return f"{_server()}{shlex.quote(place)} {draft.flags(served, fit)}" if fit and place else None
 
 
 def _server() -> str:
@@ -155,15 +177,16 @@ def _record(uri: str) -> Record:
     return record
 
 
-def _write_card(student: ArtifactRef, report: ArtifactRef | None, folder: Path, rows_at: str) -> None:
+def _write_card(
+    student: ArtifactRef, report: ArtifactRef | None, folder: Path, rows_at: str, draft_command: str | None
+) -> None:
     """The card that tells of the run; the one that training wrote stays where no report names the student."""
     if report is None:
         return
     records = {name: _record(ref.uri) for name, ref in _record(report.uri).inputs.items()}
     files = set(_files(folder / "model"))
-    text = model_card(
-        report_data(report), _variant(report, student), records, files, f"{report.uri}report.html", rows_at
-    )
+    where = f"{report.uri}report.html"
+    text = model_card(report_data(report), _variant(report, student), records, files, where, rows_at, draft_command)
     (folder / "model" / CARD).write_text(text, encoding="utf-8")
 
 

@@ -7,7 +7,7 @@ off), and the page then leaves that part out. Texts come from models and users: 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -58,6 +58,9 @@ class Variant(_Frozen):
     correct: list[bool] | None = Field(None, description="per request, in the same order for every variant")
     left_out: dict[str, int] = Field(
         {}, description="reason → held-out requests that this variant's numbers are without"
+    )
+    draft: Literal["as it is", "shared tokens"] | None = Field(
+        None, description="how vLLM takes it as the teacher's draft; none where that is not known, or tokens differ"
     )
     uri: str
 

@@ -15,6 +15,7 @@ from tasks.quantise.settings import format_of
 from tasks.report import quantised
 from tasks.report.comparison import comparison_rows, verdict
 from tasks.report.data import ReportData
+from tasks.report.draft import sentence
 from tasks.text.markdown import markdown_text, table
 
 _TRAINED = {
@@ -31,11 +32,18 @@ _TEMPLATES.filters |= {"md": markdown_text, "yaml": lambda text: json.dumps(text
 
 
 def model_card(
-    data: ReportData, variant: str, records: Mapping[str, Record], files: set[str], where: str, rows_at: str
+    data: ReportData,
+    variant: str,
+    records: Mapping[str, Record],
+    files: set[str],
+    where: str,
+    rows_at: str,
+    draft_command: str | None = None,
 ) -> str:
     """The card of one student (such as kd, sft or round_1) of the run that `data` reports on.
 
-    `records` are those of the stages; `files` what lies beside the card; `where` is the report, `rows_at` the dataset.
+    `records` are those of the stages; `files` what lies beside the card; `where` is the report, `rows_at` the dataset,
+    `draft_command` serves the teacher with the student as its draft.
     """
     base, teacher = hub_name(records["sft"].spec["model"]), hub_name(records["logits"].spec["teacher"])
     student, form = format_of(variant)
@@ -60,6 +68,8 @@ def model_card(
         metrics="\n".join(table(list(compared[0]), [list(row.values()) for row in compared])),
         where=where,
         rows_at=rows_at,
+        draft=sentence(data, variant),
+        draft_command=draft_command,
     )
 
 

@@ -125,7 +125,7 @@ def kl_is_over(data: ReportData) -> str:
         return "KL to the teacher is over the whole vocabulary."
     return (
         f"KL to the teacher is over its top {data.compared_with_top} and tail (one bucket for all other tokens), "
-        "from stored scores: a lower bound of the KL over the vocabulary."
+        "from stored scores: a lower bound of the KL over the vocabulary. The acceptance of a draft is one too."
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from infra.errors import ConfigurationError
 from infra.stage import Made, OneArtifact, View
@@ -25,6 +25,7 @@ from tasks.report.data import (
     StageSummary,
     Variant,
 )
+from tasks.report.draft import fit_of
 from tasks.report.leaderboard import page
 from tasks.report.leaderboard.entry import Entry
 from tasks.report.leaderboard.ranking import over_seeds, rows, verdict
@@ -136,8 +137,9 @@ def gather(
     tables = _on_common_rows({name: from_parquet(data) for name, data in read.items()})
     evaluated = {ref.uri: _record(ref) for ref in evaluations.values()}
     labels_of = {name: label_of(name) for name in evaluations}
+    of_teacher = evaluated[evaluations["teacher"].uri].facts if "teacher" in evaluations else {}
     variants = {
-        name: _variant(labels_of[name], tables[name], ref.uri, evaluated[ref.uri].facts["skipped"])
+        name: _variant(labels_of[name], tables[name], ref.uri, evaluated[ref.uri].facts, of_teacher)
         for name, ref in evaluations.items()
     }
     seconds = sum(record.seconds for record in evaluated.values())
@@ -236,7 +238,9 @@ def _on_common_rows(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFram
     return {name: table.set_index("row_id").loc[order].reset_index() for name, table in tables.items()}
 
 
-def _variant(label: str, table: pd.DataFrame, uri: str, left_out: dict[str, int]) -> Variant:
+def _variant(
+    label: str, table: pd.DataFrame, uri: str, facts: Mapping[str, Any], of_teacher: Mapping[str, Any]
+) -> Variant:
     correct = table["correct"]
     return Variant(
         label=label,
@@ -245,7 +249,8 @@ def _variant(label: str, table: pd.DataFrame, uri: str, left_out: dict[str, int]
         kl_to_teacher=float(table["kl_to_teacher"].sum(skipna=False) / max(table["kl_tokens"].sum(), 1)),
         n=len(correct),
         correct=None if correct.isna().any() else correct.tolist(),
-        left_out=left_out,
+        left_out=facts["skipped"],
+        draft=fit_of(facts, of_teacher),
         uri=uri,
     )
 
