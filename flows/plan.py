@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from typing import TypeVar
 from urllib.parse import urlparse
 
@@ -40,6 +41,8 @@ from tasks.plan.plan import make_plan
 from tasks.plan.problems import find
 from tasks.plan.sizes import size_of
 from tasks.plan.view import plan_markdown, stage_rows
+from tasks.rollout.checks import STOPS
+from tasks.rollout.settings import Rounds
 from tasks.rows import HELDOUT, KEPT, TRAIN, Row, Turns, read_rows
 from tasks.shipped import LLMS
 
@@ -149,13 +152,22 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
         benchmark_tokens=how.benchmarks.max_new_tokens,
         harness=bool(how.benchmarks.harness),
         keep=how.fit.keep,
-        rounds=how.rounds,
+        rounds=_that_will_be(how.rounds, done),
         quantise=how.quantise,
     )
     made = make_plan(known, lambda known, plan: [*problems, *find(known, plan)])
     publish_table("plan", [dict(row) for row in stage_rows(made)], made.title)
     create_markdown_artifact(plan_markdown(made), key="plan-summary", description=made.title)
     return made
+
+
+def _that_will_be(rounds: Rounds, done: Mapping[str, ArtifactRef]) -> Rounds:
+    """As many as asked for, unless a finished check of `done` (overlap_1, validation_2, …) has ended them."""
+    for title, ref in done.items():
+        if ref.counts.get(STOPS):
+            what, _, number = title.rpartition("_")
+            return rounds.model_copy(update={"rounds": int(number) - (what == "overlap")})
+    return rounds
 
 
 def _resolved(name: str, role: str, problems: list[Problem]) -> ModelSource | None:

@@ -15,8 +15,8 @@ from tasks.evaluate.analysis.analysis import Analysis
 from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis
 from tasks.evaluate.variants import in_order
 from tasks.quantise.settings import Format
-from tasks.stats.intervals import Interval
 from tasks.report.rounds import RoundsSummary
+from tasks.stats.intervals import Interval
 
 AGENTS = (
     "naming",

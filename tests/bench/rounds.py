@@ -21,7 +21,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=2)
     options, flags = parser.parse_known_args(arguments)
-    by_seed = [distilled(seed, [f"--rounds.rounds={options.rounds}", *flags]) for seed in options.seeds]
+    all_rounds = [f"--rounds.rounds={options.rounds}", "--rounds.least-agreement=0"]
+    by_seed = [distilled(seed, [*all_rounds, *flags]) for seed in options.seeds]
     names = ["sft_control", "kd", "kd_continued", *(f"round_{number + 1}" for number in range(options.rounds))]
     found = {
         name: {metric: mean_and_deviation([numbers[name][metric] for numbers in by_seed]) for metric in METRICS}

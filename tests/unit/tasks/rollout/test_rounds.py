@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from flows.pipeline import Results, pipeline
+from flows.plan import _that_will_be
 from flows.preflight import check_models
 from flows.recipe import Recipe
 from infra.errors import ConfigurationError
@@ -172,3 +173,12 @@ def test_nothing_of_a_run_is_trained_on_its_validation_part_and_all_is_as_before
         assert {name: same[name] for name in ("sft", "kd", "logits", "sft_control")} == {
             name: before[name] for name in ("sft", "kd", "logits", "sft_control")
         }
+
+
+def test_a_plan_knows_of_rounds_that_have_ended() -> None:
+    def stopped(title: str) -> int:
+        found = {"kd": _ref("kd"), title: _ref(title).model_copy(update={"counts": {STOPS: 1}})}
+        return _that_will_be(Rounds(rounds=5), found).rounds
+
+    assert (stopped("overlap_1"), stopped("validation_2")) == (0, 2)
+    assert _that_will_be(Rounds(rounds=5), {"overlap_1": _ref("overlap_1")}).rounds == 5
