@@ -13,7 +13,7 @@ from flows.outcome import Outcome, publish_latest
 from flows.params import OfPreset, StudentName, TeacherName
 from flows.pipeline import pipeline
 from flows.plan import plan
-from flows.preflight import check, say_tools
+from flows.preflight import check, check_seeds
 from flows.recipe import Recipe, settings_for
 from infra.orchestration.names import run_name
 from infra.orchestration.remote_run import leaves_result
@@ -47,6 +47,7 @@ def _run_name() -> str:
 def distill(
     student: StudentName = "demo",
     teacher: TeacherName = "demo",
+    teachers: dict[str, TeacherName] | None = None,
     seeds: str = "demo",
     k: Annotated[int, Field(ge=1, le=256)] = 10,
     agent_model: str = "demo",
@@ -82,6 +83,8 @@ def distill(
     Args:
         student: demo, 0.5B, 1.5B, 3B, 7B (Qwen2.5-Instruct), a folder, or a hub name
         teacher: demo, 14B, 32B, 72B (Qwen2.5-Instruct), a folder, or a hub name
+        teachers: other teachers of some task categories, each by a category, such as {"code writing": "32B"}; `teacher`
+            scores all other rows, and is what students are compared with
         seeds: instructions: file, folder, pattern, s3:// address or prefix, hub:OWNER/DATASET[:split], or several with
             commas between (Alpaca, Dolly, ShareGPT, messages, logs, …; JSON, CSV or Parquet, packed or not); or demo
         k: teacher log-probabilities kept per token (paper: 10)
@@ -112,6 +115,7 @@ def distill(
     recipe = Recipe(
         student=student,
         teacher=teacher,
+        teachers=teachers,
         seeds=seeds,
         k=k,
         agent_model=agent_model,
@@ -141,17 +145,17 @@ def distill(
     if plan_only:
         return plan(recipe, hardware or Hardware())
     started = time.time()
-    base, teacher_model = check(recipe, elsewhere=stages_on is not None)
+    models = check(recipe, elsewhere=stages_on is not None)
     stages = Stages(stages_on, offered(hardware), job_variables)
 
     def run_checked(stage: Stage[R]) -> R:
         """Seeds that no chat template renders are told of once they are read, before anything is spent on them."""
         result = stages.run(stage)
         if isinstance(stage, LoadSeeds) and isinstance(result, ArtifactRef):
-            say_tools(result, base, teacher_model)
+            check_seeds(result, recipe, models)
         return result
 
-    made = pipeline(run_checked, recipe, base, teacher_model)
+    made = pipeline(run_checked, recipe, models.student, models.teacher, models.others)
     page = stages.run(
         Report(
             stages=made.stages,

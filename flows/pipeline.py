@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -27,6 +28,7 @@ from tasks.rollout.checks import STOPS, CheckRound, CompareRollouts, ScoreOwn, S
 from tasks.rollout.stage import Rollout, ScoreRollouts
 from tasks.rows import holds_conversations
 from tasks.seeds.stage import LoadSeeds
+from tasks.text.categories import TaskCategories
 from tasks.train.settings import Part
 from tasks.train.stage import Train
 
@@ -58,8 +60,16 @@ def load_seeds(recipe: Recipe) -> LoadSeeds:
     )
 
 
-def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) -> Results:
-    """Every stage of `recipe`, in order, each given to `run` once what it is made from is known."""
+_NO_OTHERS: Mapping[str, ModelSource] = {}
+
+
+def pipeline(
+    run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource, others: Mapping[str, ModelSource] = _NO_OTHERS
+) -> Results:
+    """Every stage of `recipe`, in order, each given to `run` once what it is made from is known.
+
+    `others` are the teachers of `recipe.routes`, by name.
+    """
     how, seed = recipe.settings, recipe.seed
 
     read = run(load_seeds(recipe))
@@ -77,14 +87,15 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
     )
     turns = recipe.turns if holds_conversations(rows) else "last"  # the same, and found as it ever was
     stored = how.scoring.stored(recipe.k)
-    scoring = ScoreTeacher(rows=rows, teacher=teacher, k=stored, scoring=how.scoring, turns=turns)
-    of_fit = _chosen_for(base, run, recipe, scoring) if how.fit.chooses else {}
+    one = ScoreTeacher(rows=rows, teacher=teacher, k=stored, scoring=how.scoring, turns=turns)
+    scorings = _by_category(one, recipe.routes, others)
+    of_fit = _chosen_for(base, run, recipe, scorings) if how.fit.chooses else {}
     only = of_fit.get(ChooseRows.kind)
     aside = _set_aside(run, recipe, only or rows)
     only = aside.get("trained_rows", only)
     chosen = only or rows
     sft = run(Train(name="sft", model=base, data=chosen, training=how.sft, run=how.run, seed=seed, turns=turns))
-    scores = run(scoring)
+    scores, *routed = (run(scoring) for scoring in scorings)
     tuned = ModelSource(name="sft", artifact=sft)
     more_sft = how.kd.training()
     control = run(
@@ -92,9 +103,10 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
     )
     fewer = recipe.k if recipe.k < stored else None
     distilled = Train(name="kd", model=tuned, data=scores, training=how.kd, run=how.run, seed=seed, only=only, k=fewer)
+    distilled = distilled.model_copy(update={"routed": tuple(routed)})
     kd = run(distilled)
     last = ModelSource(name="kd", artifact=kd)
-    of_rounds = _rounds(run, recipe, distilled, last, scoring, scores, chosen, seeds, aside.get("validation_rows"))
+    of_rounds = _rounds(run, recipe, distilled, last, scorings, chosen, seeds, aside.get("validation_rows"))
     students = {"sft_control": control, "kd": kd} | {
         name: ref for name, ref in of_rounds.items() if name in variants(how.rounds.rounds)
     }
@@ -119,6 +131,7 @@ def pipeline(run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource) 
     stages = {"seeds": read, "augment": rows, "sft": sft, "logits": scores, "sft_control": control, "kd": kd}
     if named:
         stages[NameCategories.kind] = named
+    stages |= {scoring.title: store for scoring, store in zip(scorings[1:], routed, strict=True)}
     return Results(stages | of_fit | aside | of_rounds | quantised | compared, evaluations, verdicts)
 
 
@@ -126,10 +139,32 @@ def _if_needed(run: Run, stage: Stage[R]) -> R | None:
     return run(stage) if stage.is_needed else None
 
 
-def _chosen_for(student: ModelSource, run: Run, recipe: Recipe, scoring: ScoreTeacher) -> dict[str, ArtifactRef]:
+def _by_category(
+    scoring: ScoreTeacher, routes: Mapping[str, tuple[str, ...]], others: Mapping[str, ModelSource]
+) -> list[ScoreTeacher]:
+    """Scoring by each teacher, the run's own first, which has the rows that are of no other."""
+    if not routes:
+        return [scoring]
+    routed = tuple(category for categories in routes.values() for category in categories)
+    first = scoring.model_copy(update={"categories": TaskCategories(named=routed, but=True)})
+    return [
+        first,
+        *(
+            scoring.model_copy(update={"teacher": others[name], "categories": TaskCategories(named=categories)})
+            for name, categories in routes.items()
+        ),
+    ]
+
+
+def _chosen_for(
+    student: ModelSource, run: Run, recipe: Recipe, scorings: Sequence[ScoreTeacher]
+) -> dict[str, ArtifactRef]:
     """The rows that the untrained student is to be trained on, and its scores, by kind."""
-    untrained = run(ScoreStudent(**{**dict(scoring), "teacher": student, "k": 1, "scoring": scoring.scoring.here()}))
-    chosen = run(ChooseRows(rows=scoring.rows, student=untrained, teacher=run(scoring), fit=recipe.settings.fit))
+    scores, *routed = (run(scoring) for scoring in scorings)
+    one = {"teacher": student, "k": 1, "scoring": scorings[0].scoring.here(), "categories": None}
+    untrained = run(ScoreStudent(**{**dict(scorings[0]), **one}))
+    by = {"student": untrained, "teacher": scores, "routed": tuple(routed)}
+    chosen = run(ChooseRows(rows=scorings[0].rows, **by, fit=recipe.settings.fit))
     return {ScoreStudent.kind: untrained, ChooseRows.kind: chosen}
 
 
@@ -147,18 +182,17 @@ def _rounds(
     recipe: Recipe,
     kd: Train,
     student: ModelSource,
-    scoring: ScoreTeacher,
-    scores: ArtifactRef,
+    scorings: Sequence[ScoreTeacher],
     rows: ArtifactRef,
     seeds: ArtifactRef,
     validation: ArtifactRef | None,
 ) -> dict[str, ArtifactRef]:
     """What comes of every round, by title, and `student` trained for as many steps on the rows of `kd` alone.
 
-    Rounds end early where `CompareRollouts` or `CheckRound` says so. `scores` are the teacher's of all training rows.
+    Rounds end early where `CompareRollouts` or `CheckRound` says so.
     """
     how, share = recipe.settings.rounds, recipe.settings.rounds.on_policy_share
-    longest = min(recipe.settings.kd.max_length, scoring.scoring.max_length)
+    longest = min(recipe.settings.kd.max_length, recipe.settings.scoring.max_length)
     made: dict[str, ArtifactRef] = {}
     done, kd_student = 0, student
     overlap = checked = None
@@ -166,8 +200,10 @@ def _rounds(
     def check(number: int) -> ArtifactRef | None:
         if validation is None:
             return None
-        own = _by_itself(scoring, student, validation, of="validation", round=number)
-        stage = CheckRound(teacher=scores, student=run(own), before=checked, rounds=how, round=number)
+        own = _by_itself(scorings[0], student, validation, of="validation", round=number)
+        stage = CheckRound(
+            teacher=kd.data, routed=kd.routed, student=run(own), before=checked, rounds=how, round=number
+        )
         made[stage.title] = run(stage)
         return made[stage.title]
 
@@ -178,19 +214,27 @@ def _rounds(
             model=student, rows=rows, seeds=seeds, rounds=how, round=number, max_length=longest, seed=recipe.seed
         )
         answers = run(rollout)
-        scored = ScoreRollouts(**{**dict(scoring), "rows": answers, "turns": "last", "round": number})
-        by_teacher = run(scored)
-        own = _by_itself(scored, student, answers, of="rollouts", round=number)
+        of_answers = {"rows": answers, "turns": "last", "round": number}
+        scored = [ScoreRollouts(**{**dict(scoring), **of_answers}) for scoring in scorings]
+        stores = {scoring.title: run(scoring) for scoring in scored}
+        by_teacher, *others = stores.values()
+        part = Part(scores=by_teacher, routed=tuple(others), share=share)
+        own = _by_itself(scorings[0], student, answers, of="rollouts", round=number, turns="last")
         by_student = run(own)
         compared = CompareRollouts(
-            rollouts=answers, teacher=by_teacher, student=by_student, before=overlap, rounds=how, round=number
+            rollouts=answers,
+            teacher=by_teacher,
+            routed=part.routed,
+            student=by_student,
+            before=overlap,
+            rounds=how,
+            round=number,
         )
         overlap = run(compared)
-        titles = rollout.title, scored.title, own.title, compared.title
-        made |= dict(zip(titles, (answers, by_teacher, by_student, overlap), strict=True))
+        made |= {rollout.title: answers, **stores, own.title: by_student, compared.title: overlap}
         if overlap.counts.get(STOPS):
             break
-        data = {"also": (Part(scores=by_teacher, share=share),)} if share < 1 else {"data": by_teacher, "only": None}
+        data = {"also": (part,)} if share < 1 else {"data": by_teacher, "routed": part.routed, "only": None}
         of_round = {"name": "kd_round", "round": number, "model": student}
         of_round |= {"training": how.distillation(recipe.settings.kd)} | data
         training = kd.model_copy(update=of_round)
@@ -208,7 +252,8 @@ def _rounds(
 def _by_itself(scoring: ScoreTeacher, student: ModelSource, rows: ArtifactRef, **of: Any) -> ScoreOwn:
     """The student in its teacher's place, over as few GPUs as hold it."""
     how = scoring.scoring.here().model_copy(update={"tensor_parallel": 0})
-    return ScoreOwn(**{**dict(scoring), "rows": rows, "teacher": student, "scoring": how, **of})
+    by_itself = {"rows": rows, "teacher": student, "scoring": how, "categories": None}
+    return ScoreOwn(**{**dict(scoring), **by_itself, **of})
 
 
 def _quantised(run: Run, how: Quantisation, students: dict[str, ArtifactRef]) -> dict[str, ArtifactRef]:

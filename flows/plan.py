@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from typing import TypeVar
 from urllib.parse import urlparse
@@ -18,7 +19,16 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.pipeline import load_seeds, pipeline
-from flows.preflight import check_benchmarks, check_engines, check_models, check_quantised, check_server, check_tools
+from flows.preflight import (
+    NOT_LOADED,
+    check_benchmarks,
+    check_engines,
+    check_models,
+    check_quantised,
+    check_routes,
+    check_server,
+    check_tools,
+)
 from flows.recipe import Recipe
 from infra import settings
 from infra.errors import ConfigurationError, DistilflowError, disk_full
@@ -30,11 +40,12 @@ from infra.store import storage
 from infra.store.artifacts import ArtifactRef
 from tasks.augment.estimate import Estimate, estimate, sampled
 from tasks.augment.settings import Augmentation
+from tasks.engines.sizes import Size
 from tasks.evaluate.benchmarks import artifacts
 from tasks.llm.protocol import LLMEndpoint
 from tasks.models import ModelSource, load_tokenizer, resolve
 from tasks.plan.hardware import Hardware, machine
-from tasks.plan.known import PlanInputs
+from tasks.plan.known import OtherTeacher, PlanInputs
 from tasks.plan.lengths import Lengths, guessed, measured
 from tasks.plan.model import Plan, Problem
 from tasks.plan.plan import make_plan
@@ -90,29 +101,29 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
     """
     problems: list[Problem] = []
     planned_for = machine(hardware, recipe.settings.run.processes)
-    base, teacher = (
-        _resolved(name, role, problems) for name, role in ((recipe.student, "student"), (recipe.teacher, "teacher"))
-    )
-    student_size, teacher_size = size_of(recipe.student, base), size_of(recipe.teacher, teacher)
-    if base is not None and teacher is not None:
-        wrong, remarks = check_models(base, teacher, recipe.settings.kd, recipe.settings.rounds)
-        wrong += check_engines(
-            teacher, recipe.settings.evaluation, on_gpu=not planned_for.is_cpu, here=hardware.device == "here"
-        )
-        if hardware.device == "here":
-            found, told = check_server(teacher, recipe)
-            wrong, remarks = wrong + found, remarks + told
-        wrong += check_quantised(recipe, base, here=hardware.device == "here")
-        problems += [Problem(stops=True, text=text) for text in wrong]
-        problems += [Problem(stops=False, text=text) for text in remarks]
+    base = _resolved(recipe.student, "student", problems)
+    teachers = {name: _resolved(name, "teacher", problems) for name in (recipe.teacher, *recipe.routes)}
+    student_size, sizes = size_of(recipe.student, base), {name: size_of(name, teachers[name]) for name in teachers}
+    for name, scorer in teachers.items():
+        if base is not None and scorer is not None:
+            wrong, remarks = check_models(base, scorer, recipe.settings.kd, recipe.settings.rounds)
+            compared = recipe.settings.evaluation if name == recipe.teacher else NOT_LOADED
+            wrong += check_engines(scorer, compared, on_gpu=not planned_for.is_cpu, here=hardware.device == "here")
+            if hardware.device == "here" and name == recipe.teacher:
+                found, told = check_server(scorer, recipe)
+                wrong, remarks = wrong + found, remarks + told
+            problems += _problems(wrong, remarks)
+    if base is not None:
+        problems += _problems(check_quantised(recipe, base, here=hardware.device == "here"))
     storage.ensure_bucket()
     seeds = Stages().run(load_seeds(recipe))
-    if base is not None and teacher is not None:
-        wrong, remarks = check_tools(seeds, base, teacher)
-        problems += [Problem(stops=True, text=text) for text in wrong]
-        problems += [Problem(stops=False, text=text) for text in remarks]
+    problems += _problems(check_routes(seeds, recipe))
+    for scorer in teachers.values():
+        if base is not None and scorer is not None:
+            problems += _problems(*check_tools(seeds, base, scorer))
     finder = Finder()
-    pipeline(finder.find, recipe, base or _unreached("student"), teacher or _unreached("teacher"))
+    scorers = {name: scorer or _unreached("teacher") for name, scorer in teachers.items()}
+    pipeline(finder.find, recipe, base or _unreached("student"), scorers.pop(recipe.teacher), scorers)
     done, options = finder.found, recipe.settings.augmentation
     agents = None
     if options.enabled and "augment" not in done:
@@ -126,7 +137,7 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
     known = PlanInputs(
         title=recipe.title,
         student=student_size,
-        teacher=teacher_size,
+        teacher=sizes[recipe.teacher],
         augmentation=options,
         sft=how.sft,
         scoring=how.scoring,
@@ -154,8 +165,10 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
         keep=how.fit.keep,
         rounds=_that_will_be(how.rounds, done),
         quantise=how.quantise,
+        others=_others(recipe, sizes, examples),
     )
-    made = make_plan(known, lambda known, plan: [*problems, *find(known, plan)])
+    said = list(dict.fromkeys(problems))
+    made = make_plan(known, lambda known, plan: [*said, *find(known, plan)])
     publish_table("plan", [dict(row) for row in stage_rows(made)], made.title)
     create_markdown_artifact(plan_markdown(made), key="plan-summary", description=made.title)
     return made
@@ -168,6 +181,18 @@ def _that_will_be(rounds: Rounds, done: Mapping[str, ArtifactRef]) -> Rounds:
             what, _, number = title.rpartition("_")
             return rounds.model_copy(update={"rounds": int(number) - (what == "overlap")})
     return rounds
+
+
+def _problems(wrong: list[str], remarks: list[str] | None = None) -> list[Problem]:
+    stops = [Problem(stops=True, text=text) for text in wrong]
+    return stops + [Problem(stops=False, text=text) for text in remarks or ()]
+
+
+def _others(recipe: Recipe, sizes: Mapping[str, Size], examples: list[Row]) -> tuple[OtherTeacher, ...]:
+    """The teachers of some task categories, by the rows that have these, as far as they are named."""
+    rows = Counter(row.task_category for row in examples)
+    shares = {name: sum(rows[one] for one in named) / max(len(examples), 1) for name, named in recipe.routes.items()}
+    return tuple(OtherTeacher(", ".join(named), sizes[name], shares[name]) for name, named in recipe.routes.items())
 
 
 def _resolved(name: str, role: str, problems: list[Problem]) -> ModelSource | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -15,6 +17,7 @@ from infra.errors import ConfigurationError, TransientError, disk_full, in_one_s
 from infra.orchestration.view import say
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef
+from tasks.augment.naming import categories_of, is_named
 from tasks.augment.own_prompts import prompts_of
 from tasks.engines.quantised import check_device, check_transformers
 from tasks.engines.server import connect
@@ -26,7 +29,7 @@ from tasks.logits.settings import Scoring
 from tasks.models import ModelSource, resolve
 from tasks.quantise.checks import check_formats
 from tasks.rollout.settings import Rounds
-from tasks.rows import WITH_TOOLS
+from tasks.rows import TRAIN, WITH_TOOLS, read_rows
 from tasks.seeds.stage import check_sources
 from tasks.tokens.alignment import check_same_template
 from tasks.tokens.chat import takes_system_turns
@@ -38,37 +41,59 @@ from tasks.train.settings import Distillation
 
 T = TypeVar("T")
 _NO_ROUNDS, _SCORING = Rounds(), Scoring()
+NOT_LOADED = Evaluation(teacher="topk")  # of teachers that evaluation does not know
+_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Models:
+    """What a run starts from; `others` are the teachers of some task categories, by name."""
+
+    student: ModelSource
+    teacher: ModelSource
+    others: dict[str, ModelSource]
+
+    @property
+    def teachers(self) -> list[ModelSource]:
+        return [self.teacher, *self.others.values()]
 
 
 @task(name="check", persist_result=False)
-def check(recipe: Recipe, elsewhere: bool = False) -> tuple[ModelSource, ModelSource]:
-    """Resolve both models and refuse what would fail hours later; raises ConfigurationError that names all of it.
+def check(recipe: Recipe, elsewhere: bool = False) -> Models:
+    """Resolve all models and refuse what would fail hours later; raises ConfigurationError that names all of it.
 
     What engines can do `elsewhere`, on workers, is found out there.
     """
     problems: list[str] = []
     _tried(problems, _check_disk)
     base = _tried(problems, lambda: resolve(recipe.student, "student"))
-    scorer = _tried(problems, lambda: resolve(recipe.teacher, "teacher"))
-    if base and scorer:
+    teachers = {name: _tried(problems, partial(resolve, name, "teacher")) for name in (recipe.teacher, *recipe.routes)}
+    said: list[str] = []
+    for name, scorer in teachers.items():
+        if base is None or scorer is None:
+            continue
         found, remarks = check_models(base, scorer, recipe.settings.kd, recipe.settings.rounds)
         problems += found
-        problems += check_quantised(recipe, base, here=not elsewhere)
+        said += remarks
         if not elsewhere:
             how, on_gpu = recipe.settings, devices.gpus() > 0
-            problems += check_engines(scorer, how.evaluation, how.scoring, on_gpu=on_gpu, here=True)
-            found, told = check_server(scorer, recipe)
-            problems, remarks = problems + found, remarks + told
-        for remark in remarks:
-            say(f"[dim]{remark}[/dim]")
+            compared = how.evaluation if name == recipe.teacher else NOT_LOADED
+            problems += check_engines(scorer, compared, how.scoring, on_gpu=on_gpu, here=True)
+            found, told = check_server(scorer, recipe) if name == recipe.teacher else ([], [])
+            problems, said = problems + found, said + told
+    if base:
+        problems += check_quantised(recipe, base, here=not elsewhere)
+    for remark in dict.fromkeys(said):
+        say(f"[dim]{remark}[/dim]")
     _tried(problems, lambda: check_benchmarks(recipe))
     if recipe.settings.augmentation.enabled:
         _tried(problems, lambda: prompts_of(recipe.settings.augmentation.prompts))
     if _tried(problems, _storage_answers):
         problems.extend(check_sources(recipe.sources))
-    if base and scorer and not problems:
-        return base, scorer
-    raise ConfigurationError(in_one_sentence(problems))
+    known = {name: scorer for name, scorer in teachers.items() if scorer}
+    if base and not problems:
+        return Models(base, known.pop(recipe.teacher), known)
+    raise ConfigurationError(in_one_sentence(list(dict.fromkeys(problems))))
 
 
 def _tried(problems: list[str], do: Callable[[], T]) -> T | None:
@@ -150,6 +175,8 @@ def check_server(teacher: ModelSource, recipe: Recipe) -> tuple[list[str], list[
     scoring, evaluation = recipe.settings.scoring, recipe.settings.evaluation
     if scoring.server is None:
         return [], []
+    if recipe.routes:
+        return ["scoring.engine=server scores with one teacher, and teachers names more: leave one of the two out"], []
     asked = [(scoring.stored(recipe.k), scoring.max_length)]
     asked += [(evaluation.kl_tokens, evaluation.max_length)] if evaluation.teacher == "topk" else []
     k, longest = (max(numbers) for numbers in zip(*asked, strict=True))
@@ -174,12 +201,12 @@ def check_quantised(recipe: Recipe, base: ModelSource, *, here: bool) -> list[st
     return problems
 
 
-def check_tools(seeds: ArtifactRef, base: ModelSource, scorer: ModelSource) -> tuple[list[str], list[str]]:
+def check_tools(seeds: ArtifactRef, base: ModelSource, *scorers: ModelSource) -> tuple[list[str], list[str]]:
     """What seeds that use tools come to with templates that know none: sentences that stop the run, and remarks."""
     problems: list[str] = []
     remarks: list[str] = []
     count, total = seeds.counts.get(WITH_TOOLS, 0), seeds.counts["seeds"]
-    for role, model in (("student", base), ("teacher", scorer)) if count else ():
+    for role, model in (("student", base), *(("teacher", scorer) for scorer in scorers)) if count else ():
         if knows_tools(model):
             continue
         template = f"the chat template of {role} {model.name} knows no tools"
@@ -190,10 +217,26 @@ def check_tools(seeds: ArtifactRef, base: ModelSource, scorer: ModelSource) -> t
     return problems, remarks
 
 
-def say_tools(seeds: ArtifactRef, base: ModelSource, scorer: ModelSource) -> None:
-    """`check_tools`, said; raises ConfigurationError for what stops the run."""
-    problems, remarks = check_tools(seeds, base, scorer)
-    if problems:
+def check_routes(seeds: ArtifactRef, recipe: Recipe) -> list[str]:
+    """Of task categories that have a teacher of their own and that no row can have: a sentence."""
+    routed = {category for categories in recipe.routes.values() for category in categories}
+    if not routed:
+        return []
+    options = recipe.settings.augmentation
+    held = Counter(row.task_category for row in read_rows(seeds, TRAIN))
+    named = held.keys() | (categories_of(options) if is_named(seeds, options) else set())
+    if not (unknown := sorted(routed - named)):
+        return []
+    return [
+        f"teachers has a teacher for {', '.join(map(repr, unknown))}, and no row has that task category: "
+        f"they have {', '.join(map(repr, sorted(named)[:_SHOWN]))}{' …' if len(named) > _SHOWN else ''}"
+    ]
+
+
+def check_seeds(seeds: ArtifactRef, recipe: Recipe, models: Models) -> None:
+    """`check_tools` and `check_routes`, said; raises ConfigurationError for what stops the run."""
+    problems, remarks = check_tools(seeds, models.student, *models.teachers)
+    if problems := [*check_routes(seeds, recipe), *problems]:
         raise ConfigurationError(in_one_sentence(problems))
     for remark in remarks:
         say(remark)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from flows.params import Model, Settings, preset_for, with_preset
 from flows.reproduce import command
@@ -24,6 +24,8 @@ from tasks.rows import Turns
 from tasks.seeds.settings import Reading
 from tasks.seeds.stage import Sources
 from tasks.train.settings import Distillation, Training, TrainingRun
+
+EVERY_OTHER = "*"  # task category, of `teachers`
 
 
 def settings_for(
@@ -84,6 +86,7 @@ class Recipe(BaseModel):
 
     student: str = "demo"
     teacher: str = "demo"
+    teachers: dict[str, str] | None = None
     seeds: str = "demo"
     k: int = 10
     agent_model: str = "demo"
@@ -94,6 +97,25 @@ class Recipe(BaseModel):
     turns: Turns = "all"
     judge_model: str = "demo"
     settings: Settings
+
+    @model_validator(mode="after")
+    def _has_one_teacher_for_the_rest(self) -> Self:
+        rest = (self.teachers or {}).get(EVERY_OTHER, self.teacher)
+        if rest != self.teacher:
+            raise ConfigurationError(
+                f"teachers names {rest} for {EVERY_OTHER!r}, every other category, and teacher is {self.teacher}: "
+                "leave one of them out, or name the same"
+            )
+        return self
+
+    @property
+    def routes(self) -> dict[str, tuple[str, ...]]:
+        """The teachers beside `teacher`, each with the task categories whose rows it scores."""
+        found: dict[str, tuple[str, ...]] = {}
+        for category, name in sorted((self.teachers or {}).items()):
+            if category != EVERY_OTHER and name != self.teacher:
+                found[name] = (*found.get(name, ()), category)
+        return found
 
     @staticmethod
     def of(parameters: Mapping[str, Any]) -> Recipe:
@@ -117,7 +139,7 @@ class Recipe(BaseModel):
         shown: dict[str, Any] = {
             "augmentation": chosen.augmentation.identity() if chosen.augmentation.enabled else "off",
             "sft": chosen.sft.model_dump(),
-            "kd": chosen.kd.model_dump(),
+            "kd": chosen.kd.identity(),
             "evaluation": chosen.evaluation.identity(),
         }
         for name, asked in (("run", chosen.run.identity()), ("scoring", chosen.scoring.rounding())):
@@ -131,6 +153,8 @@ class Recipe(BaseModel):
             shown["quantise"] = chosen.quantise.model_dump(mode="json")
         if reading := chosen.data.identity():
             shown["data"] = reading
+        if self.routes:
+            shown["teachers"] = {**(self.teachers or {}), EVERY_OTHER: self.teacher}
         if self.turns != "all":
             shown["turns"] = self.turns
         if chosen.benchmarks.asked:

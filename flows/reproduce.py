@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,7 +22,7 @@ def command(given: Mapping[str, Any], defaults: Mapping[str, Any], used: Setting
     words = ["distilflow", "run"]
     for name, value in given.items():
         if name in _ALWAYS or value != defaults[name]:
-            words += _flag([_dashed(name)], value)
+            words += _flag([_dashed(name)], json.dumps(value) if isinstance(value, dict) else value)
     for field in dataclasses.fields(Settings):
         ours, theirs = (getattr(settings, field.name).model_dump() for settings in (used, preset))
         for parts, value in _differing(ours, theirs):

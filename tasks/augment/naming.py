@@ -45,7 +45,7 @@ class NameCategories(OneArtifact):
     @property
     def is_needed(self) -> bool:
         """Whether there is a row without a category, and an agent to name it."""
-        return self.options.enabled and self.options.name_categories and bool(self.seeds.counts.get("unnamed"))
+        return is_named(self.seeds, self.options)
 
     def workspace(self) -> Workspace:
         spec = {
@@ -78,6 +78,11 @@ class NameCategories(OneArtifact):
     @property
     def _model(self) -> str:
         return self.options.routes.get(NAMING.name, self.agent_model)
+
+
+def is_named(seeds: ArtifactRef, options: Augmentation) -> bool:
+    """Whether an agent names task categories of these seeds."""
+    return options.enabled and options.name_categories and bool(seeds.counts.get("unnamed"))
 
 
 def categories_of(options: Augmentation) -> dict[str, str]:

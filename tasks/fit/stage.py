@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -32,7 +33,8 @@ class ScoreStudent(ScoreTeacher):
 class ChooseRows(OneArtifact):
     """The rows that this student is trained on: kept and left out, each with both losses.
 
-    `student` and `teacher` are stores of scores of the same rows. A row that either could not score stays.
+    `student` and `teacher` are stores of scores of the same rows; where several teachers scored them, `routed` has the
+    others' stores. A row that either could not score stays.
     """
 
     kind: ClassVar = "fit"
@@ -43,13 +45,15 @@ class ChooseRows(OneArtifact):
     student: ArtifactRef
     teacher: ArtifactRef
     fit: Fit
+    routed: tuple[ArtifactRef, ...] = ()
 
     def workspace(self) -> Workspace:
         inputs = {"rows": self.rows, "student": self.student, "teacher": self.teacher}
+        inputs |= {f"routed_{number}": scores for number, scores in enumerate(self.routed, 1)}
         return Workspace(KIND, STAGE_VERSION, self.fit.model_dump(), inputs)
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
-        losses = Losses.of(self.student, self.teacher)
+        losses = Losses.of(self.student, self.teacher, *self.routed)
         choice = choose(losses.student_N, losses.teacher_N, losses.chance_N, self.fit.keep)
         kept_N = choice.kept_N if self.fit.by == "difficulty" else choose_by_chance(losses.chance_N, self.fit.keep)
         counts = {"seeds": 0, "expanded": 0, "rows": 0, "rejected": 0, "failed": 0, "unscored": 0, "improbable": 0}
@@ -100,9 +104,9 @@ class Losses:
     teacher_N: NDArray[np.float64]
 
     @staticmethod
-    def of(student: ArtifactRef, teacher: ArtifactRef) -> Losses:
+    def of(student: ArtifactRef, *teachers: ArtifactRef) -> Losses:
         """Totals over the teacher's tokens: two tokenizers cut one text into different numbers of them."""
-        ours, theirs = _read(student), _read(teacher)
+        ours, theirs = _read(student), _read(*teachers)
         keys_N, our_places, their_places = np.intersect1d(ours[0], theirs[0], assume_unique=True, return_indices=True)
         tokens_N = theirs[2][their_places]
         return Losses(keys_N, ours[1][our_places] / tokens_N, theirs[1][their_places] / tokens_N)
@@ -128,10 +132,10 @@ class Losses:
         return row.model_copy(update={"scores": {**row.scores, **scores}, "verdicts": {**row.verdicts, **verdict}})
 
 
-def _read(scores: ArtifactRef) -> tuple[NDArray[np.uint64], NDArray[np.float64], NDArray[np.int64]]:
+def _read(*stores: ArtifactRef) -> tuple[NDArray[np.uint64], NDArray[np.float64], NDArray[np.int64]]:
     """Keys in order, the total loss of each row's answers in nats, and how many tokens they have."""
     keys, nats, tokens = [], [], []
-    for scored in TopKReader(scores):
+    for scored in itertools.chain.from_iterable(map(TopKReader, stores)):
         keys.append(int(scored.row_id[:16], 16))
         nats.append(
             -float(np.maximum(scored.actual_logprobs_R, -100.0).sum(dtype=np.float64))

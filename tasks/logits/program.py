@@ -36,6 +36,7 @@ from tasks.logits.store.reader import ShardError, read_shard, write_tokenizer
 from tasks.models import ModelSource, load_tokenizer
 from tasks.precision import note
 from tasks.rows import KEPT, Row, Turns, heldout_rows, read_rows
+from tasks.text.categories import TaskCategories, is_of
 from tasks.tokens.rows import Skipped, TokenisedRow, tokenise, within
 from tasks.tokens.spans import REWRITTEN, unsupervised_fact
 from tasks.tokens.written import check_same_tokens, is_written, read_written
@@ -52,8 +53,12 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     k: int = spec["k"]
     longest = min(scoring.max_length, teacher.context() - 1)  # the engine generates a token that nobody reads
     given = ArtifactRef.model_validate(spec["rows"])
-    cut = _as_tokens(given, spec.get("heldout"), teacher, longest, spec["turns"])
+    wanted = TaskCategories.of(spec)
+    cut = _as_tokens(given, spec.get("heldout"), teacher, longest, spec["turns"], wanted)
     rows, categories, skipped = _usable(cut)
+    if not rows and wanted and not skipped:  # of a round's answers none may be of a teacher's categories
+        write_tokenizer(work, teacher)
+        return _of_no_rows(k, scoring)
     if not rows:
         raise ConfigurationError(f"no row is usable for the teacher: {dict(skipped)}")
     shards = plan(rows, scoring.tokens_per_shard)
@@ -115,6 +120,13 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     return {"counts": counts, "facts": facts}
 
 
+def _of_no_rows(k: int, scoring: Scoring) -> dict[str, Any]:
+    """What is said of a store that has nothing in it."""
+    coverage = {**CoverageCounter(k).summary(), "warning": None}
+    facts = {"coverage": coverage, "shards_repaired": [], "skipped": {}, "engine": scoring.engine}
+    return {"counts": dict.fromkeys(("rows", "tokens", "shards", "skipped"), 0), "facts": facts}
+
+
 def score_side_by_side(
     job: Job, shards: Sequence[Shard], parts: Sequence[Share], agenda: Path, progress: Progress
 ) -> int:
@@ -168,20 +180,27 @@ def _usable(
 
 
 def _as_tokens(
-    rows: ArtifactRef, heldout: dict[str, Any] | None, teacher: ModelSource, max_length: int, turns: Turns
+    rows: ArtifactRef,
+    heldout: dict[str, Any] | None,
+    teacher: ModelSource,
+    max_length: int,
+    turns: Turns,
+    wanted: TaskCategories | None,
 ) -> Iterator[tuple[Row, TokenisedRow | Skipped]]:
     """Training rows, or the held-out rows of seeds, as the teacher cuts them; a student's answers as it wrote them.
 
-    Raises ConfigurationError where those are not in the teacher's tokens.
+    Of `wanted` categories where there are such. Raises ConfigurationError where those are not in the teacher's tokens.
     """
     if is_written(rows):
         check_same_tokens(rows, teacher)
         for written in read_written(rows):
-            yield written.row, within(written.tokens, max_length)
+            if is_of(wanted, written.row.task_category):
+                yield written.row, within(written.tokens, max_length)
         return
     tokenizer = load_tokenizer(teacher)
     for row in heldout_rows(rows, heldout["max_rows"]) if heldout else read_rows(rows, KEPT):
-        yield row, tokenise(row, tokenizer, max_length, turns)
+        if is_of(wanted, row.task_category):
+            yield row, tokenise(row, tokenizer, max_length, turns)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from tasks.logits.settings import Scoring
 from tasks.logits.store.reader import SHARDS, TOKENIZER
 from tasks.models import ModelSource
 from tasks.rows import Turns
+from tasks.text.categories import TaskCategories
 from tasks.tokens.rows import tokenizer_digests
 from tasks.tokens.spans import turns_identity, unsupervised_note
 
@@ -30,7 +31,7 @@ class ScoreTeacher(OneArtifact):
     """The teacher's top-K log-probabilities of every supervised token (paper, section 3.2).
 
     The store is independent of the student and of any training. Any number of processes make it together, a shard at
-    a time.
+    a time. Where there are several teachers, each scores the rows of its own `categories`.
     """
 
     kind: ClassVar = "logits"
@@ -43,6 +44,14 @@ class ScoreTeacher(OneArtifact):
     k: int
     scoring: Scoring
     turns: Turns = "last"
+    categories: TaskCategories | None = None
+
+    @property
+    def title(self) -> str:
+        return self.titled(self.kind)
+
+    def titled(self, title: str) -> str:
+        return self.categories.titled(title) if self.categories else title
 
     @property
     def heldout(self) -> dict[str, Any]:
@@ -64,6 +73,7 @@ class ScoreTeacher(OneArtifact):
             **turns_identity(self.turns),
             **self.heldout,
             **self.scoring.rounding(),
+            **(self.categories.identity() if self.categories else {}),
         }
         return Workspace(KIND, STAGE_VERSION, spec, {"rows": self.rows})
 
@@ -84,10 +94,14 @@ class ScoreTeacher(OneArtifact):
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
         on_event = view.follow(describe)
-        return score(work, self.rows, self.teacher, self.k, self.scoring, on_event, self.turns, self.heldout)
+        how = self.scoring, on_event, self.turns, self.heldout, self.categories
+        return score(work, self.rows, self.teacher, self.k, *how)
 
     def show(self, made: Made, view: View) -> str:
         facts = facts_of(made.shown)
+        if not made.shown.counts["rows"]:
+            view.warn(f"no row is of the task categories of {self.title}")
+            return "nothing to score"
         for repaired in facts["shards_repaired"] if made.new else []:
             view.warn(f"{repaired}; its rows were scored again")
         coverage = facts["coverage"]
@@ -123,6 +137,7 @@ def score(
     on_event: Callable[[Event], None],
     turns: Turns = "last",
     heldout: Mapping[str, Any] | None = None,
+    categories: TaskCategories | None = None,
 ) -> ArtifactRef:
     """Score in a supervised process, which starts one for each engine where there are several; finished shards are kept
     over kills and retries.
@@ -134,6 +149,7 @@ def score(
         "scoring": scoring.model_dump(),
         "turns": turns,
         **(heldout or {}),
+        **(categories.identity() if categories else {}),
         "workspace": work.description(),
     }
     result = run_supervised(

@@ -1,8 +1,9 @@
 """What a stage takes, from sizes and counts alone: floating-point operations, bytes, seconds.
 
-Training computes 6 operations a parameter and token (Kaplan et al., 2001.08361), 8 with gradient checkpointing
-(the forward pass twice), 4 where the weights are frozen (LoRA); a forward pass 2. Attention's own operations are
-left out: under a tenth at the lengths that rows have.
+Training computes 6 operations a parameter and token (Kaplan et al., 2001.08361), 4 where the weights are frozen (LoRA),
+and 2 more for each further forward pass: with gradient checkpointing, and where tokens are weighed by what the student
+makes of them (kd.weighting); a forward pass 2. Attention's own operations are left out: under a tenth at the lengths
+that rows have.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _START_CPU_S = {"train": 25.0, "logits": 20.0, "evaluate": 30.0}
 def training_flops(student: Size, training: Training, way: Placement, tokens: float) -> float:
     """Operations of a training on so many tokens, all epochs together."""
     per_token = 4 if training.lora else 6
-    return (per_token + 2 * way.gradient_checkpointing) * student.active * tokens
+    return (per_token + 2 * (way.gradient_checkpointing + training.looks_first)) * student.active * tokens
 
 
 def forward_flops(model: Size, tokens: float) -> float:

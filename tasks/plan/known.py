@@ -27,6 +27,18 @@ AGENT_TOKENS_S = 50.0  # that an LLM writes to each request
 
 
 @dataclass(frozen=True)
+class OtherTeacher:
+    """The teacher of some task categories, named in a row, that `share` of the rows have."""
+
+    categories: str
+    size: Size
+    share: float
+
+    def titled(self, stage: str) -> str:
+        return f"{stage} ({self.categories})"
+
+
+@dataclass(frozen=True)
 class PlanInputs:
     """What the plan is made from. `done` holds the artifacts of finished stages; `agents` the agents' estimate."""
 
@@ -60,6 +72,7 @@ class PlanInputs:
     keep: float = 1.0  # share of the rows that the student is trained on; below 1 it scores them all before
     rounds: Rounds = field(default_factory=Rounds)
     quantise: Quantisation = field(default_factory=Quantisation)
+    others: tuple[OtherTeacher, ...] = ()
 
     @property
     def ranks(self) -> int:
@@ -170,6 +183,11 @@ class PlanInputs:
     @property
     def agents_price_known(self) -> bool:
         return self.agents_are_free or (self.agents is not None and self.agents.priced)
+
+    def scorings(self, stage: str) -> dict[str, tuple[Size, float]]:
+        """Of a stage in which rows are scored, one a teacher: its size and its share of the rows."""
+        rest = 1 - sum(other.share for other in self.others)
+        return {stage: (self.teacher, rest)} | {other.titled(stage): (other.size, other.share) for other in self.others}
 
     @property
     def roles(self) -> dict[str, Size]:

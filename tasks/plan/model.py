@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.plan.hardware import CPU
 
 
 class Problem(BaseModel):
     """`stops`: the run would fail, or would not start. Otherwise it goes on, and a person should know."""
+
+    model_config = ConfigDict(frozen=True)
 
     stops: bool
     text: str

@@ -81,9 +81,9 @@ def _disk(known: PlanInputs, store: int) -> int:
     """
     to_do = [training for name, training in known.trainings.items() if known.to_do(name)]
     scratch = max((checkpoint_bytes(known.student.parameters, training.lora) for training in to_do), default=0)
-    rounds = sum(known.to_do(f"logits_{number}") for number in range(1, known.rounds.rounds + 1))
+    rounds = sum(_to_score(known, f"logits_{number}") for number in range(1, known.rounds.rounds + 1))
     # the teacher's scores of the answers and the student's own: not less, and as many rows of them
-    stores = store * (known.to_do("logits") + 2 * rounds * known.answers / max(known.rows, 1))
+    stores = store * (_to_score(known, "logits") + 2 * rounds * known.answers / max(known.rows, 1))
     if not known.stores_here:
         return scratch
     kept = sum(
@@ -96,6 +96,11 @@ def _disk(known: PlanInputs, store: int) -> int:
         if known.to_do(name)
     )
     return round(stores) + models + quantised + kept + scratch
+
+
+def _to_score(known: PlanInputs, stage: str) -> float:
+    """Share of its rows that are not scored yet."""
+    return sum(share for name, (_size, share) in known.scorings(stage).items() if known.to_do(name))
 
 
 def _chosen(known: PlanInputs) -> list[str]:

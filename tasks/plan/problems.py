@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tasks.engines.memory import CONTEXT
+from tasks.engines.sizes import Size
 from tasks.logits.parallel import NOT_ON_A_CPU
 from tasks.plan import costs
 from tasks.plan.known import PlanInputs
@@ -31,11 +32,12 @@ def find(known: PlanInputs, plan: Plan) -> list[Problem]:
 
 
 def _of_settings(known: PlanInputs) -> Iterator[Problem]:
-    if known.teacher.parameters <= known.student.parameters:
-        yield _warning(
-            f"the teacher ({_billions(known.teacher.parameters)}) is no larger than the student "
-            f"({_billions(known.student.parameters)}): choose a larger teacher"
-        )
+    for of, teacher in (("", known.teacher), *((f" of {other.categories}", other.size) for other in known.others)):
+        if teacher.parameters <= known.student.parameters:
+            yield _warning(
+                f"the teacher{of} ({_billions(teacher.parameters)}) is no larger than the student "
+                f"({_billions(known.student.parameters)}): choose a larger teacher"
+            )
     if not known.machine.is_cpu and known.ranks > known.machine.devices:
         yield _stop(f"run.processes asks for {known.ranks} ranks and there are {known.machine.devices} devices")
     if not known.machine.is_cpu and not known.half:
@@ -59,7 +61,8 @@ def _of_parts_on_a_cpu(known: PlanInputs) -> Iterator[Problem]:
 
 def _of_tensor_parallel(known: PlanInputs) -> Iterator[Problem]:
     devices = known.machine.devices
-    asked = [("scoring", known.scoring.tensor_parallel, {"teacher": known.teacher})]
+    others = {f"teacher of {other.categories}": other.size for other in known.others}
+    asked = [("scoring", known.scoring.tensor_parallel, {"teacher": known.teacher, **others})]
     if known.evaluation.engine == "vllm":
         asked.append(("evaluation", known.evaluation.tensor_parallel, known.roles))
     for setting, parallel, models in asked:
@@ -140,9 +143,11 @@ def _of_memory(known: PlanInputs, plan: Plan) -> Iterator[Problem]:
             said.setdefault(text, []).append(stage.name)
     for text, names in said.items():
         yield _stop(f"{', '.join(names)}: out of memory on devices of {device}: {text}")
+    scorings = known.scorings("logits")
     for stage in _too_large(plan, int(plan.memory_bytes * known.scoring.gpu_memory)):
-        if stage.name == "logits":
-            yield _stop(f"logits: {_needs(stage)}, more than vLLM may take of {device}: {_for_scoring(known)}")
+        if stage.name in scorings:
+            how = _for_scoring(known, scorings[stage.name][0])
+            yield _stop(f"{stage.name}: {_needs(stage)}, more than vLLM may take of {device}: {how}")
     if known.to_do("evaluate") and known.evaluation.engine == "vllm" and not known.machine.is_cpu:
         yield from _of_generation(known, device)
     room = plan.memory_bytes * known.machine.devices
@@ -176,13 +181,13 @@ def _for_comparing(known: PlanInputs) -> str:
     return f"use more or larger devices{other}"
 
 
-def _for_scoring(known: PlanInputs) -> str:
+def _for_scoring(known: PlanInputs, teacher: Size) -> str:
     """What makes the teacher fit."""
     room = known.machine.memory * known.scoring.gpu_memory
-    how = known.scoring_of(known.teacher)
+    how = known.scoring_of(teacher)
     for parallel in range(how.tensor_parallel + 1, known.machine.devices + 1):
         other = how.model_copy(update={"tensor_parallel": parallel})
-        if known.teacher.splits_over(parallel) and costs.scoring_memory(known.machine, known.teacher, other) <= room:
+        if teacher.splits_over(parallel) and costs.scoring_memory(known.machine, teacher, other) <= room:
             return f"set scoring.tensor_parallel to {parallel}"
     return "use more or larger devices, or a smaller teacher"
 

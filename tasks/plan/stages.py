@@ -33,7 +33,7 @@ def stages_of(known: PlanInputs) -> list[StagePlan]:
         _augment(known),
         *chosen,
         _training(known, "sft", known.sft),
-        _scoring(known, "logits", known.teacher),
+        *_scorings(known, "logits"),
         _training(known, "sft_control", control),
         _training(known, "kd", known.kd),
         *_rounds(known),
@@ -105,7 +105,7 @@ def _rounds(known: PlanInputs) -> Iterator[StagePlan]:
     for name, training in known.trainings.items():
         if number := round_of(name):
             yield _rollout(known, f"rollout_{number}")
-            yield _scoring(known, f"logits_{number}", known.teacher, known.answers)
+            yield from _scorings(known, f"logits_{number}", known.answers)
             yield _scoring(known, f"own_{number}", known.student, known.answers)
         if number or name == CONTINUED:
             yield _training(known, name, training)
@@ -154,10 +154,16 @@ def _heldout_scores(known: PlanInputs) -> StagePlan:
     return _scored_rows(known, "heldout_scores", known.teacher, scoring, rows, fits)
 
 
-def _scoring(known: PlanInputs, name: str, model: Size, answers: int | None = None) -> StagePlan:
-    """Of the rows that are trained on, or of so many answers like them."""
+def _scorings(known: PlanInputs, stage: str, answers: int | None = None) -> Iterator[StagePlan]:
+    """By each teacher."""
+    for name, (model, share) in known.scorings(stage).items():
+        yield _scoring(known, name, model, answers, share)
+
+
+def _scoring(known: PlanInputs, name: str, model: Size, answers: int | None = None, share: float = 1.0) -> StagePlan:
+    """Of a share of the rows that are trained on, or of so many answers like them."""
     fits = known.fitting(known.scoring.max_length)
-    rows = round(known.rows * fits.share) if answers is None else answers
+    rows = round(share * (known.rows * fits.share if answers is None else answers))
     return _scored_rows(known, name, model, known.scoring_of(model), rows, fits)
 
 

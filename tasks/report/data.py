@@ -209,6 +209,7 @@ class ReportData(RunInfo):
     stages: list[StageSummary] = []
     curves: dict[str, list[tuple[int, float]]] = Field({}, description="training → (step, loss in nats per token)")
     coverage: Coverage | None = None
+    scored_by: dict[str, int] = Field({}, description="rows to train on by their teacher, where there are several")
     compared_with_top: int | None = Field(
         None, description="teacher tokens that its KL is over, beside a bucket for the rest (default: the vocabulary)"
     )

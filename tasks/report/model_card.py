@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -57,7 +57,7 @@ def model_card(
         teacher=teacher,
         licence=_licence(base, files),
         licence_file=next((name for name in sorted(files) if re.match("LICEN[CS]E", name)), None),
-        teachers_licence=LICENCES.get(teacher or ""),
+        teachers_licences=_special([record for record in records.values() if record.kind == "logits"]),
         training=training,
         record=records[student],
         form=form,
@@ -77,6 +77,12 @@ def hub_name(identity: str) -> str | None:
     """The repository of a model's identity, if it came from the hub."""
     found = re.fullmatch(r"hub:([^@]+)(?:@.*)?", identity)
     return found and found[1]
+
+
+def _special(scores: Iterable[Record]) -> dict[str, str]:
+    """Teachers that have a licence of their own, each with where it is."""
+    found = {name: LICENCES.get(name, {}) for record in scores if (name := hub_name(record.spec["teacher"]))}
+    return {name: said["license_link"] for name, said in found.items() if said.get("license") == "other"}
 
 
 def _licence(base: str | None, files: set[str]) -> dict[str, str]:

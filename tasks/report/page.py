@@ -64,6 +64,7 @@ def render_page(data: ReportData) -> str:
         quantised_sentences=quantised.sentences(data),
         quantised_remark=quantised.REMARK,
         left_out=left_out(data),
+        scored_by=scored_by(data),
         kl_is_over=kl_is_over(data),
         n=_same_for_all([row.variant.n for row in compared.values()]),
         figures={name: _Figure(plot) for name, plot in figures.items()},
@@ -100,6 +101,8 @@ def render_markdown(data: ReportData) -> str:
         f"Student {markdown_text(data.student)}, teacher {markdown_text(data.teacher)}, K = {data.k}, "
         f"seed {data.seed}. Intervals are over held-out requests, for this one training seed. {kl_is_over(data)}"
     )
+    if teachers := scored_by(data):
+        lines += ["", markdown_text(teachers)]
     if without := left_out(data):
         lines += ["", markdown_text(without)]
     lines += ["", *rounds.markdown(data.rounds, data.variants)] if data.rounds else []
@@ -127,6 +130,12 @@ def kl_is_over(data: ReportData) -> str:
         f"KL to the teacher is over its top {data.compared_with_top} and tail (one bucket for all other tokens), "
         "from stored scores: a lower bound of the KL over the vocabulary. The acceptance of a draft is one too."
     )
+
+
+def scored_by(data: ReportData) -> str:
+    """How many rows each of several teachers scored, in a sentence; empty where there is one."""
+    each = ", ".join(f"{rows:,} by {teacher}" for teacher, rows in data.scored_by.items())
+    return f"Rows scored: {each}. Students are compared with {data.teacher}." if each else ""
 
 
 def left_out(data: ReportData) -> str:

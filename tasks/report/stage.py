@@ -31,6 +31,7 @@ from tasks.report.leaderboard.entry import Entry
 from tasks.report.leaderboard.ranking import over_seeds, rows, verdict
 from tasks.report.page import comparison_rows, render_markdown, render_page
 from tasks.seeds.account import sentences
+from tasks.text.categories import TaskCategories
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,6 +160,7 @@ def gather(
         stages=shown,
         curves={name: records[name].facts["curve"] for name in in_order(records) if "curve" in records[name].facts},
         coverage=Coverage.model_validate(coverage),
+        scored_by=_scored_by(records, about),
         compared_with_top=evaluated[kd_evaluation.uri].facts.get("compared_with_top"),
         data_flow=_data_flow(records["augment"], records.get("categories")),
         examples=_examples(tables),
@@ -194,6 +196,17 @@ def _stage(name: str, record: Record, uri: str) -> StageSummary:
         counts=record.counts,
         facts=facts,
     )
+
+
+def _scored_by(records: Mapping[str, Record], about: RunInfo) -> dict[str, int]:
+    """Rows that each of several teachers scored, by its name and categories: the run's own first, without those."""
+    found: dict[str, int] = {}
+    for title, record in records.items():
+        categories = TaskCategories.of(record.spec)
+        if categories and title == categories.titled("logits"):
+            own = f"{about.settings['teachers'][categories.named[0]]} ({', '.join(categories.named)})"
+            found[about.teacher if categories.but else own] = record.counts["rows"]
+    return found
 
 
 def _benchmark_stage(verdicts: Mapping[str, ArtifactRef]) -> StageSummary:

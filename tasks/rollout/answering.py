@@ -31,11 +31,9 @@ from tasks.rollout.settings import Rounds
 from tasks.rows import KEPT, REJECTED, Row, from_parquet, to_parquet
 from tasks.seeds.stage import open_databases
 from tasks.tokens.rows import ChatFormat, Skipped, TokenisedRow, tokenise
-from tasks.tokens.written import KIND, Written, written_parquet
+from tasks.tokens.written import EXECUTION, KIND, RIGHT, WRONG, Written, written_parquet
 
 DONE = "done/"  # a piece's counts, written after its answers
-EXECUTION = "execution"  # among a row's verdicts: whether the answer gives the right result
-RIGHT, WRONG = "right", "wrong"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from infra.errors import ConfigurationError
@@ -77,6 +79,8 @@ class ScoreOwn(ScoreTeacher):
 class CompareRollouts(OneArtifact):
     """Student beside teacher on the student's own answers, by the scores of both; `before` is that of the round before.
 
+    Of several teachers, `routed` are the stores of the others.
+
     In the first round it says whether any is trained.
     """
 
@@ -86,6 +90,7 @@ class CompareRollouts(OneArtifact):
 
     rollouts: ArtifactRef
     teacher: ArtifactRef
+    routed: tuple[ArtifactRef, ...] = ()
     student: ArtifactRef
     before: ArtifactRef | None
     rounds: Rounds
@@ -100,12 +105,12 @@ class CompareRollouts(OneArtifact):
         return 0.0 if self.before else self.rounds.least_agreement
 
     def workspace(self) -> Workspace:
-        inputs = {"rollouts": self.rollouts, "teacher": self.teacher, "student": self.student}
+        inputs = {"rollouts": self.rollouts, **_teachers(self.teacher, self.routed), "student": self.student}
         spec = {"round": self.round, "least_agreement": self._least}
         return Workspace(self.kind, STAGE_VERSION, spec, inputs | ({"before": self.before} if self.before else {}))
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
-        found = _overlap(self.teacher, self.student, in_order=True)
+        found = _overlap((self.teacher, *self.routed), self.student, in_order=not self.routed)
         counts, of_rollouts = self.rollouts.counts, facts_of(self.rollouts)
         answers = counts["rows"] + counts["rejected"]
         facts: dict[str, Any] = {
@@ -140,6 +145,7 @@ class CheckRound(OneArtifact):
     doing: ClassVar = "checking the student on the validation part"
 
     teacher: ArtifactRef
+    routed: tuple[ArtifactRef, ...] = ()
     student: ArtifactRef
     before: ArtifactRef | None
     rounds: Rounds
@@ -150,12 +156,13 @@ class CheckRound(OneArtifact):
         return f"validation_{self.round}"
 
     def workspace(self) -> Workspace:
-        inputs = {"teacher": self.teacher, "student": self.student} | ({"before": self.before} if self.before else {})
+        inputs = _teachers(self.teacher, self.routed) | {"student": self.student}
+        inputs |= {"before": self.before} if self.before else {}
         spec = {"round": self.round} | ({"least_gain": self.rounds.least_gain} if self.before else {})
         return Workspace(self.kind, STAGE_VERSION, spec, inputs)
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
-        found = _overlap(self.teacher, self.student, in_order=False)
+        found = _overlap((self.teacher, *self.routed), self.student, in_order=False)
         facts: dict[str, Any] = found.summary()
         stop = self.before and no_gain(self.round, facts_of(self.before)["kl"], facts["kl"], self.rounds.least_gain)
         facts["said"] = [stop] if stop else []
@@ -167,10 +174,16 @@ class CheckRound(OneArtifact):
         return "; ".join([said, *facts["said"]])
 
 
-def _overlap(teacher: ArtifactRef, student: ArtifactRef, *, in_order: bool) -> Overlap:
+def _teachers(teacher: ArtifactRef, routed: Sequence[ArtifactRef]) -> dict[str, ArtifactRef]:
+    return {"teacher": teacher} | {f"teacher_{number}": store for number, store in enumerate(routed, 2)}
+
+
+def _overlap(teachers: Sequence[ArtifactRef], student: ArtifactRef, *, in_order: bool) -> Overlap:
     """Raises ConfigurationError where the two have scored no row alike."""
     found = Overlap()
-    for theirs, ours in pairs(TopKReader(teacher), TopKReader(student), in_order=in_order):
+    for theirs, ours in pairs(
+        itertools.chain.from_iterable(map(TopKReader, teachers)), TopKReader(student), in_order=in_order
+    ):
         found.add(theirs, ours)
     if not found.rows:
         raise ConfigurationError(

@@ -24,12 +24,13 @@ from infra.store.artifacts import ArtifactRef, Workspace
 from tasks.engines.pieces import work_side_by_side
 from tasks.engines.progress import Progress
 from tasks.models import ModelSource
-from tasks.rollout.answering import DONE, RIGHT, WRONG, Asked, answer_pieces, rows_of
+from tasks.rollout.answering import DONE, Asked, answer_pieces, rows_of
 from tasks.rollout.choice import draw, limit
 from tasks.rollout.parallel import rollout_engines, rollout_parallel
 from tasks.rollout.settings import Rounds
 from tasks.rows import KEPT, Row, read_rows, to_parquet
 from tasks.tokens.rows import tokenizer_digests
+from tasks.tokens.written import RIGHT, WRONG
 
 ANSWERING = "tasks.rollout.answering"
 PROMPTS_A_PIECE = 2048

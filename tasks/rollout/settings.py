@@ -12,6 +12,7 @@ from tasks.train.data.order import rows_of_parts
 from tasks.train.settings import Distillation
 
 _OF_ROLLOUTS = {"n", "temperature", "top_p", "max_new_tokens", "prompts", "engine"}
+_OF_TRAINING = ("learning_rate", "divergence", "js_beta", "tail", "wrong_weight")
 
 
 class Rounds(BaseModel):
@@ -35,6 +36,9 @@ class Rounds(BaseModel):
     js_beta: float = Field(0.5, gt=0, lt=1, description="weight of the teacher in the Jensen-Shannon mixture")
     tail: Literal["renormalise", "bucket"] = Field(
         "bucket", description="probability outside the top K: one bucket (K+1), or renormalised away"
+    )
+    wrong_weight: float = Field(
+        1.0, gt=0, description="weight of an answer whose result, where it can be run, is wrong (others: 1)"
     )
     prompts: int | None = Field(None, ge=1, description="prompts a round, others in each (default: all training rows)")
     n: int = Field(1, ge=1, le=64, description="answers a prompt")
@@ -96,5 +100,6 @@ class Rounds(BaseModel):
 
     def distillation(self, kd: Distillation, rounds: int = 1) -> Distillation:
         """How the student is trained in so many rounds."""
-        of_rounds = {name: getattr(self, name) for name in ("learning_rate", "divergence", "js_beta", "tail")}
-        return Distillation(**{**kd.model_dump(), **of_rounds, "temperature": 1.0, "max_steps": rounds * self.steps})
+        of_rounds: dict[str, Any] = {name: getattr(self, name) for name in _OF_TRAINING}
+        of_rounds |= {"temperature": 1.0, "max_steps": rounds * self.steps, "curriculum": "none"}
+        return Distillation(**{**kd.model_dump(), **of_rounds})

@@ -110,7 +110,7 @@ class ScoreRollouts(ScoreTeacher):
 
     @property
     def title(self) -> str:
-        return f"logits_{self.round}"
+        return self.titled(f"logits_{self.round}")
 
 
 def describe(event: Event) -> str:

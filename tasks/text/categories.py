@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 UNNAMED = "general"  # of rows whose category nobody named
 TASKS: dict[str, str] = {
@@ -41,6 +44,37 @@ TASKS: dict[str, str] = {
     "structured output": "a table, JSON, XML or another strict format out of given material",
     "other": "none of these",
 }  # kinds of task in instruction data, by what the one who answers has to do
+
+
+class TaskCategories(BaseModel):
+    """Some task categories, or all `but` them: the rows that one of several teachers scores."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    named: tuple[str, ...]
+    but: bool = False
+
+    def holds(self, category: str) -> bool:
+        return (category in self.named) != self.but
+
+    def identity(self) -> dict[str, Any]:
+        return {"categories": {"but" if self.but else "only": sorted(self.named)}}
+
+    @staticmethod
+    def of(identity: dict[str, Any]) -> TaskCategories | None:
+        """From a spec that has an `identity`; None where it has none."""
+        found = identity.get("categories")
+        return TaskCategories(named=tuple(*found.values()), but="but" in found) if found else None
+
+    def titled(self, title: str) -> str:
+        """What a stage for these is called: as ever where it is for all others."""
+        return title if self.but else f"{title} ({', '.join(self.named)})"
+
+
+def is_of(categories: TaskCategories | None, category: str) -> bool:
+    """Whether a row of this category is one of those; of None all are."""
+    return categories is None or categories.holds(category)
+
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _CODE = {"code", "codes", "coder", "coding", "codegen", "program", "programs", "programming", "python"}

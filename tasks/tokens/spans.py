@@ -13,6 +13,7 @@ import numpy as np
 from tasks.rows import Turns
 
 RESPONSE = -1  # the turn of a row's own response: the last message
+UNSUPERVISED = "unsupervised_answers"
 REWRITTEN = "that the chat template renders differently before another turn"
 NOT_SCORED = "that the teacher did not score"
 
@@ -74,10 +75,10 @@ def turns_identity(turns: Turns) -> dict[str, Any]:
 def unsupervised_fact(answers: Mapping[str, int]) -> dict[str, Any]:
     """Its part of an artifact's facts: earlier answers that were left out, by reason; nothing where there are none."""
     found = {reason: count for reason, count in answers.items() if count}
-    return {"unsupervised_answers": found} if found else {}
+    return {UNSUPERVISED: found} if found else {}
 
 
 def unsupervised_note(facts: Mapping[str, Any]) -> str:
     """The same in words."""
-    reasons = facts.get("unsupervised_answers", {}).items()
+    reasons = facts.get(UNSUPERVISED, {}).items()
     return "".join(f"; not supervised are {count:,} earlier answers {reason}" for reason, count in sorted(reasons))

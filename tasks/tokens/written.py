@@ -20,6 +20,8 @@ from tasks.rows import KEPT, Row, from_parquet, to_parquet
 from tasks.tokens.rows import TokenisedRow, tokenizer_digests
 
 KIND = "rollout"
+EXECUTION = "execution"  # among a row's verdicts: whether the answer gives the right result
+RIGHT, WRONG = "right", "wrong"
 _COLUMNS = {"written_id": pa.string(), "token_ids": pa.list_(pa.int32()), "response_start": pa.int32()}
 _ROWS_AT_ONCE = 200
 
@@ -33,6 +35,11 @@ class Written:
 
     row: Row
     tokens: TokenisedRow
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether it was run, and gives another result than it should."""
+        return self.row.verdicts.get(EXECUTION) == WRONG
 
 
 def is_written(rows: ArtifactRef) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,12 +54,14 @@ def run_steps(
     save: Callable[[int], None],
     pace: CheckpointPace,
     row_ids: Callable[[int], list[str]],
+    weighted: bool = False,
 ) -> float:
     """Train from `first_step` to the end; tokens a second.
 
     Appends [step, mean loss in nats per supervised token] to `curve`, calls `on_log(step, loss, tokens_s)` and, when a
     checkpoint is due by the first rank's `pace`, `save(step)` on every rank. Raises ConfigurationError, with the rows
-    of the step (`row_ids(step)`), where a loss is no number or far above what it was.
+    of the step (`row_ids(step)`), where a loss is no number or far above what it was. With `weighted`, the mean over
+    tokens is a weighted one (`DistillationLoss.weighting`, `MicroBatch.weight_N`).
     """
     started = time.monotonic()
     tokens = 0
@@ -67,7 +69,7 @@ def run_steps(
     supervised: list[int] = []
     for step in range(first_step + 1, plan.steps + 1):
         fed = feed.step(step)
-        losses.append(_run_step(engine, fed))
+        losses.append(_run_step(engine, _weighed(engine, fed) if weighted else fed))
         supervised.append(fed.supervised_tokens)
         tokens += fed.tokens
         if step % LOG_EVERY and step < plan.steps:
@@ -98,6 +100,27 @@ def _run_step(engine: Any, fed: Step) -> Tensor:
         engine.backward(loss * scale)
         engine.step()
     return total
+
+
+def _weighed(engine: Any, fed: Step) -> Step:
+    """The step with what each token counts in its loss: 1 on average over all supervised tokens of the global batch.
+
+    Weights of tokens come of a forward pass before, in which nothing is learned; those of rows multiply them.
+    """
+    measures = engine.module.loss.weighting != "none"
+    batches = [moved(micro, engine.device) for micro in fed.micro_batches]
+    found: list[Tensor] = []
+    for batch in batches:
+        weight_N = torch.ones(len(batch.labels_N), device=engine.device) if batch.weight_N is None else batch.weight_N
+        if measures:
+            with torch.no_grad():
+                weight_N = weight_N * engine(*batch.inputs, measure=True)
+        found.append(weight_N)
+    mine = [weight_N.double().sum() for weight_N, idle in zip(found, fed.idle, strict=True) if not idle]
+    total = _summed_over_ranks(sum(mine, torch.zeros((), dtype=torch.float64, device=engine.device)))
+    # where no token is to count at all, each counts the same
+    even = [torch.where(total > 0, weight_N * (fed.supervised_tokens / total), 1.0).to(weight_N) for weight_N in found]
+    return replace(fed, micro_batches=[replace(batch, weight_N=of) for batch, of in zip(batches, even, strict=True)])
 
 
 def _refuse_divergence(

@@ -32,8 +32,10 @@ from infra.processes import child
 from infra.processes.torch_extensions import build_once
 from tasks.engines.sizes import ModelShape
 from tasks.train import checkpoints
-from tasks.train.data.examples import Examples, Mixture
+from tasks.train.data.curriculum import Curriculum
+from tasks.train.data.examples import Examples
 from tasks.train.data.feed import feeding
+from tasks.train.data.mixture import Mixture, Routed, examples_of
 from tasks.train.data.order import total_steps
 from tasks.train.data.spool import ExampleStore, write_spool
 from tasks.train.launch import nodes
@@ -78,10 +80,12 @@ def _train(run: TrainingContext, reporter: child.Reporter) -> dict[str, Any]:
         student, done, curve = _resumed(run, plan, base, reporter)
 
     log = _log(run, plan, student, reporter)
+    curriculum = Curriculum.of(run.kd, spool, len(run.batch_rows), plan.steps, run.seed)
+    by = run.seed, run.rank.number, run.rank.ranks
     started = time.monotonic()
     with (
         checkpoints.Uploads(run.work, run.how.checkpoints_kept, reporter, run.rank, run.launch, owned) as uploads,
-        feeding(spool, run.batch_rows, plan.micro_batches, run.seed, run.rank.number, run.rank.ranks) as feed,
+        feeding(spool, run.batch_rows, plan.micro_batches, *by, curriculum) as feed,
     ):
 
         def save(step: int) -> None:
@@ -98,7 +102,7 @@ def _train(run: TrainingContext, reporter: child.Reporter) -> dict[str, Any]:
             run.how.checkpoint_every_s, checkpoint_bytes(student.parameters, run.training.lora), tell_pace
         )
         try:
-            tokens_s = run_steps(student.engine, feed, plan, done, curve, log, save, pace, row_ids)
+            tokens_s = run_steps(student.engine, feed, plan, done, curve, log, save, pace, row_ids, run.weighted)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise OutOfMemoryError(f"out of memory: {_advice(run, base, spool)}") from error
         elapsed = max(time.monotonic() - started, 1e-9)
@@ -142,10 +146,11 @@ def _prepared(run: TrainingContext, folder: Path) -> tuple[ExampleStore, dict[st
 
     def write() -> dict[str, Any]:
         longest = min(run.training.max_length, run.source.context())
-        first = Examples(run.data, run.source, longest, run.kd, run.turns, run.only, run.k)
-        examples: Examples | Mixture = first
+        of = run.source, longest, run.kd
+        first = examples_of((run.data, *run.routed), *of, run.turns, run.only, run.k)
+        examples: Examples | Routed | Mixture = first
         if run.kd and run.also:
-            more = (Examples(part.scores, run.source, longest, run.kd, k=run.k) for part in run.also)
+            more = (examples_of((part.scores, *part.routed), *of, k=run.k) for part in run.also)
             examples = Mixture([first, *more], run.kd.kd_weight)
         write_spool(folder, examples)
         facts = examples.facts()

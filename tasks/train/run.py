@@ -55,6 +55,7 @@ class TrainingContext:
     precision_note: str | None
     k: int | None = None
     placement: Placement = field(default_factory=Placement)
+    routed: tuple[ArtifactRef, ...] = ()
 
     @staticmethod
     def of(spec: Mapping[str, Any]) -> TrainingContext:
@@ -71,6 +72,7 @@ class TrainingContext:
             only=ArtifactRef.model_validate(spec["only"]) if spec["only"] else None,
             also=tuple(map(Part.model_validate, spec["also"])),
             k=spec["k"],
+            routed=tuple(map(ArtifactRef.model_validate, spec["routed"])),
             launch=spec["launch"],
             seed=spec["seed"],
             rank=Rank.here(),
@@ -116,7 +118,12 @@ class TrainingContext:
         if self.kd is None:
             return None
         kd = self.kd
-        return DistillationLoss(kd.divergence, kd.tail, kd.temperature, kd.js_beta, kd.kd_weight)
+        return DistillationLoss(kd.divergence, kd.tail, kd.temperature, kd.js_beta, kd.kd_weight, kd.weighting)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether some tokens count more than others."""
+        return self.kd is not None and (self.kd.weighting != "none" or self.kd.wrong_weight != 1)
 
     def card(self, k: int | None) -> dict[str, Any]:
         """What the model card says besides the numbers; `k` of the teacher's log-probabilities were used."""

@@ -13,6 +13,10 @@ Offload = Literal["none", "optimizer", "parameters"]
 LEAST_STAGE: dict[Offload, int] = {"none": 0, "optimizer": 1, "parameters": 3}  # of ZeRO, which partitions that much
 
 
+Weighting = Literal["none", "gap", "entropy"]
+_LATER = ("weighting", "wrong_weight", "curriculum", "curriculum_share")
+
+
 class Lora(BaseModel):
     """Low-rank adapters (Hu et al., 2106.09685) on every linear layer but the head, merged on export."""
 
@@ -39,6 +43,15 @@ class Training(BaseModel):
     gradient_clipping: float = Field(1.0, ge=0, description="largest gradient norm (0: no clipping)")
     lora: Lora | None = Field(None, description="train low-rank adapters instead of all weights")
 
+    def identity(self) -> dict[str, Any]:
+        """What changes the result."""
+        return self.model_dump()
+
+    @property
+    def looks_first(self) -> bool:
+        """Whether a batch goes through the student once before it is trained on."""
+        return False
+
 
 class Distillation(Training):
     """Training on the teacher's top-K log-probabilities (paper, section 3.2)."""
@@ -62,6 +75,29 @@ class Distillation(Training):
         description="with another tokenizer than the teacher's: least share of positions and of mass that must align",
     )
 
+    weighting: Weighting = Field(
+        "none",
+        description="tokens that count more, on average 1: gap (where student and teacher are apart), entropy (where "
+        "the student is unsure); a forward pass more",
+    )
+    wrong_weight: float = Field(
+        1.0, gt=0, description="weight of an answer of the student's own whose result is wrong (rounds.wrong_weight)"
+    )
+
+    curriculum: Literal["none", "length", "difficulty"] = Field(
+        "none", description="easy rows first: short ones, or those whose answer the teacher finds probable"
+    )
+    curriculum_share: float = Field(0.5, gt=0, le=1, description="share of the steps until all rows are drawn from")
+
+    def identity(self) -> dict[str, Any]:
+        """Without what was not there to be set before, unless somebody does."""
+        unset = {name for name in _LATER if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(exclude=unset)
+
+    @property
+    def looks_first(self) -> bool:
+        return self.weighting != "none"
+
     @model_validator(mode="after")
     def _knows_the_tail(self) -> Self:
         """What is left unset comes from a preset: only what was said can contradict itself."""
@@ -78,11 +114,15 @@ class Distillation(Training):
 
 
 class Part(BaseModel):
-    """A further store that a student is distilled on, and its share of every batch."""
+    """A further store that a student is distilled on, and its share of every batch.
+
+    Of rows that several teachers scored, `routed` has what the others than the first did.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     scores: ArtifactRef
+    routed: tuple[ArtifactRef, ...] = ()
     share: float = Field(gt=0, le=1)
 
 

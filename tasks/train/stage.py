@@ -36,8 +36,9 @@ class Train(OneArtifact):
 
     Of `run`, only a precision that is asked for changes the result. `turns` says which answers of a row are trained on;
     a store says it for itself. Of a store, `only` the rows of that artifact are trained on, where it is given, and of
-    each token the `k` likeliest alternatives, where more are stored. Stores that are trained on `also` have their
-    shares of every batch, and `data` has what is left. `round` tells rounds of one run apart.
+    each token the `k` likeliest alternatives, where more are stored. Where several teachers scored the rows, `data` is
+    the store of the first, and `routed` has those of the others. Stores that are trained on `also` have their shares of
+    every batch, and `data` has what is left. `round` tells rounds of one run apart.
     """
 
     kind: ClassVar = "train"
@@ -55,6 +56,7 @@ class Train(OneArtifact):
     only: ArtifactRef | None = None
     also: tuple[Part, ...] = ()
     k: int | None = None
+    routed: tuple[ArtifactRef, ...] = ()
     round: int = 0
 
     @property
@@ -68,14 +70,16 @@ class Train(OneArtifact):
         return run.hostfile is not None and nodes.this_node(run, nodes.read_hosts(run.hostfile)) > 0
 
     def workspace(self) -> Workspace:
-        spec = {"model": self.model.identity(), "training": self.training.model_dump(), "seed": self.seed}
+        spec = {"model": self.model.identity(), "training": self.training.identity(), "seed": self.seed}
         spec |= turns_identity(self.turns) | self.run.identity()
         inputs = {"data": self.data} | ({"only": self.only} if self.only else {})
         if self.also:
             spec["also"] = [part.share for part in self.also]
-            inputs |= {f"also_{number}": part.scores for number, part in enumerate(self.also, 1)}
         if self.k:
             spec["k"] = self.k
+        for number, part in enumerate(self.also, 1):
+            inputs |= {f"also_{number}": part.scores} | _numbered(f"also_{number}_routed", part.routed)
+        inputs |= _numbered("routed", self.routed)
         return Workspace(self.name, STAGE_VERSION, spec, inputs)
 
     def slots(self, missing: Mapping[str, Workspace]) -> Mapping[str, int]:
@@ -108,12 +112,16 @@ class Train(OneArtifact):
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
         follow = view.follow(describe)
         how = self.training, self.run, self.seed, follow, self.turns
-        return train(work, self.name, self.model, self.data, *how, self.only, self.also, self.k)
+        return train(work, self.name, self.model, self.data, *how, self.only, self.also, self.k, self.routed)
 
     def show(self, made: Made, view: View) -> str:
         counts, facts = made.shown.counts, facts_of(made.shown)
         left_out = skipped_note(facts["skipped"]) + unsupervised_note(facts)
         return f"{counts['steps']:,} steps on {counts['rows']:,} rows{left_out}"
+
+
+def _numbered(name: str, refs: Sequence[ArtifactRef]) -> dict[str, ArtifactRef]:
+    return {f"{name}_{number}": ref for number, ref in enumerate(refs, 1)}
 
 
 def train(
@@ -129,6 +137,7 @@ def train(
     only: ArtifactRef | None = None,
     also: Sequence[Part] = (),
     k: int | None = None,
+    routed: Sequence[ArtifactRef] = (),
 ) -> ArtifactRef:
     """Train under the DeepSpeed launcher in supervised processes; resumes from the last checkpoint."""
     hosts = nodes.read_hosts(run.hostfile) if run.hostfile else None
@@ -140,6 +149,7 @@ def train(
         "only": only.model_dump() if only else None,
         "also": [part.model_dump() for part in also],
         "k": k,
+        "routed": [ref.model_dump() for ref in routed],
         "training": training.model_dump(),
         "turns": turns,
         "run": run.model_dump(),

@@ -35,7 +35,9 @@ class OnlineLoss(student.SupervisedLoss):
         teacher_ids_NK: Tensor | None,
         teacher_logprobs_NK: Tensor | None,
         kd_weight_N: Tensor | None,
+        weight_N: Tensor | None,
         *rows: Tensor,
+        measure: bool = False,
     ) -> Tensor:
         assert teacher_ids_NK is not None
         with torch.no_grad():
@@ -43,8 +45,8 @@ class OnlineLoss(student.SupervisedLoss):
             hidden_1TH = decoder(input_ids=input_ids_1T, position_ids=position_ids_1T, rows=rows, use_cache=False)[0]
             logits_NV = self._teacher[0].lm_head(hidden_1TH[0].index_select(0, positions_N))
             top = logits_NV.log_softmax(dim=1).topk(teacher_ids_NK.shape[1], dim=1)
-        scored = top.indices, top.values, kd_weight_N
-        return super().forward(input_ids_1T, position_ids_1T, positions_N, labels_N, *scored, *rows)
+        scored = top.indices, top.values, kd_weight_N, weight_N
+        return super().forward(input_ids_1T, position_ids_1T, positions_N, labels_N, *scored, *rows, measure=measure)
 
 
 if __name__ == "__main__":

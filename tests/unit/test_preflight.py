@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from flows.preflight import check_engines, check_models, check_tools, say_tools
+from flows.preflight import Models, check_engines, check_models, check_seeds, check_tools
+from flows.recipe import Recipe
 from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactRef
 from tasks.evaluate.settings import Evaluation
@@ -132,7 +133,7 @@ def test_seeds_with_tools_are_told_of_before_anything_is_spent_on_them(tmp_path:
     ]
     assert remarks == []
     with pytest.raises(ConfigurationError, match="teacher theirs knows no tools"):
-        say_tools(seeds(seeds=9, with_tools=9), student, teacher)
+        check_seeds(seeds(seeds=9, with_tools=9), Recipe.of({}), Models(student, teacher, {}))
     assert check_tools(seeds(seeds=9, with_tools=2), teacher, student) == (
         [],
         ["the chat template of student theirs knows no tools: the 2 of 9 seeds that use some are left out"],

@@ -77,9 +77,16 @@ def test_what_contradicts_the_preset_is_refused_and_what_only_contradicts_a_defa
     kd=st.sampled_from([Distillation(tail="bucket"), Distillation(temperature=1.5, divergence="reverse_kl")]),
     evaluation=st.sampled_from([Evaluation(), Evaluation(samples=4, engine="transformers")]),
     size=st.sampled_from(sorted(PRESETS)),
+    teachers=st.sampled_from([None, {"code writing": "32B", "it's": "a/b c"}]),
 )
 def test_typed_again_it_gives_the_same_settings(
-    seeds: str, augmentation: Augmentation, sft: Training, kd: Distillation, evaluation: Evaluation, size: str
+    seeds: str,
+    augmentation: Augmentation,
+    sft: Training,
+    kd: Distillation,
+    evaluation: Evaluation,
+    size: str,
+    teachers: dict[str, str] | None,
 ) -> None:
     told = {
         "student": size,
@@ -90,6 +97,7 @@ def test_typed_again_it_gives_the_same_settings(
         "evaluation": evaluation,
         "scoring": Scoring(max_length=99),
         "run": TrainingRun(zero_stage=3),
+        "teachers": teachers,
     }
     if size == "demo" and kd.tail == "bucket":
         told["kd"] = Distillation(tail="bucket", temperature=1.0)

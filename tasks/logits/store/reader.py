@@ -21,6 +21,7 @@ from tasks.logits.store.format import (
 )
 from tasks.models import ModelSource
 from tasks.rows import Turns
+from tasks.text.categories import TaskCategories
 from tasks.tokens.chat import Turn, turn_of
 from tasks.tokens.scored import ScoredRow
 from tasks.tokens.vocabulary import Vocabulary
@@ -72,6 +73,7 @@ class TopKReader:
             raise ConfigurationError(f"{ref.uri} holds {stored} log-probabilities a token, and {k} are asked for")
         self._cuts = self.k < stored
         self.turns: Turns = self._reader.record.spec.get("turns", "last")
+        self.categories = TaskCategories.of(self._reader.record.spec)
         self.tokenizer_digest: dict[str, str] = self._reader.record.spec["tokenizer"]
 
     def __iter__(self) -> Iterator[ScoredRow]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from infra.store.artifacts import ArtifactRef
 from tasks.logits.store.reader import TopKReader
 from tasks.models import ModelSource, load_tokenizer
 from tasks.rows import KEPT, Row, Turns, read_rows
+from tasks.text.categories import TaskCategories, is_of
 from tasks.tokens.alignment import (
     Alignment,
     check_same_template,
@@ -43,9 +44,9 @@ class Examples:
     that were scored: rows are never tokenised twice, so a template cannot differ between scoring and training.
     Where they do not, the student's own ids get the teacher's distributions as far as both cut the text alike.
     Which answers are supervised, `turns` says for rows, and a store for itself. Of a store, `only` the rows of that
-    artifact are examples, where it is given, and of each token its `k` likeliest alternatives. What a student wrote is
-    no example to repeat: of a store of such answers the divergence alone is learned from (`kd_weight` 1), and one that
-    lacks an answer is refused.
+    artifact are examples, where it is given, and of each token its `k` likeliest alternatives. Of what a student wrote
+    the divergence alone is learned (`kd_weight` 1): it is no example to repeat. A store of such answers, or of some
+    task categories, that lacks a row is refused.
     """
 
     def __init__(
@@ -76,13 +77,24 @@ class Examples:
             return self._for_fine_tuning()
         reader = TopKReader(self._data, self._wanted_k)
         self.k, self.teacher, self._turns = reader.k, reader.teacher, reader.turns
+        if not self._data.counts["rows"]:
+            return iter(())
         if reader.tokenizer_digest["vocabulary"] == tokenizer_digests(self._student)["vocabulary"]:
             check_same_template(reader.tokenizer_digest, self._student)
-            return self._with_scored_ids(reader)
+            return self._weighed(self._with_scored_ids(reader), reader.rows)
         if is_written(reader.rows):
             raise ConfigurationError(f"{reader.rows.uri} was written by a student with another tokenizer")
         self._alignment = Alignment(reader.vocabulary(), vocabulary_of(self._student))
-        return self._with_own_ids(reader, self._alignment)
+        return self._weighed(self._with_own_ids(reader, self._alignment), reader.rows)
+
+    def _weighed(self, examples: Iterator[Example], rows: ArtifactRef) -> Iterator[Example]:
+        """Answers whose result is wrong count `kd.wrong_weight`, and all others 1."""
+        if self._kd is None or self._kd.wrong_weight == 1:
+            return examples
+        answers = read_written(rows) if is_written(rows) else ()
+        wrong = _sorted_keys(answer.tokens.row_id for answer in answers if answer.is_wrong)
+        weights = {True: self._kd.wrong_weight, False: 1.0}
+        return (replace(example, weight=weights[_is_among(wrong, example.row_id)]) for example in examples)
 
     def facts(self) -> dict[str, Any]:
         """How many rows were skipped, and answers left out, for what; with two tokenizers, how much moved.
@@ -92,7 +104,7 @@ class Examples:
         facts: dict[str, Any] = {"skipped": self._skipped, **unsupervised_fact(self._unsupervised)}
         if self.k is not None:
             facts["k"] = self.k
-        if self._alignment is not None and self._kd is not None:
+        if self._alignment is not None and self._kd is not None and self._data.counts["rows"]:
             self._alignment.check(self._kd.min_alignment)
             facts["alignment"] = self._alignment.summary()
         return facts
@@ -107,33 +119,46 @@ class Examples:
 
     def _wanted(self, reader: TopKReader) -> Iterable[ScoredRow]:
         """The scored rows to train on; of the ids, 64 bits each are in memory."""
-        if is_written(reader.rows):
-            return self._all_written(reader)
+        if is_written(reader.rows) or reader.categories:
+            return self._all_of(reader)
         if self._only is None:
             return reader
-        keys = np.array([_key(row.id) for row in read_rows(self._only, KEPT)], np.uint64)
-        keys.sort()
+        keys = _sorted_keys(row.id for row in read_rows(self._only, KEPT))
         return (scored for scored in reader if _is_among(keys, scored.row_id))
 
-    def _all_written(self, reader: TopKReader) -> Iterator[ScoredRow]:
-        """Every answer of a student, but as many as the teacher's record says that it could not score."""
-        keys = np.array([_key(written.tokens.row_id) for written in read_written(reader.rows)], np.uint64)
-        keys.sort()
+    def _all_of(self, reader: TopKReader) -> Iterator[ScoredRow]:
+        """Every row that is the teacher's to score, but as many as its record says that it could not."""
+        keys = _sorted_keys(row_id for row_id, category in self.rows() if is_of(reader.categories, category))
         scored_of = np.zeros(len(keys), bool)
         for scored in reader:
             if not _is_among(keys, scored.row_id):
-                raise ConfigurationError(f"row {scored.row_id} was scored, and {reader.rows.uri} has no such answer")
+                if self._only is not None:
+                    continue
+                raise ConfigurationError(f"row {scored.row_id} was scored, and {reader.rows.uri} has no such row")
             scored_of[np.searchsorted(keys, _key(scored.row_id))] = True
             yield scored
         missing = keys[~scored_of]
         if len(missing) > reader.skipped:
             more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
             raise ConfigurationError(
-                f"the teacher's scores lack answer {int(missing[0]):016x}…{more} of {reader.rows.uri}: delete the "
+                f"the teacher's scores lack row {int(missing[0]):016x}…{more} of {reader.rows.uri}: delete the "
                 f"record.json of {self._data.uri} and run again, they are scored anew"
             )
         if len(missing):
             self._skipped["not scored by the teacher"] += len(missing)
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Id and task category of all rows that this store and those of other teachers are of."""
+        scored = TopKReader(self._data).rows
+        if is_written(scored):
+            yield from ((written.tokens.row_id, written.row.task_category) for written in read_written(scored))
+        else:
+            yield from ((row.id, row.task_category) for row in read_rows(self._only or scored, KEPT))
+
+    @property
+    def categories(self) -> TaskCategories | None:
+        """Whose rows the teacher was to score (None: all)."""
+        return TopKReader(self._data).categories
 
     def _with_scored_ids(self, reader: TopKReader) -> Iterator[Example]:
         size = self._student.config()["vocab_size"]
@@ -145,12 +170,15 @@ class Examples:
                 continue
             teacher = remap(scored.topk_ids_RK, scored.logprobs_RK, known)
             yield Example(
-                scored.row_id, scored.ids, scored.response_start, *teacher, scored.earlier, kd_weight=kd_weight
+                *(scored.row_id, scored.ids, scored.response_start, *teacher, scored.earlier),
+                kd_weight=kd_weight,
+                difficulty=_teachers_loss(scored),
             )
 
     def _with_own_ids(self, reader: TopKReader, alignment: Alignment) -> Iterator[Example]:
         tokenizer = load_tokenizer(self._student)
-        with _by_id(read_rows(self._only or reader.rows, KEPT)) as texts:
+        rows = read_rows(self._only or reader.rows, KEPT)
+        with _by_id(row for row in rows if is_of(reader.categories, row.task_category)) as texts:
             not_scored = len(texts)
             for scored in self._wanted(reader):
                 not_scored -= 1
@@ -160,7 +188,8 @@ class Examples:
                     self._unsupervised[REWRITTEN] += tokenised.unsupervised
                     self._unsupervised[NOT_SCORED] += len(tokenised.earlier) - len(own.earlier)
                     teacher = alignment.move(scored, own)
-                    yield Example(own.row_id, own.ids, own.response_start, *teacher, own.earlier)
+                    loss = _teachers_loss(scored)
+                    yield Example(own.row_id, own.ids, own.response_start, *teacher, own.earlier, difficulty=loss)
         if not_scored:
             self._skipped["not scored by the teacher"] += not_scored
 
@@ -172,37 +201,21 @@ class Examples:
         return tokenised
 
 
-class Mixture:
-    """Examples of several stores, those of one after those of the other, with `kd_weight` where theirs is not 1.
-
-    Raises ConfigurationError where the stores do not go together, or one of them has no example.
-    """
-
-    def __init__(self, parts: Sequence[Examples], kd_weight: float):
-        self._parts, self._kd_weight = parts, kd_weight
-
-    def __iter__(self) -> Iterator[Example]:
-        first = self._parts[0]
-        for number, part in enumerate(self._parts):
-            found = 0
-            for example in part:
-                found += 1
-                yield replace(example, part=number, kd_weight=example.kd_weight or self._kd_weight)
-            if (part.k, part.teacher) != (first.k, first.teacher):
-                raise ConfigurationError("the stores to train on are of two teachers, or two k: score both alike")
-            if not found:
-                skipped = dict(part.facts()["skipped"])
-                raise ConfigurationError(f"no row of store {number + 1} is usable for training: {skipped}")
-
-    def facts(self) -> dict[str, Any]:
-        """Those of the first store, with what was skipped in all of them."""
-        each = [part.facts() for part in self._parts]
-        return {**each[0], "skipped": sum((facts["skipped"] for facts in each), Counter())}
+def _teachers_loss(scored: ScoredRow) -> float:
+    """On the answers that are supervised, in nats a token; what is impossible for the teacher counts 100."""
+    return -float(np.maximum(scored.actual_logprobs_R, -100.0).mean(dtype=np.float64))
 
 
 def _key(row_id: str) -> np.uint64:
     """The first 64 bits of a row's id."""
     return np.uint64(int(row_id[:16], 16))
+
+
+def _sorted_keys(row_ids: Iterable[str]) -> NDArray[np.uint64]:
+    """64 bits of each id are in memory."""
+    keys = np.fromiter((_key(row_id) for row_id in row_ids), np.uint64)
+    keys.sort()
+    return keys
 
 
 def _is_among(keys: NDArray[np.uint64], row_id: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tasks.train.data.curriculum import Curriculum
 from tasks.train.data.order import assign_micro_batches, mixed_batch_indices
 from tasks.train.data.packing import MicroBatch, pack
 from tasks.train.data.spool import ExampleStore
@@ -35,7 +36,14 @@ class BatchLoader:
     """`step(n)` gives step n; asking in order costs no time if making a step takes less than computing one."""
 
     def __init__(
-        self, spool: ExampleStore, batch_rows: Sequence[int], micro_batches: int, seed: int, rank: int, ranks: int
+        self,
+        spool: ExampleStore,
+        batch_rows: Sequence[int],
+        micro_batches: int,
+        seed: int,
+        rank: int,
+        ranks: int,
+        curriculum: Curriculum | None = None,
     ):
         """`batch_rows`: of a global batch, from each part."""
         self.waited_s = 0.0
@@ -45,11 +53,14 @@ class BatchLoader:
         self._micro_batches = micro_batches
         self._seed = seed
         self._rank, self._ranks = rank, ranks
+        self._curriculum = curriculum
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._ready: dict[int, Future[Step]] = {}
 
     def rows(self, step: int) -> list[int]:
         """Places of the global batch's rows; steps count from 1."""
+        if self._curriculum and step <= self._curriculum.steps:
+            return self._curriculum.rows(step - 1, self._batch_rows)
         return mixed_batch_indices(self._sizes, self._batch_rows, step - 1, self._seed)
 
     def step(self, step: int) -> Step:

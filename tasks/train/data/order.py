@@ -24,7 +24,8 @@ class Example(Supervised):
     """A tokenised row, with the teacher's top K for each supervised token where there is a teacher.
 
     `ids` T tokens; `teacher_ids_RK` int32 and `teacher_logprobs_RK` float32 for the R supervised tokens. `part` is the
-    place of its store among those that are trained on, `kd_weight` its weight of the divergence where they differ.
+    place of its store among those that are trained on, `kd_weight` its weight of the divergence where they differ,
+    `weight` that of its whole loss; `difficulty` is the teacher's own mean loss on its answers, in nats a token.
     """
 
     row_id: str
@@ -35,6 +36,8 @@ class Example(Supervised):
     earlier: tuple[Span, ...] = ()
     part: int = 0
     kd_weight: float | None = None
+    weight: float | None = None
+    difficulty: float = 0.0
 
 
 def total_steps(examples: int, epochs: float, global_batch: int, max_steps: int | None) -> int:

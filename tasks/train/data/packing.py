@@ -33,7 +33,8 @@ _SHORTEST = 0.75  # of a group's longest row: attention's padding stays under a 
 class MicroBatch:
     """Packed rows. `positions_N` are those that *predict* the labels: one before each label, in the same row.
 
-    `kd_weight_N` is what a token has of the divergence, where rows differ in it (1: no cross-entropy).
+    `kd_weight_N` is what a token has of the divergence, where rows differ in it (1: no cross-entropy), `weight_N` what
+    its whole loss counts.
     """
 
     input_ids_1T: Tensor
@@ -44,6 +45,7 @@ class MicroBatch:
     teacher_ids_NK: Tensor | None
     teacher_logprobs_NK: Tensor | None
     kd_weight_N: Tensor | None = None
+    weight_N: Tensor | None = None
 
     @property
     def inputs(self) -> tuple[Tensor | None, ...]:
@@ -56,6 +58,7 @@ class MicroBatch:
             self.teacher_ids_NK,
             self.teacher_logprobs_NK,
             self.kd_weight_N,
+            self.weight_N,
             *self.rows,
         )
 
@@ -72,10 +75,7 @@ def pack(examples: Sequence[Example]) -> MicroBatch:
     if examples[0].teacher_ids_RK is not None:
         teacher_ids = torch.from_numpy(np.concatenate([_known(e.teacher_ids_RK) for e in examples])).long()
         teacher_logprobs = torch.from_numpy(np.concatenate([_known(e.teacher_logprobs_RK) for e in examples]))
-    kd_weight = None
-    if examples[0].kd_weight is not None:
-        weights = np.array([example.kd_weight for example in examples], np.float32)
-        kd_weight = torch.from_numpy(np.repeat(weights, [len(places_R) for places_R in places]))
+    supervised = [len(places_R) for places_R in places]
     return MicroBatch(
         torch.from_numpy(np.concatenate(ids))[None],
         torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
@@ -84,8 +84,14 @@ def pack(examples: Sequence[Example]) -> MicroBatch:
         torch.from_numpy(np.concatenate(labels)),
         teacher_ids,
         teacher_logprobs,
-        kd_weight,
+        _of_tokens([example.kd_weight for example in examples], supervised),
+        _of_tokens([example.weight for example in examples], supervised),
     )
+
+
+def _of_tokens(weights: list[float | None], tokens: list[int]) -> Tensor | None:
+    """Each row's weight for each of its supervised tokens; None where rows have none."""
+    return None if weights[0] is None else torch.from_numpy(np.repeat(np.array(weights, np.float32), tokens))
 
 
 def rows_side_by_side(lengths: np.ndarray) -> list[Tensor]:

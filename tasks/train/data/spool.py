@@ -27,7 +27,7 @@ def write_spool(folder: Path, examples: Iterable[Example]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     row_ids: list[bytes] = []
     ends, response_starts, earlier, earlier_ends, k = [0], [], array("i"), [0], 0
-    parts, kd_weights = array("B"), array("f")
+    parts, kd_weights, weights, difficulty = array("B"), array("f"), array("f"), array("f")
     with contextlib.ExitStack() as stack:
         ids, teacher_ids, teacher_logprobs = (stack.enter_context((folder / name).open("wb")) for name in _DTYPES)
         for example in examples:
@@ -40,7 +40,9 @@ def write_spool(folder: Path, examples: Iterable[Example]) -> None:
             ends.append(ends[-1] + len(example.ids))
             response_starts.append(example.response_start)
             parts.append(example.part)
-            kd_weights.append(math.nan if example.kd_weight is None else example.kd_weight)
+            for column, weight in ((kd_weights, example.kd_weight), (weights, example.weight)):
+                column.append(math.nan if weight is None else weight)
+            difficulty.append(example.difficulty)
             for span in example.earlier:
                 earlier.extend(span)
             earlier_ends.append(earlier_ends[-1] + len(example.earlier))
@@ -54,6 +56,8 @@ def write_spool(folder: Path, examples: Iterable[Example]) -> None:
         k=np.array(k),
         parts=np.array(parts, np.uint8),
         kd_weights=np.array(kd_weights, np.float32),
+        weights=np.array(weights, np.float32),
+        difficulty=np.array(difficulty, np.float32),
     )
 
 
@@ -65,7 +69,8 @@ class ExampleStore(Sequence[Example]):
             self._ends, self._response_starts = index["ends"], index["response_starts"]
             self._earlier, self._earlier_ends = index["earlier"], index["earlier_ends"]
             self._row_ids, self._k = index["row_ids"], int(index["k"])
-            self._parts, self._kd_weights = index["parts"], index["kd_weights"]
+            self._parts, self._kd_weights, self._weights = index["parts"], index["kd_weights"], index["weights"]
+            self.difficulty: np.ndarray = index["difficulty"]
         self.lengths: np.ndarray = np.diff(self._ends)
         before = np.cumsum([0, *(self._earlier[:, 2] - self._earlier[:, 1])])[self._earlier_ends]
         self._supervised_ends = np.cumsum([0, *(self.lengths - self._response_starts)]) + before
@@ -94,7 +99,7 @@ class ExampleStore(Sequence[Example]):
     def __getitem__(self, place: int) -> Example:  # type: ignore[override]
         supervised = slice(self._supervised_ends[place], self._supervised_ends[place + 1])
         earlier = self._earlier[self._earlier_ends[place] : self._earlier_ends[place + 1]]
-        kd_weight = float(self._kd_weights[place])
+        kd_weight, weight = float(self._kd_weights[place]), float(self._weights[place])
         return Example(
             self._row_ids[place].decode(),
             self._ids[self._ends[place] : self._ends[place + 1]],
@@ -104,6 +109,8 @@ class ExampleStore(Sequence[Example]):
             tuple(Span(*numbers) for numbers in earlier.tolist()),
             int(self._parts[place]),
             None if math.isnan(kd_weight) else kd_weight,
+            None if math.isnan(weight) else weight,
+            float(self.difficulty[place]),
         )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tasks.train.model.logit_map import LogitMap
-from tasks.train.model.losses import DistillationLoss, objective_sum
+from tasks.train.model.losses import DistillationLoss, objective_sum, token_weights
 
 BUFFER_BYTES = {"cpu": 240 * 2**20, "cuda": 2**30}
 IDENTITY = LogitMap()
@@ -38,12 +38,13 @@ def fused_head_loss(
     logit_map: LogitMap = IDENTITY,
     buffer_bytes: int | None = None,
     kd_weight_N: Tensor | None = None,
+    weight_N: Tensor | None = None,
 ) -> Tensor:
     """The loss of `logit_map(hidden_NH @ weight_VH.T + bias_V)`, summed over N, in nats: an fp32 (fp64) scalar.
 
     Cross-entropy where `loss` is None, else `loss`; equal to `cross_entropy_sum` and `distillation_sum` on the
     whole logits. `hidden_NH` holds the positions that *predict* `labels_N`, and no others. `kd_weight_N` is each
-    position's own `loss.kd_weight`, where they differ.
+    position's own `loss.kd_weight`, where they differ; `weight_N` is what each counts (default: 1).
 
     Gradients are computed here, in fp32, and only where they are wanted: none under `no_grad`, none for a frozen
     weight. `backward` scales them in place and can run once. A tied embedding's gradient adds to the head's as
@@ -67,7 +68,42 @@ def fused_head_loss(
         columns_CN = torch.cat([columns_CN, teacher_ids_NK.t()])
     buffer_bytes = buffer_bytes or BUFFER_BYTES.get(hidden_NH.device.type, BUFFER_BYTES["cpu"])
     how = loss, logit_map, buffer_bytes, torch.is_grad_enabled()
-    return _HeadLoss.apply(hidden_NH, weight_VH, bias_V, columns_CN, teacher_logprobs_NK, kd_weight_N, *how)
+    weights = kd_weight_N, weight_N
+    return _HeadLoss.apply(hidden_NH, weight_VH, bias_V, columns_CN, teacher_logprobs_NK, *weights, *how)
+
+
+@torch.no_grad()
+def measured_weights(
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    teacher_ids_NK: Tensor,
+    teacher_logprobs_NK: Tensor,
+    loss: DistillationLoss,
+    logit_map: LogitMap = IDENTITY,
+    buffer_bytes: int | None = None,
+) -> Tensor:
+    """`token_weights` of each position, fp32 (fp64), from the same logits; in at most `buffer_bytes`."""
+    buffer_bytes = buffer_bytes or BUFFER_BYTES.get(hidden_NH.device.type, BUFFER_BYTES["cpu"])
+    exact = torch.promote_types(hidden_NH.dtype, torch.float32)
+    (rows, width), vocabulary = hidden_NH.shape, len(weight_VH)
+    tile_tokens = max(buffer_bytes // _TILE_SHARE // (width * exact.itemsize), 1)
+    tiles = [slice(start, start + tile_tokens) for start in range(0, vocabulary, tile_tokens)]
+    at_once = _block_rows(rows, vocabulary * exact.itemsize, buffer_bytes)
+    buffer_VR = hidden_NH.new_empty(vocabulary, at_once, dtype=exact)
+    found = [hidden_NH.new_empty(0, dtype=exact)]
+    for block in _blocks(rows, 0, at_once):
+        logits_VR = buffer_VR[:, : len(hidden_NH[block])]
+        peak_R = _logits(hidden_NH[block], weight_VH, bias_V, tiles, logit_map, logits_VR)
+        kept_RK = logits_VR.gather(0, teacher_ids_NK[block].t()).t()
+        sum_R, moment_R = torch.zeros_like(peak_R), torch.zeros_like(peak_R)
+        for tile in tiles:
+            below_peak = logits_VR[tile].sub_(peak_R)
+            sum_R += (exponentials := below_peak.exp()).sum(dim=0)
+            moment_R += exponentials.mul_(below_peak).sum(dim=0)
+        entropy_R = sum_R.log() - moment_R / sum_R
+        found.append(token_weights(kept_RK, peak_R + sum_R.log(), entropy_R, teacher_logprobs_NK[block], loss))
+    return torch.cat(found)
 
 
 class FusedHead(nn.Module):
@@ -93,11 +129,20 @@ class FusedHead(nn.Module):
         teacher_logprobs_NK: Tensor | None = None,
         loss: DistillationLoss | None = None,
         kd_weight_N: Tensor | None = None,
+        weight_N: Tensor | None = None,
+        measure: bool = False,
     ) -> Tensor:
-        """See `fused_head_loss`."""
+        """See `fused_head_loss`; with `measure`, `measured_weights`."""
         hidden_NH = hidden_NH if self.logit_map.before == 1.0 else hidden_NH * self.logit_map.before
         head, teacher = (hidden_NH, self.weight, self.bias), (teacher_ids_NK, teacher_logprobs_NK)
-        return fused_head_loss(*head, labels_N, *teacher, loss, self.logit_map, kd_weight_N=kd_weight_N)
+        if measure:
+            assert loss is not None, "only of a distillation are tokens weighed"
+            assert teacher_ids_NK is not None
+            assert teacher_logprobs_NK is not None
+            return measured_weights(*head, teacher_ids_NK, teacher_logprobs_NK, loss, self.logit_map)
+        return fused_head_loss(
+            *head, labels_N, *teacher, loss, self.logit_map, kd_weight_N=kd_weight_N, weight_N=weight_N
+        )
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -110,6 +155,7 @@ class _HeadLoss(torch.autograd.Function):
         columns_CN: Tensor,
         teacher_logprobs_NK: Tensor | None,
         kd_weight_N: Tensor | None,
+        weight_N: Tensor | None,
         loss: DistillationLoss | None,
         logit_map: LogitMap,
         buffer_bytes: int,
@@ -134,7 +180,7 @@ class _HeadLoss(torch.autograd.Function):
         for block in _blocks(rows, in_gradient, buffered):
             hidden_RH, columns_CR = hidden_NH[block], columns_CN[:, block]
             teacher_RK = None if teacher_logprobs_NK is None else teacher_logprobs_NK[block]
-            kd_weight_R = None if kd_weight_N is None else kd_weight_N[block]
+            weights_R = [None if weights is None else weights[block] for weights in (kd_weight_N, weight_N)]
             if d_weight_VH is not None and block.start == 0:
                 logits_VR = d_weight_VH[:, : len(hidden_RH)]
             else:
@@ -144,7 +190,7 @@ class _HeadLoss(torch.autograd.Function):
             peak_R = _logits(hidden_RH, weight_VH, bias_V, tiles, logit_map, logits_VR)
             picked_RC = logits_VR.gather(0, columns_CR).t()
             sum_R = _exponentials_in_place(logits_VR, peak_R, tiles)
-            value, d_picked_RC, d_lse_R = _objective(picked_RC, peak_R + sum_R.log(), teacher_RK, loss, kd_weight_R)
+            value, d_picked_RC, d_lse_R = _objective(picked_RC, peak_R + sum_R.log(), teacher_RK, loss, weights_R)
             total += value
             if not (of_hidden or of_weight or of_bias):
                 continue
@@ -167,7 +213,7 @@ class _HeadLoss(torch.autograd.Function):
             None if gradient is None else gradient.mul_(d_total).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return *gradients, None, None, None, None, None, None, None
+        return *gradients, None, None, None, None, None, None, None, None
 
 
 def _blocks(rows: int, first: int, others: int) -> Iterator[slice]:
@@ -260,11 +306,11 @@ def _objective(
     lse_R: Tensor,
     teacher_logprobs_RK: Tensor | None,
     loss: DistillationLoss | None,
-    kd_weight_R: Tensor | None,
+    weights_R: list[Tensor | None],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of a block, and its gradients with respect to the picked logits and the logsumexp."""
     with torch.enable_grad():
         picked_RC, lse_R = picked_RC.detach().requires_grad_(), lse_R.detach().requires_grad_()
-        value = objective_sum(picked_RC[:, 0], picked_RC[:, 1:], lse_R, teacher_logprobs_RK, loss, kd_weight_R)
+        value = objective_sum(picked_RC[:, 0], picked_RC[:, 1:], lse_R, teacher_logprobs_RK, loss, *weights_R)
         d_picked_RC, d_lse_R = torch.autograd.grad(value, (picked_RC, lse_R), materialize_grads=True)
     return value.detach(), d_picked_RC, d_lse_R

@@ -44,6 +44,14 @@ class DistillationLoss:
     order in p − q): the divergence is multiplied by T², by T for total variation, so that the gradients' scale does
     not depend on T (Hinton et al., 1503.02531, section 2).
 
+    With a `weighting`, a batch's loss is the mean of its tokens' losses, cross-entropy and divergence, weighted by
+    what the student makes of each token in this step (`token_weights`, no gradient through it); divided by their mean,
+    so that tokens weigh 1 on average:
+    - gap: the token's own divergence, which is the gradient of ½ divergence², so that learning goes where the student
+      is far from its teacher (difficult tokens first, as AdaKD, 2510.11615, which drops the others);
+    - entropy: −Σ q log q of the student over its vocabulary (tokens of high entropy are where an answer forks; Wang et
+      al., 2506.01939, train on the highest fifth alone).
+
     Raises ValueError where a number is out of range or the tail is not known.
     """
 
@@ -52,6 +60,7 @@ class DistillationLoss:
     temperature: float = 1.0
     js_beta: float = 0.5
     kd_weight: float = 0.5
+    weighting: Literal["none", "gap", "entropy"] = "none"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -76,12 +85,14 @@ def distillation_sum(
     teacher_logprobs_NK: Tensor,
     loss: DistillationLoss,
     kd_weight_N: Tensor | None = None,
+    weight_N: Tensor | None = None,
 ) -> Tensor:
     """`loss` from whole logits. A teacher's entry of −inf (fewer than K tokens known) carries no weight."""
     logits_NV = full_precision(logits_NV)
     label_N = logits_NV.gather(1, labels_N[:, None])[:, 0]
     kept_NK = logits_NV.gather(1, teacher_ids_NK)
-    return objective_sum(label_N, kept_NK, logits_NV.logsumexp(dim=1), teacher_logprobs_NK, loss, kd_weight_N)
+    weights = kd_weight_N, weight_N
+    return objective_sum(label_N, kept_NK, logits_NV.logsumexp(dim=1), teacher_logprobs_NK, loss, *weights)
 
 
 def objective_sum(
@@ -91,22 +102,34 @@ def objective_sum(
     teacher_logprobs_NK: Tensor | None,
     loss: DistillationLoss | None,
     kd_weight_N: Tensor | None = None,
+    weight_N: Tensor | None = None,
 ) -> Tensor:
     """The loss from the label's logit, the logits of the teacher's K tokens and the logsumexp over all V.
 
     Cross-entropy alone where `loss` is None. `kd_weight_N` takes the place of `loss.kd_weight` where tokens differ in
-    it: of what a student wrote, the labels are no example.
+    it: of what a student wrote, the labels are no example. A token's whole loss counts `weight_N` times.
     """
     cross_entropy_N = lse_N - label_N
     if loss is None:
         return cross_entropy_N.sum()
     assert teacher_logprobs_NK is not None, "a distillation loss without a teacher's log-probabilities"
-    if kd_weight_N is None:
+    if kd_weight_N is None and weight_N is None:
         divergence = _divergence_sum(kept_NK, lse_N, teacher_logprobs_NK, loss)
         return (1 - loss.kd_weight) * cross_entropy_N.sum() + loss.kd_weight * divergence
-    kd_weight_N = kd_weight_N.to(lse_N.dtype)
-    divergence = _divergence_sum(kept_NK, lse_N, teacher_logprobs_NK, loss, kd_weight_N)
-    return ((1 - kd_weight_N) * cross_entropy_N).sum() + divergence
+    kd_N = torch.full_like(lse_N, loss.kd_weight) if kd_weight_N is None else kd_weight_N.to(lse_N.dtype)
+    of_example_N, of_teacher_N = (1 - kd_N, kd_N) if weight_N is None else ((1 - kd_N) * weight_N, kd_N * weight_N)
+    divergence = _divergence_sum(kept_NK, lse_N, teacher_logprobs_NK, loss, of_teacher_N)
+    return (of_example_N * cross_entropy_N).sum() + divergence
+
+
+def token_weights(
+    kept_NK: Tensor, lse_N: Tensor, entropy_N: Tensor, teacher_logprobs_NK: Tensor, loss: DistillationLoss
+) -> Tensor:
+    """What each token counts by `loss.weighting`, before it is divided by the mean: at least 0. No gradient."""
+    if loss.weighting == "entropy":
+        return entropy_N.detach().clamp(min=0)
+    scale, terms = _terms_of_outcomes(kept_NK.detach(), lse_N.detach(), teacher_logprobs_NK, loss)
+    return (scale * torch.stack([part.reshape(len(lse_N), -1).sum(dim=1) for part in terms]).sum(dim=0)).clamp(min=0)
 
 
 def full_precision(tensor: Tensor) -> Tensor:
@@ -121,16 +144,24 @@ def _divergence_sum(
     loss: DistillationLoss,
     weight_N: Tensor | None = None,
 ) -> Tensor:
+    scale, terms = _terms_of_outcomes(kept_NK, lse_N, teacher_logprobs_NK, loss)
+    return scale * torch.stack([_sum(part, weight_N) for part in terms]).sum()
+
+
+def _terms_of_outcomes(
+    kept_NK: Tensor, lse_N: Tensor, teacher_logprobs_NK: Tensor, loss: DistillationLoss
+) -> tuple[float, list[Tensor]]:
+    """What a divergence is the sum of, times a factor: N × K terms, and N where the rest is an outcome."""
     known_NK = torch.isfinite(teacher_logprobs_NK)
     teacher_NK = torch.where(known_NK, teacher_logprobs_NK.to(kept_NK.dtype), _NEVER)
     if loss.tail == "renormalise":
         teacher_NK = (teacher_NK / loss.temperature).log_softmax(dim=1)
         student_NK = torch.where(known_NK, kept_NK / loss.temperature, _NEVER).log_softmax(dim=1)
         scale = loss.temperature if loss.divergence == "total_variation" else loss.temperature**2
-        return scale * _sum(_terms(teacher_NK, student_NK, loss) * known_NK, weight_N)
+        return scale, [_terms(teacher_NK, student_NK, loss) * known_NK]
     student_NK = torch.where(known_NK, kept_NK - lse_N[:, None], _NEVER)
     rest_N = _terms(_log_rest(teacher_NK), _log_rest(student_NK), loss)
-    return _sum(_terms(teacher_NK, student_NK, loss), weight_N) + _sum(rest_N, weight_N)
+    return 1.0, [_terms(teacher_NK, student_NK, loss), rest_N]
 
 
 def _sum(terms: Tensor, weight_N: Tensor | None) -> Tensor:

@@ -42,12 +42,16 @@ class SupervisedLoss(nn.Module):
         teacher_ids_NK: Tensor | None,
         teacher_logprobs_NK: Tensor | None,
         kd_weight_N: Tensor | None,
+        weight_N: Tensor | None,
         *rows: Tensor,
+        measure: bool = False,
     ) -> Tensor:
+        """With `measure`, what each token is to count in the loss instead of it (`token_weights`)."""
         decoder = self.model.get_decoder()
         hidden_1TH = decoder(input_ids=input_ids_1T, position_ids=position_ids_1T, rows=rows, use_cache=False)[0]
         hidden_NH = hidden_1TH[0].index_select(0, positions_N)
-        loss: Tensor = self.head(hidden_NH, labels_N, teacher_ids_NK, teacher_logprobs_NK, self.loss, kd_weight_N)
+        teacher, weights = (teacher_ids_NK, teacher_logprobs_NK), (kd_weight_N, weight_N)
+        loss: Tensor = self.head(hidden_NH, labels_N, *teacher, self.loss, *weights, measure=measure)
         return loss
 
 

@@ -344,3 +344,11 @@ def test_held_out_requests_left_out_are_said_with_the_variant_that_had_none() ->
     assert said in Page(render_page(data)).text
     assert said in render_markdown(data)
     assert "left out for every variant" not in render_page(sample_report())
+
+
+def test_the_page_says_how_many_rows_each_of_several_teachers_scored() -> None:
+    sentence = "Rows scored: 1,200 by 72B, 300 by 32B (code writing). Students are compared with 7B."
+    report = sample_report(teacher="7B", scored_by={"72B": 1200, "32B (code writing)": 300})
+    assert sentence in render_page(report)
+    assert sentence in render_markdown(report).replace("\\", "")
+    assert "Rows scored" not in render_page(sample_report())

@@ -21,8 +21,9 @@ from tasks.models import ModelSource, load_tokenizer, resolve
 from tasks.rows import KEPT, Row, read_rows, to_parquet
 from tasks.tokens.rows import TokenisedRow, tokenise, tokenizer_digests
 from tasks.tokens.written import KIND, Written, read_written, written_parquet
-from tasks.train.data.examples import Examples, Mixture
+from tasks.train.data.examples import Examples
 from tasks.train.data.feed import feeding
+from tasks.train.data.mixture import Mixture
 from tasks.train.data.packing import MicroBatch, pack, use_packed_attention
 from tasks.train.data.spool import ExampleStore, write_spool
 from tasks.train.model.losses import DistillationLoss
@@ -150,7 +151,7 @@ def test_a_store_that_lacks_an_answer_is_refused_by_name(tmp_path: Path, bucket:
     write_shard(work, f"{SHARDS}00000.topk", rows[1:])
     work.put(TOKENIZER, bucket.objects[whole.uri + TOKENIZER][0])
     scores = work.publish((SHARDS, TOKENIZER), {"rows": 1, "skipped": 0}, {})
-    with pytest.raises(ConfigurationError, match=rf"lack answer {rows[0].row_id}… of {rollout.uri}"):
+    with pytest.raises(ConfigurationError, match=rf"lack row {rows[0].row_id}… of {rollout.uri}"):
         list(Examples(scores, STUDENT, 256, KD))
 
 
@@ -177,3 +178,16 @@ def test_rows_of_one_store_have_no_weights_of_their_own(tmp_path: Path) -> None:
     write_spool(tmp_path / "spool", Examples(_scored(_given(), tmp_path), STUDENT, 256, KD))
     batch = pack(list(ExampleStore(tmp_path / "spool")))
     assert batch.kd_weight_N is None
+
+
+def test_a_wrong_answer_counts_as_much_as_it_was_asked_to_and_every_other_row_once(tmp_path: Path) -> None:
+    wrong = replace(WRITTEN[0], row=WRITTEN[0].row.model_copy(update={"verdicts": {"execution": "wrong"}}))
+    work = Workspace(KIND, 1, {"of": "wrong"}, {})
+    work.put(f"{KEPT}00000.parquet", written_parquet([wrong, WRITTEN[1]], {"student": ["me"] * 2}))
+    rollout = work.publish((KEPT,), {"rows": 2}, {"tokenizer": tokenizer_digests(STUDENT)})
+    kd = KD.model_copy(update={"wrong_weight": 3.0})
+    parts = [Examples(scores, STUDENT, 256, kd) for scores in (_scored(_given(), tmp_path), _scored(rollout, tmp_path))]
+    write_spool(tmp_path / "spool", Mixture(parts, kd.kd_weight))
+    weights = {example.row_id: example.weight for example in ExampleStore(tmp_path / "spool")}
+    assert weights.pop(wrong.tokens.row_id) == 3.0
+    assert list(weights.values()) == [1.0] * 3
