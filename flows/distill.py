@@ -82,7 +82,8 @@ def distill(
 
     Args:
         student: demo, 0.5B, 1.5B, 3B, 7B (Qwen2.5-Instruct), a folder, or a hub name
-        teacher: demo, 14B, 32B, 72B (Qwen2.5-Instruct), a folder, or a hub name
+        teacher: demo, 14B, 32B, 72B (Qwen2.5-Instruct), a folder, or a hub name; with scoring.engine=api any LiteLLM
+            model name
         teachers: other teachers of some task categories, each by a category, such as {"code writing": "32B"}; `teacher`
             scores all other rows, and is what students are compared with
         seeds: instructions: file, folder, pattern, s3:// address or prefix, hub:OWNER/DATASET[:split], or several with

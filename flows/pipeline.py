@@ -20,6 +20,8 @@ from tasks.evaluate.benchmarks.stage import AnswerBenchmarks, JudgeBenchmarks
 from tasks.evaluate.stage import Evaluate
 from tasks.evaluate.variants import CONTINUED, variants
 from tasks.fit.stage import ChooseRows, ScoreStudent
+from tasks.logits.api.stage import AskTeacher
+from tasks.logits.api.stored import StoreAnswers
 from tasks.logits.stage import ScoreHeldout, ScoreTeacher
 from tasks.models import ModelSource
 from tasks.quantise.settings import Quantisation
@@ -64,10 +66,15 @@ _NO_OTHERS: Mapping[str, ModelSource] = {}
 
 
 def pipeline(
-    run: Run, recipe: Recipe, base: ModelSource, teacher: ModelSource, others: Mapping[str, ModelSource] = _NO_OTHERS
+    run: Run,
+    recipe: Recipe,
+    base: ModelSource,
+    teacher: ModelSource | None,
+    others: Mapping[str, ModelSource] = _NO_OTHERS,
 ) -> Results:
     """Every stage of `recipe`, in order, each given to `run` once what it is made from is known.
 
+    A `teacher` that is None is the API model that `recipe` names: it answers the rows' prompts instead of scoring them.
     `others` are the teachers of `recipe.routes`, by name.
     """
     how, seed = recipe.settings, recipe.seed
@@ -87,15 +94,19 @@ def pipeline(
     )
     turns = recipe.turns if holds_conversations(rows) else "last"  # the same, and found as it ever was
     stored = how.scoring.stored(recipe.k)
-    one = ScoreTeacher(rows=rows, teacher=teacher, k=stored, scoring=how.scoring, turns=turns)
-    scorings = _by_category(one, recipe.routes, others)
-    of_fit = _chosen_for(base, run, recipe, scorings) if how.fit.chooses else {}
+    scorings: list[ScoreTeacher] = []
+    if teacher:
+        one = ScoreTeacher(rows=rows, teacher=teacher, k=stored, scoring=how.scoring, turns=turns)
+        scorings = _by_category(one, recipe.routes, others)
+    of_fit = _chosen_for(base, run, recipe, scorings) if scorings and how.fit.chooses else {}
+    asked = {} if scorings else _asked_of_api(run, recipe, rows, stored)
     only = of_fit.get(ChooseRows.kind)
     aside = _set_aside(run, recipe, only or rows)
     only = aside.get("trained_rows", only)
-    chosen = only or rows
+    chosen = only or asked.get(AskTeacher.kind) or rows
     sft = run(Train(name="sft", model=base, data=chosen, training=how.sft, run=how.run, seed=seed, turns=turns))
-    scores, *routed = (run(scoring) for scoring in scorings)
+    by_api = StoreAnswers(answers=chosen, model=recipe.teacher, k=stored, scoring=how.scoring)
+    scores, *routed = (run(scoring) for scoring in scorings) if scorings else [run(by_api)]
     tuned = ModelSource(name="sft", artifact=sft)
     more_sft = how.kd.training()
     control = run(
@@ -115,9 +126,11 @@ def pipeline(
         "base": base,
         "sft": tuned,
         **{name: ModelSource(name=name, artifact=ref) for name, ref in (students | quantised).items()},
-        "teacher": teacher,
     }
-    compared = _teacher_on_heldout_rows(run, recipe, teacher, seeds)
+    compared: dict[str, ArtifactRef] = {}
+    if teacher:
+        models["teacher"] = teacher
+        compared = _teacher_on_heldout_rows(run, recipe, teacher, seeds)
     evaluations = run(
         Evaluate(
             models=models,
@@ -132,7 +145,7 @@ def pipeline(
     if named:
         stages[NameCategories.kind] = named
     stages |= {scoring.title: store for scoring, store in zip(scorings[1:], routed, strict=True)}
-    return Results(stages | of_fit | aside | of_rounds | quantised | compared, evaluations, verdicts)
+    return Results(stages | asked | of_fit | aside | of_rounds | quantised | compared, evaluations, verdicts)
 
 
 def _if_needed(run: Run, stage: Stage[R]) -> R | None:
@@ -175,6 +188,12 @@ def _set_aside(run: Run, recipe: Recipe, rows: ArtifactRef) -> dict[str, Artifac
         return {}
     stages = [SetAside(rows=rows, number=how.validation_rows, part=part, seed=recipe.seed) for part in parts]
     return {stage.title: run(stage) for stage in stages}
+
+
+def _asked_of_api(run: Run, recipe: Recipe, rows: ArtifactRef, k: int) -> dict[str, ArtifactRef]:
+    """The rows as the API teacher answers them, by kind."""
+    calls = recipe.settings.scoring.api
+    return {AskTeacher.kind: run(AskTeacher(rows=rows, model=recipe.teacher, k=k, calls=calls))}
 
 
 def _rounds(

@@ -21,6 +21,7 @@ from prefect.artifacts import create_markdown_artifact
 from flows.pipeline import load_seeds, pipeline
 from flows.preflight import (
     NOT_LOADED,
+    check_api_teacher,
     check_benchmarks,
     check_engines,
     check_models,
@@ -42,7 +43,9 @@ from tasks.augment.estimate import Estimate, estimate, sampled
 from tasks.augment.settings import Augmentation
 from tasks.engines.sizes import Size
 from tasks.evaluate.benchmarks import artifacts
+from tasks.llm.budget import Usage
 from tasks.llm.protocol import LLMEndpoint
+from tasks.logits.api.estimate import usage_of
 from tasks.models import ModelSource, load_tokenizer, resolve
 from tasks.plan.hardware import Hardware, machine
 from tasks.plan.known import OtherTeacher, PlanInputs
@@ -101,9 +104,13 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
     """
     problems: list[Problem] = []
     planned_for = machine(hardware, recipe.settings.run.processes)
+    by_api = recipe.settings.scoring.engine == "api"
     base = _resolved(recipe.student, "student", problems)
-    teachers = {name: _resolved(name, "teacher", problems) for name in (recipe.teacher, *recipe.routes)}
+    named = () if by_api else (recipe.teacher, *recipe.routes)
+    teachers = {name: _resolved(name, "teacher", problems) for name in named}
     student_size, sizes = size_of(recipe.student, base), {name: size_of(name, teachers[name]) for name in teachers}
+    if by_api:
+        problems += _problems(check_api_teacher(recipe))
     for name, scorer in teachers.items():
         if base is not None and scorer is not None:
             wrong, remarks = check_models(base, scorer, recipe.settings.kd, recipe.settings.rounds)
@@ -118,17 +125,20 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
     storage.ensure_bucket()
     seeds = Stages().run(load_seeds(recipe))
     problems += _problems(check_routes(seeds, recipe))
-    for scorer in teachers.values():
-        if base is not None and scorer is not None:
-            problems += _problems(*check_tools(seeds, base, scorer))
+    if base is not None:
+        scorers = [scorer for scorer in teachers.values() if scorer]
+        if scorers or by_api:
+            problems += _problems(*check_tools(seeds, base, *scorers))
     finder = Finder()
-    scorers = {name: scorer or _unreached("teacher") for name, scorer in teachers.items()}
-    pipeline(finder.find, recipe, base or _unreached("student"), scorers.pop(recipe.teacher), scorers)
+    unreached = {name: scorer or _unreached("teacher") for name, scorer in teachers.items()}
+    first = unreached.pop(recipe.teacher, None)
+    pipeline(finder.find, recipe, base or _unreached("student"), first, unreached)
     done, options = finder.found, recipe.settings.augmentation
     agents = None
     if options.enabled and "augment" not in done:
         agents = _rehearsed(seeds, options, recipe.agent_model, problems)
     examples = _examples(seeds, done.get("augment"), agents)
+    rows = _rows(seeds, options, done.get("augment"), agents)
     free = shutil.disk_usage(settings.home()).free
     if free < settings.min_free_mib() * 2**20:
         problems.append(Problem(stops=True, text=str(disk_full(settings.home()))))
@@ -137,18 +147,19 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
     known = PlanInputs(
         title=recipe.title,
         student=student_size,
-        teacher=sizes[recipe.teacher],
+        teacher=student_size if by_api else sizes[recipe.teacher],
         augmentation=options,
         sft=how.sft,
         scoring=how.scoring,
         kd=how.kd,
         evaluation=how.evaluation,
+        teacher_usage=_of_api_teacher(examples, rows, recipe, problems) if by_api else None,
         run=how.run,
         k=how.scoring.stored(recipe.k),
         machine=planned_for,
         seeds=seeds.counts["seeds"],
         heldout=seeds.counts["heldout"],
-        rows=_rows(seeds, options, done.get("augment"), agents),
+        rows=rows,
         rows_at_most=options.enabled and "augment" not in done,
         lengths=_lengths(examples, base, recipe.turns),
         heldout_lengths=_lengths(sampled(read_rows(seeds, HELDOUT), _SAMPLE), base, "last"),
@@ -222,6 +233,16 @@ def _rehearsed(data: ArtifactRef, options: Augmentation, agent_model: str, probl
         nobody = dataclasses.replace(endpoint, api_base=None, api_key=_NO_KEY)
         return estimate(data, options, nobody, sample=_REHEARSED)
     except DistilflowError:  # no model name at all, or a route without a key: that was said already
+        return None
+
+
+def _of_api_teacher(examples: list[Row], rows: int, recipe: Recipe, problems: list[Problem]) -> Usage | None:
+    """What a teacher behind an API will be asked; None, and a problem, for one that LiteLLM does not know."""
+    calls = recipe.settings.scoring.api
+    try:
+        return usage_of(examples, rows, calls, LLMEndpoint(recipe.teacher, calls.api_base, _NO_KEY))
+    except DistilflowError as error:
+        problems.append(Problem(stops=True, text=str(error)))
         return None
 
 

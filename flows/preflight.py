@@ -24,6 +24,7 @@ from tasks.engines.server import connect
 from tasks.evaluate.benchmarks import artifacts, harness
 from tasks.evaluate.settings import Evaluation
 from tasks.evaluate.variants import variants
+from tasks.logits.api.settings import MOST_ALTERNATIVES
 from tasks.logits.parallel import check_spread
 from tasks.logits.settings import Scoring
 from tasks.models import ModelSource, resolve
@@ -47,15 +48,18 @@ _SHOWN = 40
 
 @dataclass(frozen=True)
 class Models:
-    """What a run starts from; `others` are the teachers of some task categories, by name."""
+    """What a run starts from; `others` are the teachers of some task categories, by name.
+
+    A `teacher` behind an API is no model here (None).
+    """
 
     student: ModelSource
-    teacher: ModelSource
+    teacher: ModelSource | None
     others: dict[str, ModelSource]
 
     @property
     def teachers(self) -> list[ModelSource]:
-        return [self.teacher, *self.others.values()]
+        return [model for model in (self.teacher, *self.others.values()) if model]
 
 
 @task(name="check", persist_result=False)
@@ -67,7 +71,13 @@ def check(recipe: Recipe, elsewhere: bool = False) -> Models:
     problems: list[str] = []
     _tried(problems, _check_disk)
     base = _tried(problems, lambda: resolve(recipe.student, "student"))
-    teachers = {name: _tried(problems, partial(resolve, name, "teacher")) for name in (recipe.teacher, *recipe.routes)}
+    by_api = recipe.settings.scoring.engine == "api"
+    named = () if by_api else (recipe.teacher, *recipe.routes)
+    teachers = {name: _tried(problems, partial(resolve, name, "teacher")) for name in named}
+    if base and by_api:
+        problems += check_api_teacher(recipe)
+        _tried(problems, lambda: check_trainable(base.name, base.json_file("config.json")))
+        _tried(problems, base.check_weights)
     said: list[str] = []
     for name, scorer in teachers.items():
         if base is None or scorer is None:
@@ -92,7 +102,7 @@ def check(recipe: Recipe, elsewhere: bool = False) -> Models:
         problems.extend(check_sources(recipe.sources))
     known = {name: scorer for name, scorer in teachers.items() if scorer}
     if base and not problems:
-        return Models(base, known.pop(recipe.teacher), known)
+        return Models(base, known.pop(recipe.teacher, None), known)
     raise ConfigurationError(in_one_sentence(list(dict.fromkeys(problems))))
 
 
@@ -145,6 +155,27 @@ def check_models(
         _tried(problems, model.check_weights)
         remarks += _tried(problems, partial(_limits, role, model, kd)) or ()
     return list(dict.fromkeys(problems)), remarks
+
+
+def check_api_teacher(recipe: Recipe) -> list[str]:
+    """What cannot be had of a teacher that only tells the log-probs of what it writes itself: sentences."""
+    how = recipe.settings
+    problems: list[str] = []
+    if (k := how.scoring.stored(recipe.k)) > MOST_ALTERNATIVES:
+        problems.append(
+            f"k={k} with scoring.engine=api: providers tell at most {MOST_ALTERNATIVES} alternatives a token, "
+            f"some fewer: lower k"
+        )
+    only = "needs a teacher that scores given texts, which scoring.engine=api does not: "
+    if how.rounds.rounds:
+        problems.append(f"rounds.rounds {only}set it to 0")
+    if how.fit.chooses:
+        problems.append(f"fit.keep below 1 {only}leave it out")
+    if how.evaluation.teacher == "topk":
+        problems.append(f"evaluation.teacher=topk {only}leave it out, variants are compared without a teacher")
+    if recipe.routes:
+        problems.append(f"teachers {only}leave it out")
+    return problems
 
 
 def check_engines(

@@ -142,7 +142,7 @@ class Recipe(BaseModel):
             "kd": chosen.kd.identity(),
             "evaluation": chosen.evaluation.identity(),
         }
-        for name, asked in (("run", chosen.run.identity()), ("scoring", chosen.scoring.rounding())):
+        for name, asked in (("run", chosen.run.identity()), ("scoring", chosen.scoring.shown())):
             if asked:
                 shown[name] = asked
         if chosen.fit.chooses:

@@ -22,6 +22,7 @@ KINDS = (
         "seeds",
         "categories",
         "augment",
+        "teacher_answers",
         "fit",
         "sft",
         "sft_control",

@@ -85,7 +85,7 @@ def evaluation_memory(
     return weights + compared_memory(how, width, student, teacher, positions)
 
 
-def evaluation_gpus(how: Evaluation, models: Iterable[ModelSource], teacher: ModelSource, offered: Gpus) -> int:
+def evaluation_gpus(how: Evaluation, models: Iterable[ModelSource], teacher: ModelSource | None, offered: Gpus) -> int:
     """The least power of two of GPUs on which each model is scored beside the teacher; else all.
 
     Or those of all engines that answer side by side, where these are more.
@@ -94,10 +94,10 @@ def evaluation_gpus(how: Evaluation, models: Iterable[ModelSource], teacher: Mod
     models = list(models)
     answering = answering_gpus(how, models, longest, offered)
     sizes = [size for model in models if model != teacher and (size := known_size(model))]
-    of_teacher = known_size(teacher)
-    if not sizes or of_teacher is None or offered.memory is None:
+    student = max(sizes, key=lambda size: size.parameters) if sizes else None
+    of_teacher = known_size(teacher) if teacher else student
+    if student is None or of_teacher is None or offered.memory is None:
         return offered.number
-    student = max(sizes, key=lambda size: size.parameters)
     positions = max(how.max_length, LOGITS // max(student.vocabulary, of_teacher.vocabulary))
     takes = evaluation_memory(how, gpu_width(how.dtype), student, of_teacher, positions)
     room = how.gpu_memory * offered.memory

@@ -25,7 +25,10 @@ FILES = ("metrics.json", "predictions.parquet")
 
 
 class Evaluate(SeveralArtifacts):
-    """Numbers of each variant on the held-out rows of `seeds`, an artifact each: only what changed is evaluated."""
+    """Numbers of each variant on the held-out rows of `seeds`, an artifact each: only what changed is evaluated.
+
+    Without a `teacher` whose scores of them can be had, there is no distance to it.
+    """
 
     kind: ClassVar = "evaluate"
     makes: ClassVar = (KIND,)
@@ -33,7 +36,7 @@ class Evaluate(SeveralArtifacts):
     on_workers: ClassVar = True
 
     models: dict[str, ModelSource]
-    teacher: ModelSource
+    teacher: ModelSource | None
     seeds: ArtifactRef
     evaluation: Evaluation  # whose `top_k` is known
     teacher_scores: ArtifactRef | None = None  # of the held-out rows, with `evaluation.teacher` topk
@@ -45,7 +48,7 @@ class Evaluate(SeveralArtifacts):
         return self
 
     def workspaces(self) -> dict[str, Workspace]:
-        by_all = {"teacher": self.teacher.identity(), "evaluation": self.evaluation.identity()}
+        by_all = {"teacher": self.teacher and self.teacher.identity(), "evaluation": self.evaluation.identity()}
         inputs = {"seeds": self.seeds} | ({"teacher_scores": self.teacher_scores} if self.teacher_scores else {})
         return {
             name: Workspace(KIND, STAGE_VERSION, {"model": model.identity(), **by_all}, inputs)
@@ -77,7 +80,7 @@ class Evaluate(SeveralArtifacts):
 def evaluate(
     works: Mapping[str, Workspace],
     models: Mapping[str, ModelSource],
-    teacher: ModelSource,
+    teacher: ModelSource | None,
     seeds: ArtifactRef,
     evaluation: Evaluation,
     on_event: Callable[[Event], None],
@@ -87,7 +90,7 @@ def evaluate(
     missing = {work.uri: (name, work) for name, work in works.items() if not all(work.has(file) for file in FILES)}
     if missing:  # variants of the same weights have one workspace
         spec = {
-            "teacher": teacher.model_dump(),
+            "teacher": teacher and teacher.model_dump(),
             "heldout": seeds.model_dump(),
             "evaluation": evaluation.model_dump(),
             "teacher_scores": teacher_scores and teacher_scores.model_dump(),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from jinja2 import StrictUndefined, Template, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -59,6 +59,7 @@ class Agent(Generic[AnswerT]):
     writes: bool = False  # rows, and not judgements
     stage: int = 0  # how far along the rows are that go before it; of requests that wait, the furthest goes first
     sets_aside: bool = False  # what an answer costs is set aside for the agent that comes last
+    asks_again: ClassVar[bool] = True  # where an answer is no good, and what it said with it; else it is kept
 
     @cached_property
     def prompt(self) -> str:
@@ -124,6 +125,29 @@ class Agent(Generic[AnswerT]):
         if shown and (why := answer.unfit(json.loads(shown))):
             raise BadAnswer(why)
         return answer
+
+
+class Said(AgentAnswer):
+    """Free text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class FreeText(Agent[Said]):
+    """No role: a conversation goes to the model as it is, and what it says is the answer.
+
+    Each is asked once and paid once: one that is cut off or empty is kept too, and is no answer the next time either.
+    """
+
+    asks_again: ClassVar[bool] = False
+
+    @property
+    def schema(self) -> None:  # type: ignore[override]
+        return None
+
+    def read(self, text: str, shown: str = "") -> Said:
+        return Said(text=text)
 
 
 def first_of(error: ValidationError) -> str:

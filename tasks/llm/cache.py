@@ -41,9 +41,9 @@ def key_of(request: dict[str, Any]) -> str:
 
 def as_kept(reply: Reply, price: tuple[float, float]) -> dict[str, Any]:
     """An answer as it is kept, with what it cost at a `price` of a token of prompt and of answer."""
-    logprobs = {} if reply.last_logprobs is None else {"last_logprobs": reply.last_logprobs}
+    told = {"last_logprobs": reply.last_logprobs, "logprobs": reply.logprobs}
     return {
-        **logprobs,
+        **{name: logprobs for name, logprobs in told.items() if logprobs is not None},
         "text": reply.text[:_MAX_TEXT],
         "prompt_tokens": reply.prompt_tokens,
         "completion_tokens": reply.completion_tokens,

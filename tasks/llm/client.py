@@ -18,6 +18,7 @@ from infra.store.claims import check_leases
 from tasks.llm import complaints
 from tasks.llm.addresses import check_address, server_of
 from tasks.llm.agent import Agent, AnswerT
+from tasks.llm.answers import read
 from tasks.llm.batch_notes import Notes
 from tasks.llm.batches import BatchProviders
 from tasks.llm.budget import BudgetReached, Ledger, UsageByAgent
@@ -129,7 +130,10 @@ class LLMClient:
             usage.add(agent.name, answer, cached=True)
         if agent.sets_aside:
             self.ledger.scored(answer["cost_usd"])
-        return _read(agent, answer, messages), answer
+        try:
+            return read(agent, answer, messages), answer
+        except BadAnswer as bad:  # of one that was kept though it is of no use
+            raise NoAnswer(agent.name, str(bad)) from None
 
     @property
     def routes(self) -> list[str]:
@@ -158,16 +162,18 @@ class LLMClient:
         }
 
     def _found(self, agent: Agent[Any], keys: list[str], messages: list[dict[str, str]]) -> dict[str, Any] | None:
-        """A kept answer that is of use."""
+        """A kept answer that is of use, or that is not asked for again."""
         for key in keys:
             answer = self._cache.get(key)
+            if answer is not None and not agent.asks_again:
+                return answer
             with contextlib.suppress(BadAnswer, NoAnswer, KeyError, TypeError, AttributeError):  # another version's
-                _read(agent, answer or {}, messages)
+                read(agent, answer or {}, messages)
                 return answer
         return None
 
     async def _asked(self, usage: UsageByAgent, agent: Agent[Any], keys: list[str], request: Request) -> dict[str, Any]:
-        """A new answer that is of use, kept; what it took is booked on `usage`."""
+        """A new answer that is of use, kept (its only one always); what it took is booked on `usage`."""
         answers: list[dict[str, Any]] = []
         messages = request.messages
         async with self._usefulness.turn(agent.name, request.route), self._settling() as asked:
@@ -176,9 +182,13 @@ class LLMClient:
                 answer = await self._paid(agent, request)
                 usage.add(agent.name, answer, cached=False)
                 answers.append(answer)
+                if not agent.asks_again:
+                    self._cache.put(keys[answer["place"]], answer)
                 try:
-                    _read(agent, answer, messages)
+                    read(agent, answer, messages)
                 except BadAnswer as bad:
+                    if not agent.asks_again:
+                        raise NoAnswer(agent.name, str(bad)) from None
                     why = str(bad)
                 else:
                     answer |= {name: sum(one[name] for one in answers) for name in _TAKEN} | {"requests": len(answers)}
@@ -285,16 +295,3 @@ class LLMClient:
         routes = {model: [LLMEndpoint(model, **limits), *fallbacks] for model in options.other_models}
         routes[self.endpoint.model] = [dataclasses.replace(self.endpoint, **limits), *fallbacks]
         return Configuration(routes, _RETRIES, options.timeout_s)
-
-
-def _read(agent: Agent[AnswerT], answer: dict[str, Any], messages: list[dict[str, str]]) -> AnswerT:
-    """The validated answer in a reply. Raises BadAnswer, or NoAnswer where asking again is of no use."""
-    if answer["finish_reason"] == "length":
-        raise BadAnswer(complaints.CUT_OFF)
-    if answer["finish_reason"] == "content_filter":
-        raise NoAnswer(agent.name, "declined by the provider", "its content filter stopped the answer")
-    if answer["finish_reason"] == DECLINED:
-        raise BadAnswer("it declines")
-    if not answer["text"].strip():
-        raise BadAnswer("an empty answer")
-    return agent.read(answer["text"], messages[1]["content"])

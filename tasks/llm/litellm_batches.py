@@ -159,7 +159,7 @@ class BatchAPI:
             reply = _completion(self._litellm, body)
             usage = {"usage": reply.usage, "model": self.model, "custom_llm_provider": self.provider}
             cost = sum(self._litellm.cost_calculator.batch_cost_calculator(**usage))
-            return {**fields_of(reply, logprobs=True), "cost_usd": cost, "model": reply.model or self.model}
+            return {**fields_of(reply, logprobs="last"), "cost_usd": cost, "model": reply.model or self.model}
         except Exception as unreadable:  # whatever LiteLLM finds wrong with what a provider wrote
             return ProviderError("server", redacted(f"unreadable answer: {words_of(unreadable)}", self._keys))
 

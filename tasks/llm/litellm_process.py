@@ -30,7 +30,7 @@ from typing import Any
 from infra.processes.program import lean_imports
 from tasks.llm.litellm_errors import is_unreadable, kind_of, retry_after_s, words_of
 from tasks.llm.litellm_forms import Form, Line
-from tasks.llm.litellm_replies import fields_of, joining_parts
+from tasks.llm.litellm_replies import fields_of, joining_parts, wanted_logprobs
 from tasks.llm.protocol import as_bytes
 from tasks.llm.redaction import redacted
 
@@ -205,7 +205,7 @@ class Provider:
         _REQUEST.set(request)  # for the Router's own call, one of each deployment that it tries
         try:
             reply = await self._router.acompletion(**arguments)
-            fields = fields_of(reply, logprobs=bool(request.get("top_logprobs")))
+            fields = fields_of(reply, logprobs=wanted_logprobs(request))
             if (length := len(fields["text"])) > _MAX_ANSWER:
                 raise Refusal("server", f"an answer of {length} characters")
             return {

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 _LAST_TOKENS = 16  # a verdict stands at the end of a judge's answer
+Wanted = Literal["none", "last", "all"]
 DECLINED = "refusal"  # as a finish reason: the text is the model's refusal
 
 
-def fields_of(reply: Any, *, logprobs: bool) -> dict[str, Any]:
-    """What a completion says and took, as the protocol's Reply has it."""
+def wanted_logprobs(request: Mapping[str, Any]) -> Wanted:
+    """Of which tokens: of free text all are learned from."""
+    if not request.get("top_logprobs"):
+        return "none"
+    return "all" if request.get("schema") is None else "last"
+
+
+def fields_of(reply: Any, *, logprobs: Wanted) -> dict[str, Any]:
+    """What a completion says and took, as the protocol's Reply has it, with the log-probs of some tokens."""
     choice = reply.choices[0] if reply.choices else None
     text, ended = text_of(choice) if choice else ("", None)
+    told = _logprobs(choice) if choice and logprobs != "none" else None
     return {
         "text": text,
         "prompt_tokens": reply.usage.prompt_tokens,
         "completion_tokens": reply.usage.completion_tokens,
         "finish_reason": ended,
-        "last_logprobs": last_logprobs(choice) if choice and logprobs else None,
+        "last_logprobs": last(told) if told and logprobs == "last" else None,
+        "logprobs": compact(told) if told and logprobs == "all" else None,
     }
 
 
@@ -44,14 +54,33 @@ def text_of(choice: Any) -> tuple[str, str | None]:
     return bare if is_object else "", ended
 
 
-def last_logprobs(choice: Any) -> list[Any] | None:
-    """[token, [[alternative, log-prob], …]] of the answer's last tokens; None where the provider tells none."""
+def _logprobs(choice: Any) -> list[Any] | None:
+    """What the provider tells of the answer's tokens; None where it tells nothing."""
     logprobs = getattr(choice, "logprobs", None)
     content = getattr(logprobs, "content", None) or (logprobs.get("content") if isinstance(logprobs, dict) else None)
-    if not content:
-        return None
-    plain = [one if isinstance(one, dict) else one.model_dump() for one in content[-_LAST_TOKENS:]]
-    return [[one["token"], [[top["token"], top["logprob"]] for top in one["top_logprobs"] or []]] for one in plain]
+    return [one if isinstance(one, dict) else one.model_dump() for one in content] if content else None
+
+
+def last(tokens: Sequence[Any]) -> list[Any]:
+    """[token, [[alternative, log-prob], …]] of the answer's last tokens."""
+    return [
+        [one["token"], [[top["token"], top["logprob"]] for top in one["top_logprobs"] or []]]
+        for one in tokens[-_LAST_TOKENS:]
+    ]
+
+
+def compact(tokens: Sequence[Any]) -> list[Any]:
+    """[token, log-prob, [[alternative, log-prob], …]] of all tokens, unchecked.
+
+    A token is its text where that says its bytes (or nothing else does), else the list of its bytes.
+    """
+    return [[*_token(one), [_token(top) for top in one.get("top_logprobs") or []]] for one in tokens]
+
+
+def _token(told: Mapping[str, Any]) -> list[Any]:
+    text, spelled, logprob = told.get("token"), told.get("bytes"), told.get("logprob")
+    is_text = spelled is None or (isinstance(text, str) and spelled == list(text.encode("utf-8", "replace")))
+    return [text if is_text else spelled, round(logprob, 6) if isinstance(logprob, float) else logprob]
 
 
 def joining_parts(extract: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -48,7 +48,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Request:
-    """What to ask, and of which route. `schema` is the JSON schema of the answer."""
+    """What to ask, and of which route. `schema` is the JSON schema of the answer; None where it is free text."""
 
     messages: list[dict[str, str]]
     route: str = "default"
@@ -64,7 +64,8 @@ class Reply:
     """What a model answered, and what it took (`cost_usd` is 0 where the model's price is unknown).
 
     `last_logprobs` has the last tokens with their most likely alternatives, where they were asked for and the
-    provider tells them: [token, [[alternative, log-prob], …]] each. `place`: of the route's models, which answered.
+    provider tells them: [token, [[alternative, log-prob], …]] each. `logprobs` has all tokens of free text, with
+    bytes (`tasks.llm.litellm_replies`). `place`: of the route's models, which answered.
     """
 
     text: str
@@ -74,6 +75,7 @@ class Reply:
     model: str
     finish_reason: str | None
     last_logprobs: list[Any] | None = None
+    logprobs: list[Any] | None = None
     place: int = 0
 
 

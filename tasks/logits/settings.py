@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.llm.addresses import Address
+from tasks.logits.api.settings import TeacherCalls
 from tasks.logits.store.format import MAX_ERROR
 from tasks.precision import Dtype
 
@@ -17,14 +18,19 @@ class Scoring(BaseModel):
     # what is wrong may be a key in an address
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    engine: Literal["vllm", "transformers", "server"] = Field(
-        "vllm", description="vllm, the slow reference, or a `vllm serve` that runs elsewhere (server)"
+    engine: Literal["vllm", "transformers", "server", "api"] = Field(
+        "vllm",
+        description="vllm, the slow reference, a `vllm serve` that runs elsewhere (server), or an API model by its "
+        "name in LiteLLM (api), which answers the training prompts itself and tells the log-probs of its own tokens",
     )
     server: Address | None = Field(
         None, description="with engine=server: its address, such as http://gpu-1:8000 (a key in VLLM_API_KEY)"
     )
     server_model: str | None = Field(
         None, description="what the server calls the teacher (default: as we do, or the only model that it serves)"
+    )
+    api: TeacherCalls = Field(
+        TeacherCalls(), description="with engine=api: how the teacher is asked, for how much money"
     )
     dtype: Dtype = Field(
         "auto",
@@ -93,8 +99,14 @@ class Scoring(BaseModel):
 
     def here(self) -> Scoring:
         """For a model that no server has: in vLLM."""
-        nowhere = {"engine": "vllm", "server": None, "server_model": None}
-        return self.model_copy(update=nowhere) if self.is_elsewhere else self
+        nowhere = {"engine": "vllm", "server": None, "server_model": None, "api": TeacherCalls()}
+        return self.model_copy(update=nowhere) if self.is_elsewhere or self.engine == "api" else self
+
+    @model_validator(mode="after")
+    def _asks_only_an_api(self) -> Self:
+        if self.api != TeacherCalls() and self.engine != "api":
+            raise ValueError("scoring.api is how an API teacher is asked: set scoring.engine=api too, or leave it out")
+        return self
 
     @property
     def gpus_each(self) -> int:
@@ -104,6 +116,10 @@ class Scoring(BaseModel):
     def stored(self, k: int) -> int:
         """Log-probabilities that are stored a token, where `k` are learnt from."""
         return self.k or k
+
+    def shown(self) -> dict[str, Any]:
+        """What the report says of it."""
+        return {"engine": "api", "api": self.api.identity()} if self.engine == "api" else self.rounding()
 
     def rounding(self) -> dict[str, Any]:
         """Of the identity: the dtype, where somebody asked for one."""

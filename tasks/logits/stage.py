@@ -104,15 +104,21 @@ class ScoreTeacher(OneArtifact):
             return "nothing to score"
         for repaired in facts["shards_repaired"] if made.new else []:
             view.warn(f"{repaired}; its rows were scored again")
-        coverage = facts["coverage"]
-        if coverage["warning"]:
-            view.warn(coverage["warning"])
-        tables = {"task category": coverage["by_category"], "position in the answer": coverage["by_position"]}
-        rows = [{"by": by, "of": name, **mass} for by, table in tables.items() for name, mass in table.items()]
-        view.table("top-k-mass", rows, f"Mean probability that the teacher's top {self.k} hold")
-        left_out = skipped_note(facts["skipped"]) + unsupervised_note(facts)
-        tokens = f"{made.shown.counts['tokens']:,} tokens, top {self.k} hold {coverage['mean']:.1%} of the probability"
-        return f"{tokens}, {facts['bytes_per_token']:g} bytes a token{left_out}"
+        return shown_store(made.shown, self.k, view)
+
+
+def shown_store(store: ArtifactRef, k: int, view: View) -> str:
+    """How much of the teacher's probability a store holds, and what it came to in a line."""
+    facts = facts_of(store)
+    coverage = facts["coverage"]
+    if coverage["warning"]:
+        view.warn(coverage["warning"])
+    tables = {"task category": coverage["by_category"], "position in the answer": coverage["by_position"]}
+    rows = [{"by": by, "of": name, **mass} for by, table in tables.items() for name, mass in table.items()]
+    view.table("top-k-mass", rows, f"Mean probability that the teacher's top {k} hold")
+    left_out = skipped_note(facts["skipped"]) + unsupervised_note(facts)
+    tokens = f"{store.counts['tokens']:,} tokens, top {k} hold {coverage['mean']:.1%} of the probability"
+    return f"{tokens}, {facts['bytes_per_token']:g} bytes a token{left_out}"
 
 
 class ScoreHeldout(ScoreTeacher):

@@ -13,6 +13,7 @@ from tasks.engines.memory import least_parallel, splits
 from tasks.engines.sizes import Size
 from tasks.evaluate.settings import Evaluation
 from tasks.evaluate.variants import CONTINUED, round_name, variants
+from tasks.llm.budget import Usage
 from tasks.logits.settings import Scoring
 from tasks.plan import costs
 from tasks.plan.hardware import Machine
@@ -73,6 +74,12 @@ class PlanInputs:
     rounds: Rounds = field(default_factory=Rounds)
     quantise: Quantisation = field(default_factory=Quantisation)
     others: tuple[OtherTeacher, ...] = ()
+    teacher_usage: Usage | None = None  # of a teacher behind an API, as far as it is known
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is a teacher to load; else `teacher` is as large as the student, and stands for nothing."""
+        return self.scoring.engine != "api"
 
     @property
     def ranks(self) -> int:
@@ -81,7 +88,12 @@ class PlanInputs:
     @property
     def variants(self) -> int:
         """How many models are compared."""
-        return len(variants(self.rounds.rounds)) + len(self.quantise.formats)
+        return self.students + self.has_weights
+
+    @property
+    def students(self) -> int:
+        """All of them but the teacher."""
+        return len(variants(self.rounds.rounds)) - 1 + len(self.quantise.formats)
 
     @property
     def trainings(self) -> dict[str, Training]:
@@ -191,7 +203,7 @@ class PlanInputs:
 
     @property
     def roles(self) -> dict[str, Size]:
-        return {"student": self.student, "teacher": self.teacher}
+        return {"student": self.student} | ({"teacher": self.teacher} if self.has_weights else {})
 
     def fitting(self, max_length: int) -> Fitting:
         return self.lengths.fitting(max_length)

@@ -52,6 +52,18 @@ def make_plan(known: PlanInputs, problems: Callable[[PlanInputs, Plan], Sequence
 
 
 def _agents(known: PlanInputs) -> list[AgentPlan]:
+    """And a teacher behind an API, which is asked as they are."""
+    asked = known.teacher_usage if known.to_do("teacher_answers") else None
+    if asked is None:
+        return _of_agents(known)
+    tokens = {"prompt_tokens": asked.prompt_tokens, "completion_tokens": asked.completion_tokens}
+    return [
+        *_of_agents(known),
+        AgentPlan(agent="teacher", requests=asked.requests, **tokens, usd=asked.cost_usd or None),
+    ]
+
+
+def _of_agents(known: PlanInputs) -> list[AgentPlan]:
     if known.agents is None or not known.to_do("augment"):
         return []
     usd = {agent: used.cost_usd for agent, used in known.agents.usage.items()} if known.agents_price_known else {}
@@ -111,7 +123,8 @@ def _chosen(known: PlanInputs) -> list[str]:
         said += [f"{name} {describe(known.placement_of(how))}" for name, how in trainings if known.to_do(name)]
     if known.machine.is_cpu:
         return said
-    if not (known.scoring.tensor_parallel or known.scoring.is_elsewhere) and known.to_do("logits"):
+    loads = known.has_weights and not known.scoring.is_elsewhere
+    if loads and not known.scoring.tensor_parallel and known.to_do("logits"):
         said.append(f"scoring.tensor_parallel {known.scoring_of(known.teacher).tensor_parallel}")
     if not known.evaluation.tensor_parallel and known.evaluation.engine == "vllm" and known.to_do("evaluate"):
         by_role = [f"{known.evaluation_of(size).tensor_parallel} ({role})" for role, size in known.roles.items()]

@@ -33,7 +33,7 @@ def find(known: PlanInputs, plan: Plan) -> list[Problem]:
 
 def _of_settings(known: PlanInputs) -> Iterator[Problem]:
     for of, teacher in (("", known.teacher), *((f" of {other.categories}", other.size) for other in known.others)):
-        if teacher.parameters <= known.student.parameters:
+        if known.has_weights and teacher.parameters <= known.student.parameters:
             yield _warning(
                 f"the teacher{of} ({_billions(teacher.parameters)}) is no larger than the student "
                 f"({_billions(known.student.parameters)}): choose a larger teacher"
@@ -50,7 +50,7 @@ def _of_settings(known: PlanInputs) -> Iterator[Problem]:
                 f"{training.global_batch}: a rank gets {-(-training.global_batch // known.ranks)} rows at once"
                 + (", some get none" if known.ranks > training.global_batch else "")
             )
-    if known.to_do("logits"):
+    if known.has_weights and known.to_do("logits"):
         yield from _of_parts_on_a_cpu(known) if known.machine.is_cpu else _of_tensor_parallel(known)
 
 
@@ -108,6 +108,7 @@ def _left_out(rows: str, share: float, limit: int, names: str) -> Iterator[Probl
 
 
 def _of_money(known: PlanInputs) -> Iterator[Problem]:
+    yield from _of_api_teacher(known)
     found, budget = known.agents, known.augmentation.budget_usd
     if found is None or known.agents_are_free or not known.to_do("augment"):
         return
@@ -118,6 +119,19 @@ def _of_money(known: PlanInputs) -> Iterator[Problem]:
         yield _warning(
             f"the agents cost about ${found.total.cost_usd:,.2f} and augmentation.budget_usd is ${budget:,.2f}, which "
             f"reaches about {budget / found.total.cost_usd:.0%} of the seeds"
+        )
+
+
+def _of_api_teacher(known: PlanInputs) -> Iterator[Problem]:
+    used, budget = known.teacher_usage, known.scoring.api.budget_usd
+    if used is None or not known.to_do("teacher_answers"):
+        return
+    if not used.cost_usd:
+        yield _warning("LiteLLM knows no price of the teacher: set scoring.api.usd_per_million_tokens")
+    elif budget is not None and used.cost_usd > budget:
+        yield _warning(
+            f"the teacher's answers cost about ${used.cost_usd:,.2f} and scoring.api.budget_usd is ${budget:,.2f}, "
+            f"which reaches about {budget / used.cost_usd:.0%} of the rows"
         )
 
 

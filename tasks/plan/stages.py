@@ -26,14 +26,17 @@ def stages_of(known: PlanInputs) -> list[StagePlan]:
     """In the order of the run, with what each costs."""
     control = known.kd.training()
     benchmarks = [_benchmarks(known)] if known.benchmark_answers else []
-    compared = [_heldout_scores(known)] if known.evaluation.teacher == "topk" else []
+    compared = [_heldout_scores(known)] if known.evaluation.teacher == "topk" and known.has_weights else []
+    asked = [] if known.has_weights else [_asked(known)]
+    scores = _scorings(known, "logits") if known.has_weights else [_stored(known)]
     here = replace(known, scoring=known.scoring.here())
     chosen = [_scoring(here, "student_scores", known.student)] if known.keep < 1 else []
     stages = [
         _augment(known),
         *chosen,
+        *asked,
         _training(known, "sft", known.sft),
-        *_scorings(known, "logits"),
+        *scores,
         _training(known, "sft_control", control),
         _training(known, "kd", known.kd),
         *_rounds(known),
@@ -75,6 +78,24 @@ def _augment(known: PlanInputs) -> StagePlan:
     )
     usd = (0.0 if known.agents_are_free else total.cost_usd) if known.agents_price_known else None
     return plan.model_copy(update={"tokens": tokens, "hours": seconds / 3600, "usd": usd})
+
+
+def _asked(known: PlanInputs) -> StagePlan:
+    """A teacher behind an API answers every prompt."""
+    plan = StagePlan(name="teacher_answers", done=not known.to_do("teacher_answers"), rows=known.rows)
+    if (used := known.teacher_usage) is None:
+        return plan
+    tokens, calls = used.prompt_tokens + used.completion_tokens, known.scoring.api
+    limits = calls.requests_per_minute, calls.tokens_per_minute
+    seconds = costs.agents_seconds(
+        used.requests, used.completion_tokens, tokens, AGENT_TOKENS_S, calls.concurrency, calls.processes, limits
+    )
+    return plan.model_copy(update={"tokens": tokens, "hours": seconds / 3600, "usd": used.cost_usd or None})
+
+
+def _stored(known: PlanInputs) -> StagePlan:
+    """What it told becomes the store: minutes, on any machine."""
+    return StagePlan(name="logits", done=not known.to_do("logits"), rows=known.rows, usd=0.0)
 
 
 def _training(known: PlanInputs, name: str, training: Training) -> StagePlan:
@@ -184,11 +205,11 @@ def _scored_rows(known: PlanInputs, name: str, model: Size, scoring: Scoring, us
 
 def _evaluate(known: PlanInputs) -> StagePlan:
     """Every variant scores and answers the held-out rows, and the teacher scores them once for a group of students."""
-    how = known.evaluation
+    how = known.evaluation if known.has_weights else known.evaluation.model_copy(update={"teacher": "topk"})
     fits = known.heldout_lengths.fitting(how.max_length)
     rows = round(min(known.heldout, how.max_rows or known.heldout) * fits.share)
     tokens = rows * fits.tokens
-    students, machine = known.variants - 1, known.machine
+    students, machine = known.students, known.machine
     scored = costs.evaluation(machine, known.student, known.teacher, students, how, fits.long_row)
     flops = students * costs.forward_flops(known.student, tokens)
     flops += scored.passes * costs.forward_flops(known.teacher, tokens)
@@ -213,7 +234,7 @@ def _evaluate(known: PlanInputs) -> StagePlan:
 def _benchmarks(known: PlanInputs) -> StagePlan:
     """Every variant answers every benchmark's questions, each in an engine of its own."""
     machine, answers = known.machine, known.benchmark_answers
-    seconds = (known.variants - 1) * costs.start_seconds(machine, "logits", known.student)
+    seconds = known.students * costs.start_seconds(machine, "logits", known.student)
     seconds += costs.start_seconds(machine, "logits", known.teacher)
     seconds += _generation_seconds(known, answers, known.benchmark_tokens)
     return StagePlan(
@@ -228,7 +249,7 @@ def _benchmarks(known: PlanInputs) -> StagePlan:
 
 def _generation_seconds(known: PlanInputs, answers: int, tokens: int, *, side_by_side: bool = False) -> float:
     """Of all variants, one after the other, each by one engine or by as many as answer side by side."""
-    models, how = [known.student] * (known.variants - 1) + [known.teacher], known.evaluation
+    models, how = [known.student] * known.students + [known.teacher] * known.has_weights, known.evaluation
 
     def each(model: Size) -> int:
         if not side_by_side or known.machine.is_cpu:

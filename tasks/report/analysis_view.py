@@ -206,6 +206,8 @@ def _repeated(data: ReportData, analysis: Analysis) -> list[Repeated]:
 def _unrepeated(analysis: Analysis) -> str:
     """What could not be looked at, and why."""
     found = analysis.inherited.values()
+    if not found:
+        return "The teacher answers no held-out request here, so nothing is known of it."
     said = []
     if not any(of.errors for of in found):
         judged = any("exec_accuracy" in of for of in analysis.metrics.values())

@@ -49,11 +49,12 @@ def verdict(data: ReportData) -> str:
             name for name, variant in (("SFT+KD", kd), ("the SFT control", control)) if variant is None
         )
         return f"No verdict: {missing} was not evaluated, and without it a gain proves nothing."
-    if not all(map(math.isfinite, (kd.cross_entropy, kd.kl_to_teacher))):
+    if not all(math.isfinite(value) for value in (kd.cross_entropy, kd.kl_to_teacher or 0.0)):
         return f"Distillation failed: the training of {kd.label} diverged, its cross-entropy is not a number."
     gained = difference(kd, control)
     if gained is None:
-        return _verdict_on_distance(data, kd, control)
+        of = _verdict_on_loss if kd.kl_to_teacher is None else _verdict_on_distance
+        return of(data, kd, control)
     return _verdict_on_accuracy(data, kd, control, gained.interval)
 
 
@@ -118,7 +119,9 @@ def points_range(interval: Interval) -> str:
     return f"{points(interval.low)} to {points(interval.high)}"
 
 
-def nats(value: float) -> str:
+def nats(value: float | None) -> str:
+    if value is None:
+        return "–"
     return f"{value:.3f}" if math.isfinite(value) else "not a number"
 
 
@@ -178,6 +181,25 @@ def _verdict_on_distance(data: ReportData, kd: Variant, control: Variant) -> str
     quality = "better" if second.difference.estimate < 0 else "worse"
     return (
         f"{sentence}; it predicts held-out responses {quality} ({entropy}, {p_words(second.p_adjusted)}). {unchecked}"
+    )
+
+
+def _verdict_on_loss(data: ReportData, kd: Variant, control: Variant) -> str:
+    """Without a teacher to compare with, the references are all that there is."""
+    entropy = f"cross-entropy {nats(kd.cross_entropy)} against {nats(control.cross_entropy)}"
+    unchecked = "No answer was checked, so this does not say whether more answers are right."
+    found = _tested(data, "cross_entropy")
+    if found is None or found.p is None:
+        return f"No verdict: {kd.label} was not tested against the {control.label} ({entropy}). {unchecked}"
+    if found.p >= ALPHA:
+        return (
+            f"No significant difference between {kd.label} and the same training without the teacher’s logits "
+            f"({control.label}) in how well they predict held-out responses: {entropy}, {p_words(found.p)}. {unchecked}"
+        )
+    quality = "better" if found.difference.estimate < 0 else "worse"
+    return (
+        f"{kd.label} predicts held-out responses {quality} than the same training without the teacher’s logits "
+        f"({control.label}): {entropy}, {p_words(found.p)}. {unchecked}"
     )
 
 

@@ -53,7 +53,9 @@ class Variant(_Frozen):
     label: str
     exec_accuracy: float | None = Field(None, ge=0, le=1, description="share of requests answered correctly")
     cross_entropy: float = Field(description="nats per supervised token; NaN when training diverged")
-    kl_to_teacher: float = Field(description="nats per supervised token; NaN when training diverged")
+    kl_to_teacher: float | None = Field(
+        None, description="nats per supervised token; NaN when training diverged, nothing without a teacher to compare"
+    )
     n: int = Field(ge=0, description="held-out requests")
     correct: list[bool] | None = Field(None, description="per request, in the same order for every variant")
     left_out: dict[str, int] = Field(
@@ -128,6 +130,13 @@ class AgentUse(_Frozen):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float = 0.0
+
+
+class TeacherUse(AgentUse):
+    """What a teacher behind an API was asked for, and what came of it."""
+
+    answers: int = Field(description="that the student is trained on")
+    left_out: dict[str, int] = Field({}, description="reason → prompts")
 
 
 class DataFlow(_Frozen):
@@ -214,6 +223,7 @@ class ReportData(RunInfo):
         None, description="teacher tokens that its KL is over, beside a bucket for the rest (default: the vocabulary)"
     )
     data_flow: DataFlow | None = None
+    teacher_use: TeacherUse | None = Field(None, description="of a teacher behind an API")
     examples: list[ShownExample] = []
     analysis: Analysis | None = Field(None, description="intervals, paired tests, slices and what was inherited")
     benchmarks: BenchmarkAnalysis | None = Field(None, description="judged and checked benchmarks, where any ran")

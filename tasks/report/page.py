@@ -124,6 +124,8 @@ def render_markdown(data: ReportData) -> str:
 
 def kl_is_over(data: ReportData) -> str:
     """What of the teacher's distribution its distances are over, in a sentence."""
+    if data.variants and all(variant.kl_to_teacher is None for variant in data.variants.values()):
+        return f"KL to the teacher is not known: an API model scores no given text. {teacher_use(data)}".rstrip()
     if data.compared_with_top is None:
         return "KL to the teacher is over the whole vocabulary."
     return (
@@ -136,6 +138,20 @@ def scored_by(data: ReportData) -> str:
     """How many rows each of several teachers scored, in a sentence; empty where there is one."""
     each = ", ".join(f"{rows:,} by {teacher}" for teacher, rows in data.scored_by.items())
     return f"Rows scored: {each}. Students are compared with {data.teacher}." if each else ""
+
+
+def teacher_use(data: ReportData) -> str:
+    """What a teacher behind an API was asked and cost, in a sentence; empty for any other."""
+    if (use := data.teacher_use) is None:
+        return ""
+    without = sum(use.left_out.values())
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(use.left_out.items()))
+    return (
+        f"The student is trained on {use.answers:,} answers that {data.teacher} wrote to the prompts, asked "
+        f"{use.requests:,} times for ${use.cost_usd:,.2f} ({use.prompt_tokens:,} and {use.completion_tokens:,} tokens)"
+        + (f"; {without:,} prompts are left out ({reasons})" if without else "")
+        + "."
+    )
 
 
 def left_out(data: ReportData) -> str:

@@ -23,6 +23,7 @@ from tasks.report.data import (
     RunInfo,
     ShownExample,
     StageSummary,
+    TeacherUse,
     Variant,
 )
 from tasks.report.draft import fit_of
@@ -163,6 +164,7 @@ def gather(
         scored_by=_scored_by(records, about),
         compared_with_top=evaluated[kd_evaluation.uri].facts.get("compared_with_top"),
         data_flow=_data_flow(records["augment"], records.get("categories")),
+        teacher_use=_teacher_use(records.get("teacher_answers")),
         examples=_examples(tables),
         analysis=analyse(tables, labels_of),
         benchmarks=benchmarks.gather(verdicts, labels_of, labels),
@@ -235,6 +237,13 @@ def _data_flow(record: Record, naming: Record | None) -> DataFlow | None:
     )
 
 
+def _teacher_use(record: Record | None) -> TeacherUse | None:
+    if record is None:
+        return None
+    used = _use(record.facts["usage"]["teacher"])
+    return TeacherUse(**dict(used), answers=record.counts["rows"], left_out=record.facts["left_out"])
+
+
 def _use(numbers: Mapping[str, float]) -> AgentUse:
     return AgentUse(
         requests=int(numbers["requests"] + numbers["from_cache"]),
@@ -254,12 +263,12 @@ def _on_common_rows(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFram
 def _variant(
     label: str, table: pd.DataFrame, uri: str, facts: Mapping[str, Any], of_teacher: Mapping[str, Any]
 ) -> Variant:
-    correct = table["correct"]
+    correct, compared = table["correct"], table["kl_tokens"].sum()
     return Variant(
         label=label,
         exec_accuracy=accuracy(table),
         cross_entropy=float(table["nll"].sum(skipna=False) / table["response_tokens"].sum()),
-        kl_to_teacher=float(table["kl_to_teacher"].sum(skipna=False) / max(table["kl_tokens"].sum(), 1)),
+        kl_to_teacher=float(table["kl_to_teacher"].sum(skipna=False) / compared) if compared else None,
         n=len(correct),
         correct=None if correct.isna().any() else correct.tolist(),
         left_out=facts["skipped"],

@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from infra.errors import ConfigurationError
 from infra.store.artifacts import digest_of
@@ -30,6 +30,8 @@ from tasks.tokens.chat import (
 )
 from tasks.tokens.spans import Span, Supervised
 from tasks.tokens.tools import TOOL_USE, UNKNOWN, ToolForm, left_out, tool_form
+
+SupervisedT = TypeVar("SupervisedT", bound=Supervised)
 
 
 @dataclass(frozen=True)
@@ -227,9 +229,9 @@ def tokenizer_digests(source: ModelSource) -> dict[str, str]:
     return {name: digest_of(part)[:32] for name, part in parts.items()}
 
 
-def cut(rows: Iterable[TokenisedRow], tokens_each: int) -> Iterator[list[TokenisedRow]]:
+def cut(rows: Iterable[SupervisedT], tokens_each: int) -> Iterator[list[SupervisedT]]:
     """Groups of neighbours with at most so many tokens, or of one longer row."""
-    group: list[TokenisedRow] = []
+    group: list[SupervisedT] = []
     tokens = 0
     for row in rows:
         tokens += len(row.ids)

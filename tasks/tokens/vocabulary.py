@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,22 @@ class Vocabulary:
         response = text[start:stop].rstrip()
         lengths = spans[:, 1:] - spans[:, :1]
         return np.concatenate([np.clip(spans - start, 0, len(response)), lengths], axis=1), response
+
+
+def tokenizer_of(texts: Sequence[bytes], end: str) -> str:
+    """A `tokenizer.json` of tokens known by their bytes alone, an id each in their order, then the token `end`.
+
+    For `Vocabulary.of`: no text can be encoded by it.
+    """
+    character = {byte: character for character, byte in _characters().items()}
+    vocabulary = {"".join(character[byte] for byte in text): number for number, text in enumerate(texts)}
+    return json.dumps(
+        {
+            "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+            "pre_tokenizer": {"type": "ByteLevel"},
+            "added_tokens": [{"id": len(texts), "content": end, "special": True}],
+        }
+    )
 
 
 def token_map(teacher: Vocabulary, student: Vocabulary) -> np.ndarray:

@@ -42,18 +42,21 @@ class Analysis(Numbers):
 
 
 def analyse(tables: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> Analysis:
-    """`tables` (base and teacher among them) hold the same rows in the same order; `labels` name the variants."""
+    """`tables` (base among them, and the teacher if it was there) hold the same rows in the same order; `labels` name
+    the variants.
+    """
+    teacher = tables.get("teacher")
     students = [name for name in tables if name not in _NOT_STUDENTS]
     compared = compare(tables, labels)
     return Analysis(
-        n=len(tables["teacher"]),
+        n=len(tables["base"]),
         metrics={name: intervals(table) for name, table in tables.items()},
         calibration={name: _calibration(table) for name, table in tables.items()},
         comparisons=compared,
         verdicts=[verdict(comparison) for comparison in compared],
         slices=slices(tables),
         regressions={name: regressions(tables[name], tables["base"]) for name in students},
-        inherited={name: inherited(tables[name], tables["base"], tables["teacher"]) for name in students},
+        inherited={name: inherited(tables[name], tables["base"], teacher) for name in students if teacher is not None},
         styles=styles(tables),
     )
 

@@ -56,17 +56,19 @@ def slices(tables: Mapping[str, pd.DataFrame]) -> list[Slice]:
     Length is counted in the teacher's tokens. Difficulty is the teacher's loss per token on the reference: it is
     outside of all comparisons of students, while a split by base's own loss would move base's part of every
     comparison with it (regression to the mean). Both are cut in three parts of about equal size.
-    `tables` hold the same rows in the same order, the teacher's among them.
+    Without a teacher, length is in base's tokens, and nothing is split by difficulty.
+    `tables` hold the same rows in the same order.
     """
-    teacher = tables["teacher"]
-    lengths = teacher["response_tokens"].to_numpy(float)
-    loss = teacher["nll"].to_numpy(float) / lengths
+    one = tables["teacher" if "teacher" in tables else "base"]
+    lengths = one["response_tokens"].to_numpy(float)
     groups = {
-        "task category": _by_size(teacher["task_category"]),
-        "language": _by_size(teacher["language"]),
+        "task category": _by_size(one["task_category"]),
+        "language": _by_size(one["language"]),
         "response length": _thirds(lengths, ("short", "medium", "long"), "tokens", 0),
-        "difficulty": _thirds(loss, ("easy", "middling", "hard"), "nats a token", 2),
     }
+    if "teacher" in tables:
+        loss = one["nll"].to_numpy(float) / lengths
+        groups["difficulty"] = _thirds(loss, ("easy", "middling", "hard"), "nats a token", 2)
     numbers = {name: per_row(table) for name, table in tables.items()}
     found = []
     for by, places in groups.items():

@@ -75,12 +75,17 @@ def without_numbers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def per_row(table: pd.DataFrame) -> dict[str, PerRow]:
-    """Every metric that is a sum over rows, by name; accuracies only where every row was executed."""
-    found = {
-        "cross_entropy": PerRow.of(table["nll"], table["response_tokens"]),
+    """Every metric that is a sum over rows, by name; accuracies only where every row was executed, distances only where
+    there was a teacher to compare with.
+    """
+    distances = {
         "kl_to_teacher": PerRow.of(table["kl_to_teacher"], table["kl_tokens"]),
         "topk_kl": PerRow.of(table["topk_kl"], table["kl_tokens"]),
         "top1_agreement": PerRow.of(table["top1_agreed"], table["kl_tokens"]),
+    }
+    found = {
+        "cross_entropy": PerRow.of(table["nll"], table["response_tokens"]),
+        **(distances if table["kl_tokens"].sum() else {}),
         "output_tokens": PerRow.of(table["generated_tokens"]),
         "truncated": PerRow.of(table["truncated"]),
     }

@@ -31,7 +31,7 @@ from tasks.evaluate.heldout.execution import mark
 from tasks.evaluate.heldout.groups import batch_bytes, groups, room
 from tasks.evaluate.heldout.prepared import Prepared, prepare_rows, usable
 from tasks.evaluate.heldout.scoring import load_model
-from tasks.evaluate.heldout.teachers import RowScore, TeacherView, loaded_teacher, stored_teacher
+from tasks.evaluate.heldout.teachers import RowScore, TeacherView, loaded_teacher, no_teacher, stored_teacher
 from tasks.evaluate.heldout.together import Candidate, KeptScores, score_together
 from tasks.evaluate.parallel import most_parallel
 from tasks.evaluate.settings import Evaluation
@@ -64,9 +64,9 @@ class _Variant:
 
 @dataclass(frozen=True)
 class _Compared:
-    """What variants are compared with: a model that is loaded here, or (`store`) its stored scores."""
+    """What variants are compared with: a model that is loaded here, its stored scores (`store`), or nothing (None)."""
 
-    source: ModelSource
+    source: ModelSource | None
     prepared: Prepared
     store: ArtifactRef | None
 
@@ -76,7 +76,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     settings = Evaluation.model_validate(spec["evaluation"])
     seeds = ArtifactRef.model_validate(spec["heldout"])
     rows = {row.id: row for row in heldout_rows(seeds, settings.max_rows)}
-    teacher_source = ModelSource.model_validate(spec["teacher"])
+    teacher_source = ModelSource.model_validate(spec["teacher"]) if spec["teacher"] else None
     prepared: dict[tuple[str, int], Prepared] = {}
 
     def prepare(source: ModelSource) -> Prepared:
@@ -88,7 +88,8 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     if told := note(settings.dtype, capability()):
         reporter.note(told)
     store = spec.get("teacher_scores")
-    teacher = _Compared(teacher_source, prepare(teacher_source), store and ArtifactRef.model_validate(store))
+    prepared_by = teacher_source or ModelSource.model_validate(spec["variants"][0]["model"])
+    teacher = _Compared(teacher_source, prepare(prepared_by), store and ArtifactRef.model_validate(store))
     variants = [_variant(description, prepare, teacher.prepared, settings) for description in spec["variants"]]
     total = 2 * sum(len(variant.tokens) for variant in variants)
     missing = {v.name: sum(len(piece.rows) for piece in v.answers.missing()) for v in variants}
@@ -149,7 +150,7 @@ def _scored(
             if variant.source != teacher.source:
                 with reporter.loading(variant.name):
                     loaded[variant.name] = load_model(variant.source, settings.dtype)
-        if teacher.store is None and model is None:
+        if teacher.source and teacher.store is None and model is None:
             with reporter.loading("the teacher"):
                 model = load_model(teacher.source, settings.dtype)
         candidates = [_candidate(variant, loaded.get(variant.name), teacher, tick(variant)) for variant in group]
@@ -161,13 +162,16 @@ def _scored(
 
 def _candidate(variant: _Variant, model: Any | None, teacher: _Compared, advance: Callable[[int], None]) -> Candidate:
     same = variant.prepared.digest == teacher.prepared.digest
-    alignment = None if same else Alignment(vocabulary_of(teacher.source), vocabulary_of(variant.source))
+    theirs = None if same else teacher.source
+    alignment = Alignment(vocabulary_of(theirs), vocabulary_of(variant.source)) if theirs else None
     return Candidate(model, variant.tokens, alignment, variant.scores, advance)
 
 
 def _views(
     group: Sequence[_Variant], teacher: _Compared, model: Any | None, settings: Evaluation
 ) -> Iterator[TeacherView]:
+    if teacher.source is None:
+        return no_teacher(teacher.prepared.tokens.values(), settings.batch_rows, max(map(_vocabulary, group)))
     if teacher.store is None:
         return loaded_teacher(model, teacher.prepared.tokens.values(), settings.batch_rows, settings.kl_tokens)
     return stored_teacher(TopKReader(teacher.store), settings.batch_rows, max(map(_vocabulary, group)))
@@ -177,10 +181,10 @@ def _room(variants: Iterable[_Variant], teacher: _Compared, settings: Evaluation
     """Bytes for the weights of a group."""
     longest = max((len(row.ids) for row in teacher.prepared.tokens.values()), default=0)
     vocabulary = max(map(_vocabulary, variants), default=1)
-    is_loaded = teacher.store is None
-    theirs = teacher.source.config()["vocab_size"] if is_loaded else 0
+    loaded = teacher.source if teacher.store is None else None
+    theirs = loaded.config()["vocab_size"] if loaded else 0
     batch = batch_bytes(longest, settings.batch_rows, vocabulary, theirs, scoring.width(settings.dtype))
-    held = scoring.loaded_bytes(teacher.source, settings.dtype) if is_loaded else 0
+    held = scoring.loaded_bytes(loaded, settings.dtype) if loaded else 0
     return room(scoring.free_bytes(), held, batch)
 
 

@@ -75,6 +75,27 @@ def stored_teacher(store: Iterable[ScoredRow], at_most: int, vocabulary: int) ->
     return (_Stored({row.row_id: row for row in batch}) for batch in batches(store, at_most, vocabulary))
 
 
+def no_teacher(rows: Iterable[TokenisedRow], at_most: int, vocabulary: int) -> Iterator[TeacherView]:
+    """`rows` by length, compared with nothing: of an API model nobody has the distribution over given texts."""
+    by_length = sorted(rows, key=lambda row: (len(row.ids), row.row_id))
+    return (_Nothing([row.row_id for row in batch]) for batch in batches(by_length, at_most, vocabulary))
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """No teacher: a variant's own numbers alone."""
+
+    row_ids: list[str]
+
+    @torch.inference_mode()
+    def score(self, row: TokenisedRow, logits_TV: Tensor, alignment: Alignment | None) -> RowScore:
+        nll, calibration = loss_and_calibration(row, logits_TV)
+        return RowScore(nll, 0, 0.0, 0.0, 0, calibration)
+
+    def itself(self, row_id: str) -> RowScore:
+        raise AssertionError("there is no teacher")
+
+
 @dataclass(frozen=True)
 class _Logits:
     """Computed when they are first asked for, and once."""

@@ -77,12 +77,13 @@ def _accuracy(data: ReportData) -> Plot | None:
 
 
 def _distance(data: ReportData) -> Plot | None:
-    if not data.variants:
+    distances = [variant.kl_to_teacher for variant in data.variants.values() if variant.kl_to_teacher is not None]
+    if len(distances) < max(len(data.variants), 1):
         return None
     figure, panels = figure_of(1.15 + ROW * len(data.variants), columns=2)
     labels = [variant.label for variant in data.variants.values()]
     quantities = (
-        ("KL to the teacher", [variant.kl_to_teacher for variant in data.variants.values()]),
+        ("KL to the teacher", distances),
         ("cross-entropy", [variant.cross_entropy for variant in data.variants.values()]),
     )
     for axes, (name, values) in zip(panels, quantities, strict=True):

@@ -49,6 +49,7 @@ class Entry(BaseModel):
 
     @property
     def usd(self) -> float:
-        """What the agents' answers cost."""
-        flow = self.data.data_flow if self.data else None
-        return sum(use.cost_usd for use in flow.usage.values()) if flow else 0.0
+        """What the answers of the agents, and of a teacher behind an API, cost."""
+        flow, teacher = (self.data.data_flow, self.data.teacher_use) if self.data else (None, None)
+        of_agents = sum(use.cost_usd for use in flow.usage.values()) if flow else 0.0
+        return of_agents + (teacher.cost_usd if teacher else 0.0)

@@ -39,8 +39,10 @@ class Combination:
         return over_seeds([_variant(run, "kd").cross_entropy for run in self.runs])
 
     @property
-    def kl_to_teacher(self) -> OverSeeds:
-        return over_seeds([_variant(run, "kd").kl_to_teacher for run in self.runs])
+    def kl_to_teacher(self) -> OverSeeds | None:
+        """None without a teacher to compare with."""
+        found = [value for run in self.runs if (value := _variant(run, "kd").kl_to_teacher) is not None]
+        return over_seeds(found) if len(found) == len(self.runs) else None
 
     @property
     def device_seconds(self) -> float:
@@ -111,7 +113,7 @@ def rows(found: Sequence[Combination]) -> list[dict[str, str]]:
             "accuracy": _percent(combination.accuracy) if combination.accuracy else "–",
             "against SFT control": _with_interval(combination.gain) if combination.gain else "–",
             "cross-entropy": spread(combination.cross_entropy, nats),
-            "KL to teacher": spread(combination.kl_to_teacher, nats),
+            "KL to teacher": spread(combination.kl_to_teacher, nats) if combination.kl_to_teacher else "–",
         }
         for place, combination in enumerate(found, 1)
     ]

@@ -165,3 +165,14 @@ def test_an_analysis_survives_json_also_with_a_model_that_diverged() -> None:
     assert math.isnan(again.metrics["kd"]["cross_entropy"].estimate)
     assert again.slices[0].values["sft"] == analysis.slices[0].values["sft"]
     assert ReportData.model_fields["analysis"].annotation
+
+
+def test_without_a_teacher_nothing_is_said_of_one() -> None:
+    alone: dict[str, Any] = {"kl_tokens": 0, "kl_to_teacher": 0.0, "topk_kl": 0.0, "top1_agreed": 0}
+    tables = {name: table(alone, alone | wrong()) for name in LABELS if name != "teacher"}
+    found = analyse(tables, LABELS)
+    assert {"kl_to_teacher", "topk_kl", "top1_agreement"}.isdisjoint(found.metrics["kd"])
+    assert {one.metric for one in found.comparisons} >= {"exec_accuracy", "cross_entropy"}
+    assert found.inherited == {}
+    assert {one.by for one in found.slices} == {"task category", "language", "response length"}
+    assert found.styles["kd"].to_teacher is None

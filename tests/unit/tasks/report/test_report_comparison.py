@@ -11,7 +11,8 @@ import pytest
 
 from tasks.evaluate.analysis.analysis import Analysis
 from tasks.report.comparison import comparison_rows, gap_closed, points, verdict
-from tasks.report.data import ReportData, Variant
+from tasks.report.data import ReportData, TeacherUse, Variant
+from tasks.report.page import render_markdown, render_page
 from tasks.stats.intervals import Interval, PerRow
 from tasks.stats.significance import paired_permutation
 from tests.support.analysis_sample import sample_analysis
@@ -194,3 +195,26 @@ def test_marks_of_different_lengths_are_refused() -> None:
     )
     with pytest.raises(ValueError, match=r"different numbers of requests: \[2, 640\]"):
         sample_report(variants=given)
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [
+        (0.020, "SFT+KD predicts held-out responses better than the same training without the teacher’s logits"),
+        (0.4, "No significant difference between SFT+KD and the same training without the teacher’s logits"),
+        (None, "No verdict: SFT+KD was not tested against the SFT control"),
+    ],
+)
+def test_without_a_teacher_to_compare_with_the_references_decide(p: float | None, expected: str) -> None:
+    known = {name: one.model_copy(update={"kl_to_teacher": None}) for name, one in unmarked_variants().items()}
+    known.pop("teacher")
+    analysis = _analysed(_tested("cross_entropy", 0.3, 0.4, p))
+    asked = TeacherUse(requests=9, prompt_tokens=10, completion_tokens=20, cost_usd=1.5, answers=8, left_out={"cut": 1})
+    data = sample_report(variants=known, analysis=analysis, teacher_use=asked, teacher="openai/x")
+    assert verdict(data).startswith(expected)
+    assert {row["KL to teacher"] for row in comparison_rows(data)} == {"–"}
+    page = render_markdown(data)
+    assert "KL to the teacher is not known: an API model scores no given text." in page
+    assert "8 answers that openai/x wrote to the prompts, asked 9 times for $1.50 (10 and 20 tokens)" in page
+    assert "1 prompts are left out (1 cut)" in page
+    assert "KL to the teacher is not known" in render_page(data)
