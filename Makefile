@@ -17,7 +17,7 @@ PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart run test test-unit chaos check bench up down bootstrap images docs clean lock demo
+.PHONY: help setup quickstart run test test-unit chaos check bench experiment up down bootstrap images docs clean lock demo
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ check: setup ## Style, types, and which module may import which
 	@$(BIN)/lint-imports --no-cache > .lint-imports.log || { cat .lint-imports.log; exit 1; }
 	@rm -f .lint-imports.log
 	@echo "check: style, types and import rules hold"
+
+experiment: setup ## Answer one question on the demo: make experiment NAME=k (agents, data_size, order, …)
+	@$(BIN)/distilflow experiment $(NAME)
 
 bench: setup ## Run a benchmark: make bench NAME=quality
 	@$(BIN)/python -m tests.bench $(NAME)

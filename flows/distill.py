@@ -33,7 +33,7 @@ from tasks.rollout.settings import Rounds
 from tasks.rows import Turns
 from tasks.seeds.settings import Reading
 from tasks.seeds.stage import LoadSeeds
-from tasks.train.settings import Distillation, Training, TrainingRun
+from tasks.train.settings import Distillation, Order, Training, TrainingRun
 
 R = TypeVar("R")
 
@@ -56,6 +56,7 @@ def distill(
     databases: str | None = None,
     seed: Annotated[int, Field(ge=0)] = 0,
     turns: Turns = "all",
+    order: Order = "sft_kd",
     augmentation: Annotated[Augmentation | None, OfPreset("augmentation")] = None,
     sft: Annotated[Training | None, OfPreset("sft")] = None,
     scoring: Annotated[Scoring | None, OfPreset("scoring")] = None,
@@ -95,6 +96,7 @@ def distill(
         databases: folder or s3:// prefix of *.sql dumps that SQL answers are run on
         seed: decides the order of rows in training
         turns: which answers of a conversation are trained on and scored: all of the assistant's, or the last
+        order: SFT, then KD (the paper); KD alone, for as many steps as both; or KD, then SFT
         augmentation: how the agents work
         sft: supervised fine-tuning
         scoring: how the teacher scores
@@ -125,6 +127,7 @@ def distill(
         databases=databases,
         seed=seed,
         turns=turns,
+        order=order,
         judge_model=judge_model,
         settings=settings_for(
             student,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,11 @@ from prefect.exceptions import ParameterBindError, ParameterTypeError
 from flows.distill import distill
 from flows.recipe import Recipe
 from infra.errors import ConfigurationError, in_one_sentence
+from tasks.shipped import MODELS
 
 _GRID = ("student", "teacher", "k")
 DEPLOYMENTS = {
-    "demo": "distill/demo",
+    **dict.fromkeys(MODELS["student"], "distill/demo"),
     **{size: f"distill/qwen2.5-{size.lower()}" for size in ("0.5B", "1.5B", "3B", "7B")},
 }
 
@@ -53,17 +54,23 @@ def grid(
     if empty := [key for key, values in axes.items() if not values]:
         raise ConfigurationError(f"{', '.join(empty)}: the list is empty")
     points: dict[str, GridPoint] = {}
-    refused: dict[str, list[str]] = {}  # names by reason
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         alike = _name({key: value for key, value in chosen.items() if key != "seed"})
-        point = GridPoint(_name(chosen), _nested({**shared, **chosen}), alike)
-        if point.name not in points and (reason := _refused(point)):
-            refused.setdefault(reason, []).append(point.name)
+        point = GridPoint(_name(chosen), nested({**shared, **chosen}), alike)
         points[point.name] = point
+    return checked_points(points.values())
+
+
+def checked_points(points: Iterable[GridPoint]) -> list[GridPoint]:
+    """The same; raises ConfigurationError that names every one that `distill` would not take, by reason."""
+    checked, refused = list(points), dict[str, list[str]]()
+    for point in checked:
+        if reason := _refused(point):
+            refused.setdefault(reason, []).append(point.name)
     if refused:
         raise ConfigurationError(in_one_sentence([f"{_some(names)}: {reason}" for reason, names in refused.items()]))
-    return list(points.values())
+    return checked
 
 
 def deployment_of(point: GridPoint) -> str:
@@ -86,7 +93,8 @@ def _name(chosen: Mapping[str, Any]) -> str:
     return name
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of `distill` from those that name a nested setting with dots; later ones are laid over earlier."""
     parameters: dict[str, Any] = {}
     for key, value in flat.items():
         *folders, last = key.split(".")

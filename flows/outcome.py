@@ -96,9 +96,9 @@ def publish_latest(outcome: Outcome) -> Outcome:
     return outcome
 
 
-def publish_latest_leaderboard(board: ArtifactRef) -> ArtifactRef:
-    """Leave `leaderboard.html`, `.md` and `.json` of this sweep in `latest/`."""
-    reader = ArtifactReader(board)
+def publish_latest_page(page: ArtifactRef) -> ArtifactRef:
+    """Leave the files of a sweep's leaderboard, or of an experiment, in `latest/`."""
+    reader = ArtifactReader(page)
     for name in reader.names():
         write_whole(latest() / name, reader.read(name))
-    return board
+    return page

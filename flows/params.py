@@ -14,6 +14,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from infra.errors import ConfigurationError
+from tasks import shipped
 from tasks.augment.settings import Augmentation
 from tasks.evaluate.benchmarks.settings import Benchmarks, Judging
 from tasks.evaluate.settings import Evaluation
@@ -28,12 +29,12 @@ from tasks.train.settings import Distillation, Training, TrainingRun
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def _model_name(presets: dict[str, str]) -> WithJsonSchema:
+def _model_name(role: str, presets: dict[str, str]) -> WithJsonSchema:
     """What the run form offers and the server accepts; the flow itself says more.
 
     A refusal by `then` names the choices ("'33B' is not one of ['demo', …]"), where one by `anyOf` names none.
     """
-    names = ["demo", *presets]
+    names = [*shipped.MODELS[role], *presets]
     preset, other = {"title": "preset", "enum": names}, {"title": "folder or hub name"}
     otherwise = {"enum": [*names, "a folder or hub name (with a /)"]}  # which, having a /, never gets here
     return WithJsonSchema(
@@ -45,8 +46,8 @@ def _model_name(presets: dict[str, str]) -> WithJsonSchema:
     )
 
 
-StudentName = Annotated[str, _model_name(STUDENTS)]
-TeacherName = Annotated[str, _model_name(TEACHERS)]
+StudentName = Annotated[str, _model_name("student", STUDENTS)]
+TeacherName = Annotated[str, _model_name("teacher", TEACHERS)]
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ PRESETS: dict[str, Settings] = {
 
 def preset_for(student: str) -> Settings:
     """The student's preset; a model of the user's own gets the paper's settings."""
-    return PRESETS.get(student, _paper())
+    return PRESETS.get("demo" if student in shipped.MODELS["student"] else student, _paper())
 
 
 def _preset_values(part: str, name: str) -> str:

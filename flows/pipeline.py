@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from flows.recipe import Recipe
+from flows.rounds import on_policy, set_aside
 from infra.stage import Stage
 from infra.store.artifacts import ArtifactRef
 from tasks.augment.naming import NameCategories
@@ -18,7 +19,7 @@ from tasks.evaluate.benchmarks.harness import LmEval
 from tasks.evaluate.benchmarks.protect import ProtectBenchmarks
 from tasks.evaluate.benchmarks.stage import AnswerBenchmarks, JudgeBenchmarks
 from tasks.evaluate.stage import Evaluate
-from tasks.evaluate.variants import CONTINUED, variants
+from tasks.evaluate.variants import variants
 from tasks.fit.stage import ChooseRows, ScoreStudent
 from tasks.logits.api.stage import AskTeacher
 from tasks.logits.api.stored import StoreAnswers
@@ -26,12 +27,9 @@ from tasks.logits.stage import ScoreHeldout, ScoreTeacher
 from tasks.models import ModelSource
 from tasks.quantise.settings import Quantisation
 from tasks.quantise.stage import Quantise
-from tasks.rollout.checks import STOPS, CheckRound, CompareRollouts, ScoreOwn, SetAside
-from tasks.rollout.stage import Rollout, ScoreRollouts
 from tasks.rows import holds_conversations
 from tasks.seeds.stage import LoadSeeds
 from tasks.text.categories import TaskCategories
-from tasks.train.settings import Part
 from tasks.train.stage import Train
 
 R = TypeVar("R")
@@ -101,7 +99,7 @@ def pipeline(
     of_fit = _chosen_for(base, run, recipe, scorings) if scorings and how.fit.chooses else {}
     asked = {} if scorings else _asked_of_api(run, recipe, rows, stored)
     only = of_fit.get(ChooseRows.kind)
-    aside = _set_aside(run, recipe, only or rows)
+    aside = set_aside(run, recipe, only or rows)
     only = aside.get("trained_rows", only)
     chosen = only or asked.get(AskTeacher.kind) or rows
     sft = run(Train(name="sft", model=base, data=chosen, training=how.sft, run=how.run, seed=seed, turns=turns))
@@ -113,11 +111,21 @@ def pipeline(
         Train(name="sft_control", model=tuned, data=chosen, training=more_sft, run=how.run, seed=seed, turns=turns)
     )
     fewer = recipe.k if recipe.k < stored else None
-    distilled = Train(name="kd", model=tuned, data=scores, training=how.kd, run=how.run, seed=seed, only=only, k=fewer)
+    first = tuned if recipe.order == "sft_kd" else base
+    distilled = Train(
+        name="kd", model=first, data=scores, training=recipe.kd, run=how.run, seed=seed, only=only, k=fewer
+    )
     distilled = distilled.model_copy(update={"routed": tuple(routed)})
     kd = run(distilled)
+    before: dict[str, ArtifactRef] = {}
+    if recipe.order == "kd_sft":
+        before = {"kd_before_sft": kd}
+        of_kd = ModelSource(name="kd", artifact=kd)
+        kd = run(
+            Train(name="sft_after_kd", model=of_kd, data=chosen, training=how.sft, run=how.run, seed=seed, turns=turns)
+        )
     last = ModelSource(name="kd", artifact=kd)
-    of_rounds = _rounds(run, recipe, distilled, last, scorings, chosen, seeds, aside.get("validation_rows"))
+    of_rounds = on_policy(run, recipe, distilled, last, scorings, chosen, seeds, aside.get("validation_rows"))
     students = {"sft_control": control, "kd": kd} | {
         name: ref for name, ref in of_rounds.items() if name in variants(how.rounds.rounds)
     }
@@ -145,7 +153,7 @@ def pipeline(
     if named:
         stages[NameCategories.kind] = named
     stages |= {scoring.title: store for scoring, store in zip(scorings[1:], routed, strict=True)}
-    return Results(stages | asked | of_fit | aside | of_rounds | quantised | compared, evaluations, verdicts)
+    return Results(stages | before | asked | of_fit | aside | of_rounds | quantised | compared, evaluations, verdicts)
 
 
 def _if_needed(run: Run, stage: Stage[R]) -> R | None:
@@ -181,98 +189,10 @@ def _chosen_for(
     return {ScoreStudent.kind: untrained, ChooseRows.kind: chosen}
 
 
-def _set_aside(run: Run, recipe: Recipe, rows: ArtifactRef) -> dict[str, ArtifactRef]:
-    """`rows` in two parts, by title, where rounds are to be checked on rows that nothing of the run is trained on."""
-    how, parts = recipe.settings.rounds, ("trained", "validation")
-    if not (how.rounds and how.validation_rows):
-        return {}
-    stages = [SetAside(rows=rows, number=how.validation_rows, part=part, seed=recipe.seed) for part in parts]
-    return {stage.title: run(stage) for stage in stages}
-
-
 def _asked_of_api(run: Run, recipe: Recipe, rows: ArtifactRef, k: int) -> dict[str, ArtifactRef]:
     """The rows as the API teacher answers them, by kind."""
     calls = recipe.settings.scoring.api
     return {AskTeacher.kind: run(AskTeacher(rows=rows, model=recipe.teacher, k=k, calls=calls))}
-
-
-def _rounds(
-    run: Run,
-    recipe: Recipe,
-    kd: Train,
-    student: ModelSource,
-    scorings: Sequence[ScoreTeacher],
-    rows: ArtifactRef,
-    seeds: ArtifactRef,
-    validation: ArtifactRef | None,
-) -> dict[str, ArtifactRef]:
-    """What comes of every round, by title, and `student` trained for as many steps on the rows of `kd` alone.
-
-    Rounds end early where `CompareRollouts` or `CheckRound` says so.
-    """
-    how, share = recipe.settings.rounds, recipe.settings.rounds.on_policy_share
-    longest = min(recipe.settings.kd.max_length, recipe.settings.scoring.max_length)
-    made: dict[str, ArtifactRef] = {}
-    done, kd_student = 0, student
-    overlap = checked = None
-
-    def check(number: int) -> ArtifactRef | None:
-        if validation is None:
-            return None
-        own = _by_itself(scorings[0], student, validation, of="validation", round=number)
-        stage = CheckRound(
-            teacher=kd.data, routed=kd.routed, student=run(own), before=checked, rounds=how, round=number
-        )
-        made[stage.title] = run(stage)
-        return made[stage.title]
-
-    if how.rounds:
-        checked = check(0)
-    for number in range(1, how.rounds + 1):
-        rollout = Rollout(
-            model=student, rows=rows, seeds=seeds, rounds=how, round=number, max_length=longest, seed=recipe.seed
-        )
-        answers = run(rollout)
-        of_answers = {"rows": answers, "turns": "last", "round": number}
-        scored = [ScoreRollouts(**{**dict(scoring), **of_answers}) for scoring in scorings]
-        stores = {scoring.title: run(scoring) for scoring in scored}
-        by_teacher, *others = stores.values()
-        part = Part(scores=by_teacher, routed=tuple(others), share=share)
-        own = _by_itself(scorings[0], student, answers, of="rollouts", round=number, turns="last")
-        by_student = run(own)
-        compared = CompareRollouts(
-            rollouts=answers,
-            teacher=by_teacher,
-            routed=part.routed,
-            student=by_student,
-            before=overlap,
-            rounds=how,
-            round=number,
-        )
-        overlap = run(compared)
-        made |= {rollout.title: answers, **stores, own.title: by_student, compared.title: overlap}
-        if overlap.counts.get(STOPS):
-            break
-        data = {"also": (part,)} if share < 1 else {"data": by_teacher, "routed": part.routed, "only": None}
-        of_round = {"name": "kd_round", "round": number, "model": student}
-        of_round |= {"training": how.distillation(recipe.settings.kd)} | data
-        training = kd.model_copy(update=of_round)
-        made[training.title] = run(training)
-        student, done = ModelSource(name=training.title, artifact=made[training.title]), number
-        checked = check(number)
-        if checked and checked.counts.get(STOPS):
-            break
-    if not done:
-        return made
-    continued = {"name": CONTINUED, "model": kd_student, "training": how.distillation(recipe.settings.kd, done)}
-    return {CONTINUED: run(kd.model_copy(update=continued))} | made
-
-
-def _by_itself(scoring: ScoreTeacher, student: ModelSource, rows: ArtifactRef, **of: Any) -> ScoreOwn:
-    """The student in its teacher's place, over as few GPUs as hold it."""
-    how = scoring.scoring.here().model_copy(update={"tensor_parallel": 0})
-    by_itself = {"rows": rows, "teacher": student, "scoring": how, "categories": None}
-    return ScoreOwn(**{**dict(scoring), **by_itself, **of})
 
 
 def _quantised(run: Run, how: Quantisation, students: dict[str, ArtifactRef]) -> dict[str, ArtifactRef]:

@@ -152,6 +152,7 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
         sft=how.sft,
         scoring=how.scoring,
         kd=how.kd,
+        order=recipe.order,
         evaluation=how.evaluation,
         teacher_usage=_of_api_teacher(examples, rows, recipe, problems) if by_api else None,
         run=how.run,

@@ -23,7 +23,8 @@ from tasks.rollout.settings import Rounds
 from tasks.rows import Turns
 from tasks.seeds.settings import Reading
 from tasks.seeds.stage import Sources
-from tasks.train.settings import Distillation, Training, TrainingRun
+from tasks.shipped import LLMS, MODELS
+from tasks.train.settings import Distillation, Order, Training, TrainingRun
 
 EVERY_OTHER = "*"  # task category, of `teachers`
 
@@ -79,6 +80,9 @@ def settings_for(
     return settings
 
 
+_KD_IS = {"kd": "KD alone", "kd_sft": "KD, then SFT"}
+
+
 class Recipe(BaseModel):
     """Everything that changes what a run makes, and how it is made; not where its stages run."""
 
@@ -95,6 +99,7 @@ class Recipe(BaseModel):
     databases: str | None = None
     seed: int = 0
     turns: Turns = "all"
+    order: Order = "sft_kd"
     judge_model: str = "demo"
     settings: Settings
 
@@ -130,6 +135,21 @@ class Recipe(BaseModel):
         return Sources.of(self.seeds, self.heldout, self.databases)
 
     @property
+    def _is_demo(self) -> bool:
+        """Whether something shipped takes part: the page says what that means."""
+        models = self.student in MODELS["student"] or self.teacher in MODELS["teacher"]
+        return models or self.agent_model in LLMS
+
+    @property
+    def kd(self) -> Distillation:
+        """How KD is trained: where it stands alone, for as long as both would be."""
+        how = self.settings
+        try:
+            return how.kd.in_place_of(how.sft) if self.order == "kd" else how.kd
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
+
+    @property
     def title(self) -> str:
         return f"{self.student} distilled from {self.teacher}"
 
@@ -157,6 +177,8 @@ class Recipe(BaseModel):
             shown["teachers"] = {**(self.teachers or {}), EVERY_OTHER: self.teacher}
         if self.turns != "all":
             shown["turns"] = self.turns
+        if self.order != "sft_kd":
+            shown["order"] = _KD_IS[self.order]
         if chosen.benchmarks.asked:
             shown["benchmarks"] = chosen.benchmarks.model_dump(mode="json", exclude_defaults=True)
             if artifacts.needs_judge(chosen.benchmarks):
@@ -167,7 +189,7 @@ class Recipe(BaseModel):
             teacher=self.teacher,
             k=self.k,
             seed=self.seed,
-            demo="demo" in (self.student, self.teacher, self.agent_model),
+            demo=self._is_demo,
             settings=shown,
             reproduce=self.command(),
         )

@@ -32,7 +32,10 @@ class LLM:
     label: str
 
 
-MODELS = {role: {"demo": DEMO / role} for role in ("student", "teacher")}
+MODELS = {
+    role: {"demo": DEMO / role, **{f"demo-{size}": DEMO / f"{role}-{size}" for size in ("small", "medium")}}
+    for role in ("student", "teacher")
+}
 DATA = {"demo": Data(DEMO / "seeds.jsonl", DEMO / "heldout.jsonl", DEMO / "databases")}
 LLMS = {
     "demo": LLM(

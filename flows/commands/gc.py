@@ -26,6 +26,7 @@ KINDS = (
         "fit",
         "sft",
         "sft_control",
+        "sft_after_kd",
         "logits",
         "kd",
         "rollout",
@@ -38,10 +39,11 @@ KINDS = (
         "evaluate",
         "report",
         "leaderboard",
+        "experiment",
     ),
     *("protect", "benchmark-answers", "benchmark", "harness"),
 )
-ROOTS = ("report", "leaderboard")
+ROOTS = ("report", "leaderboard", "experiment")
 console = Console(highlight=False)
 
 

@@ -44,7 +44,7 @@ def main() -> None:
     """Entry point: one clear sentence and an exit code where something is wrong, never a traceback for a user error."""
     try:
         _quiet_libraries()
-        if sys.argv[1:2] in (["run"], ["sweep"]):
+        if sys.argv[1:2] in (["run"], ["sweep"], ["experiment"]):
             register_flow(sys.argv[1])
         app(exit_on_error=False, print_error=False)
     except CycloptsError as error:
@@ -273,8 +273,13 @@ def _sweep_placeholder() -> None:
     """Distil every combination of students, teachers, K, …, and rank them by quality and cost."""
 
 
+@app.command(name="experiment")
+def _experiment_placeholder() -> None:
+    """Answer one question of the method on your data: which K, which teacher, how many rows, …"""
+
+
 def register_flow(command: str) -> None:
-    """Give `run` or `sweep` the parameters of the flow itself, so that there is one list of them."""
+    """Give `run`, `sweep` or `experiment` the parameters of the flow itself, so that there is one list of them."""
     with lean_imports():
         from flows.commands.run import FLOWS, flow_command
 

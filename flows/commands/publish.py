@@ -36,7 +36,7 @@ from tasks.report.stage import report_data
 
 console = Console(highlight=False)
 CARD = "README.md"
-_STUDENTS = ("kd", "sft", "sft_control", "kd_continued", "kd_round", QUANTISED)
+_STUDENTS = ("kd", "sft", "sft_control", "sft_after_kd", "kd_continued", "kd_round", QUANTISED)
 _WITH_GGUF = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", CARD)  # the file holds tokenizer and template itself
 _FRONT_MATTER = (
     "---\nconfigs:\n- config_name: default\n  data_files: train.parquet\ntags: [distillation, synthetic]\n---\n\n"

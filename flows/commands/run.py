@@ -1,6 +1,6 @@
-"""`distilflow run` and `distilflow sweep`: the flows themselves, with their parameters as flags.
+"""`distilflow run`, `sweep` and `experiment`: the flows themselves, with their parameters as flags.
 
-Imports Prefect, which reads its settings then: imported when one of the two is wanted.
+Imports Prefect, which reads its settings then: imported when one of them is wanted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from prefect.exceptions import CancelledRun, ParameterTypeError
 
 from flows.distill import distill
+from flows.experiment import experiment
 from flows.outcome import latest
 from flows.sweep import sweep
 from infra.errors import UsageError
@@ -24,7 +25,7 @@ from infra.processes.interruption import unwind_on_signals
 from infra.services import embedded
 from tasks.plan.model import Plan
 from tasks.plan.view import plan_table
-from tasks.report.console import comparison_table, leaderboard_table
+from tasks.report.console import comparison_table, experiment_table, leaderboard_table
 
 
 def flow_command(name: str) -> Callable[..., None]:
@@ -43,13 +44,18 @@ def flow_command(name: str) -> Callable[..., None]:
 
 
 def _as_flag(parameter: inspect.Parameter) -> inspect.Parameter:
-    """A flow's parameter as a flag: lists take several words, free-form settings are JSON."""
+    """A flow's parameter as a flag: lists take several words, free-form settings are JSON.
+
+    One without a default is an argument.
+    """
     annotation, text = parameter.annotation, str(parameter.annotation)
     if "dict[" in text:
         annotation = Annotated[annotation, Parameter(converter=_json, accepts_keys=False, n_tokens=1)]
     elif "list[" in text:
         annotation = Annotated[annotation, Parameter(consume_multiple=True, negative=())]
-    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+    needed = parameter.default is inspect.Parameter.empty
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if needed else inspect.Parameter.KEYWORD_ONLY
+    return parameter.replace(kind=kind, annotation=annotation)
 
 
 def _json(_type: Any, tokens: Any) -> Any:
@@ -93,4 +99,14 @@ def _show_sweep(board: Any) -> None:
     console.print(f"leaderboard  {latest() / 'leaderboard.html'}", soft_wrap=True)
 
 
-FLOWS: dict[str, tuple[Any, Callable[[Any], None]]] = {"run": (distill, _show_run), "sweep": (sweep, _show_sweep)}
+def _show_experiment(page: Any) -> None:
+    console.print(experiment_table(page))
+    console.print(f"page     {latest() / 'experiment.html'}", soft_wrap=True)
+    console.print(f"numbers  {latest() / 'experiment.parquet'}", soft_wrap=True)
+
+
+FLOWS: dict[str, tuple[Any, Callable[[Any], None]]] = {
+    "run": (distill, _show_run),
+    "sweep": (sweep, _show_sweep),
+    "experiment": (experiment, _show_experiment),
+}

@@ -22,6 +22,8 @@ from tasks.demo.tokenizer import MAX_TOKENS
 from tasks.demo.training import TokenIds, TrainingPlan, batches_by_length, encode_rows, train
 
 HEAD_DIM = 32  # vLLM's CPU attention refuses 16.
+TEACHERS = {"teacher-small": (96, 3), "teacher-medium": (128, 3), "teacher": (192, 4)}  # hidden size, layers
+STUDENTS = {"student-small": (64, 2), "student-medium": (96, 3), "student": (128, 3)}
 TEACHER_PLAN = TrainingPlan(steps=2_400, batch_rows=32, learning_rate=2e-3)
 BASE_PLAN = TrainingPlan(steps=600, batch_rows=64, learning_rate=2e-3)
 _ENCODED_AT_ONCE = 512
@@ -50,12 +52,14 @@ def _model(tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int, seed
     )
 
 
-def new_teacher(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    return _model(tokenizer, hidden=192, layers=4, seed=1)
+def new_teacher(tokenizer: PreTrainedTokenizerFast, name: str = "teacher") -> Qwen2ForCausalLM:
+    hidden, layers = TEACHERS[name]
+    return _model(tokenizer, hidden=hidden, layers=layers, seed=1)
 
 
-def new_student(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    return _model(tokenizer, hidden=128, layers=3, seed=2)
+def new_student(tokenizer: PreTrainedTokenizerFast, name: str = "student") -> Qwen2ForCausalLM:
+    hidden, layers = STUDENTS[name]
+    return _model(tokenizer, hidden=hidden, layers=layers, seed=2)
 
 
 def _shuffled(database: Database, rng: random.Random) -> Database:
@@ -87,16 +91,20 @@ def unpaired_texts(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> It
         yield tokenizer(row[field] + tokenizer.pad_token)["input_ids"], 1
 
 
-def train_teacher(tokenizer: PreTrainedTokenizerFast, plan: TrainingPlan = TEACHER_PLAN) -> Qwen2ForCausalLM:
+def train_teacher(
+    tokenizer: PreTrainedTokenizerFast, name: str = "teacher", plan: TrainingPlan = TEACHER_PLAN
+) -> Qwen2ForCausalLM:
     examples = encoded(tokenizer, teacher_rows(random.Random("teacher")))
     batches = batches_by_length(examples, plan.batch_rows)
-    return train(new_teacher(tokenizer), batches, tokenizer.pad_token_id, plan)
+    return train(new_teacher(tokenizer, name), batches, tokenizer.pad_token_id, plan)
 
 
-def train_base_student(tokenizer: PreTrainedTokenizerFast, plan: TrainingPlan = BASE_PLAN) -> Qwen2ForCausalLM:
+def train_base_student(
+    tokenizer: PreTrainedTokenizerFast, name: str = "student", plan: TrainingPlan = BASE_PLAN
+) -> Qwen2ForCausalLM:
     examples = unpaired_texts(tokenizer, random.Random("base"))
     batches = batches_by_length(examples, plan.batch_rows)
-    return train(new_student(tokenizer), batches, tokenizer.pad_token_id, plan)
+    return train(new_student(tokenizer, name), batches, tokenizer.pad_token_id, plan)
 
 
 def save_model(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -22,7 +22,7 @@ from tasks.quantise.settings import Quantisation
 from tasks.rollout.settings import Rounds
 from tasks.train.memory import Placement
 from tasks.train.placement import Demand, choose
-from tasks.train.settings import Distillation, Training, TrainingRun
+from tasks.train.settings import Distillation, Order, Training, TrainingRun
 
 AGENT_TOKENS_S = 50.0  # that an LLM writes to each request
 
@@ -72,6 +72,7 @@ class PlanInputs:
     harness: bool = False
     keep: float = 1.0  # share of the rows that the student is trained on; below 1 it scores them all before
     rounds: Rounds = field(default_factory=Rounds)
+    order: Order = "sft_kd"
     quantise: Quantisation = field(default_factory=Quantisation)
     others: tuple[OtherTeacher, ...] = ()
     teacher_usage: Usage | None = None  # of a teacher behind an API, as far as it is known
@@ -98,7 +99,11 @@ class PlanInputs:
     @property
     def trainings(self) -> dict[str, Training]:
         """All of them, by the name of their stage."""
-        found = {"sft": self.sft, "sft_control": self.kd.training(), "kd": self.kd}
+        found: dict[str, Training] = {"sft": self.sft, "sft_control": self.kd.training(), "kd": self.kd}
+        if self.order == "kd":
+            found["kd"] = self.kd.in_place_of(self.sft)
+        if self.order == "kd_sft":
+            found["sft_after_kd"] = self.sft
         if self.rounds.rounds:
             found[CONTINUED] = self.rounds.distillation(self.kd, self.rounds.rounds)
         for number in range(1, self.rounds.rounds + 1):

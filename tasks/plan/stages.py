@@ -19,12 +19,13 @@ from tasks.train.data.order import total_steps
 from tasks.train.memory import estimate as training_memory
 from tasks.train.settings import Training
 
+_AFTER_SCORING = ("sft_control", "kd", "sft_after_kd")
 STAGES = ("augment", "sft", "logits", "sft_control", "kd", "evaluate")  # and benchmarks, where there are any
 
 
 def stages_of(known: PlanInputs) -> list[StagePlan]:
     """In the order of the run, with what each costs."""
-    control = known.kd.training()
+    trainings = known.trainings
     benchmarks = [_benchmarks(known)] if known.benchmark_answers else []
     compared = [_heldout_scores(known)] if known.evaluation.teacher == "topk" and known.has_weights else []
     asked = [] if known.has_weights else [_asked(known)]
@@ -35,10 +36,9 @@ def stages_of(known: PlanInputs) -> list[StagePlan]:
         _augment(known),
         *chosen,
         *asked,
-        _training(known, "sft", known.sft),
+        _training(known, "sft", trainings["sft"]),
         *scores,
-        _training(known, "sft_control", control),
-        _training(known, "kd", known.kd),
+        *(_training(known, name, trainings[name]) for name in _AFTER_SCORING if name in trainings),
         *_rounds(known),
         *(_quantised(known, name, form) for name, form in known.quantise.names.items()),
         *compared,

@@ -29,6 +29,13 @@ def leaderboard_table(board: ArtifactRef) -> Group:
     return Group(board_table, _table("Over seeds, mean ± standard deviation:", seeds))
 
 
+def experiment_table(page: ArtifactRef) -> Group:
+    """The verdict, and the arms."""
+    content = ArtifactReader(page).read_json("experiment.json")
+    shown = [dict(list(row.items())[:4]) for row in content["rows"]]  # a terminal has no room for the others
+    return _table(content["verdict"], shown) if shown else Group(Text(content["verdict"]))
+
+
 def _without(left_out: set[str], row: dict[str, str]) -> dict[str, str]:
     return {name: cell for name, cell in row.items() if name not in left_out}
 

@@ -22,6 +22,7 @@ _TRAINED = {
     "kd": "on the teacher's top-{k} log-probabilities, after supervised fine-tuning",
     "kd_continued": "on the teacher's top-{k} log-probabilities, for longer: the control of on-policy rounds",
     "kd_round": "on the teacher's top-{k} log-probabilities, of given rows and of the student's own answers",
+    "sft_after_kd": "on the teacher's top-{k} log-probabilities, and then by supervised fine-tuning",
     "sft": "by supervised fine-tuning alone",
     "sft_control": "by supervised fine-tuning twice: the control of a distillation, without the teacher's scores",
 }

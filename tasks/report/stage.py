@@ -140,6 +140,7 @@ def gather(
     evaluated = {ref.uri: _record(ref) for ref in evaluations.values()}
     labels_of = {name: label_of(name) for name in evaluations}
     of_teacher = evaluated[evaluations["teacher"].uri].facts if "teacher" in evaluations else {}
+    labels_of |= {"kd": order} if (order := about.settings.get("order")) else {}
     variants = {
         name: _variant(labels_of[name], tables[name], ref.uri, evaluated[ref.uri].facts, of_teacher)
         for name, ref in evaluations.items()

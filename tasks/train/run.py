@@ -24,6 +24,7 @@ from tasks.train.settings import Distillation, Part, Training, TrainingRun
 _TITLES = {
     "sft": "A student after supervised fine-tuning",
     "sft_control": "A student fine-tuned twice, the control of a distillation",
+    "sft_after_kd": "A student distilled from its teacher's scores, then fine-tuned",
     "kd": "A student distilled from its teacher's scores",
     "kd_continued": "A student distilled for longer from its teacher's scores, the control of on-policy rounds",
     "kd_round": "A student distilled from its teacher's scores of its own answers",

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from infra.store.artifacts import ArtifactRef
 from tasks.precision import Precision
 
+Order = Literal["sft_kd", "kd", "kd_sft"]  # of SFT and KD: the paper's, KD alone, KD first
 Offload = Literal["none", "optimizer", "parameters"]
 LEAST_STAGE: dict[Offload, int] = {"none": 0, "optimizer": 1, "parameters": 3}  # of ZeRO, which partitions that much
 
@@ -107,6 +108,14 @@ class Distillation(Training):
                 "the teacher's tail is known at 1 only"
             )
         return self
+
+    def in_place_of(self, sft: Training) -> Distillation:
+        """The same for as long as both together; raises ValueError where one counts steps and the other epochs."""
+        if (self.max_steps is None) != (sft.max_steps is None):
+            raise ValueError("order=kd trains for as long as sft and kd together: give both max_steps, or neither")
+        if self.max_steps is None or sft.max_steps is None:
+            return self.model_copy(update={"epochs": self.epochs + sft.epochs})
+        return self.model_copy(update={"max_steps": self.max_steps + sft.max_steps})
 
     def training(self) -> Training:
         """The part that a control run without a teacher shares."""

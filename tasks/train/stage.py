@@ -28,11 +28,12 @@ from tasks.train.settings import Distillation, Part, Training, TrainingRun
 STAGE_VERSION = 4
 _CPU_RANKS = 2
 _POLL_S = 1.0
-Name = Literal["sft", "kd", "sft_control", "kd_continued", "kd_round"]
+Name = Literal["sft", "kd", "sft_control", "sft_after_kd", "kd_continued", "kd_round"]
+_ON_ROWS: tuple[Name, ...] = ("sft", "sft_control", "sft_after_kd")
 
 
 class Train(OneArtifact):
-    """A model trained from `model` with DeepSpeed: on rows (sft, sft_control), or on the teacher's top K (the others).
+    """A model trained from `model` with DeepSpeed: on rows (sft, …), or on the teacher's top K (kd, …).
 
     Of `run`, only a precision that is asked for changes the result. `turns` says which answers of a row are trained on;
     a store says it for itself. Of a store, `only` the rows of that artifact are trained on, where it is given, and of
@@ -143,7 +144,7 @@ def train(
     hosts = nodes.read_hosts(run.hostfile) if run.hostfile else None
     node = nodes.this_node(run, hosts) if hosts else 0
     spec = {
-        "objective": "sft" if stage in ("sft", "sft_control") else "kd",
+        "objective": "sft" if stage in _ON_ROWS else "kd",
         "model": model.model_dump(),
         "data": data.model_dump(),
         "only": only.model_dump() if only else None,

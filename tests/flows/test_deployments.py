@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
@@ -10,6 +10,7 @@ import yaml
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
+from flows.experiments import Name
 from flows.grid import DEPLOYMENTS, grid
 from flows.params import PRESETS, with_preset
 from tasks.models import STUDENTS, TEACHERS
@@ -35,6 +36,7 @@ def _schema(name: str) -> dict[str, Any]:
 def test_all_deployments_are_there() -> None:
     wanted = {f"distill/qwen2.5-{size}" for size in ("0.5b", "1.5b", "3b", "7b")}
     wanted |= {"distill/demo", "sweep/teacher-size", "stage/gpu", "gc/weekly"}
+    wanted |= {f"experiment/{name}" for name in get_args(Name)}
     assert wanted <= BY_NAME.keys()
     assert set(DEPLOYMENTS.values()) <= BY_NAME.keys()
 
@@ -46,6 +48,8 @@ def test_a_deployments_parameters_fit_its_flow(name: str) -> None:
     jsonschema.validate(given, {**_schema(name), "additionalProperties": False, "required": []})
     if name.startswith("distill/"):
         _flow(name).validate_parameters(given)
+    if name.startswith("experiment/"):
+        assert given["name"] == name.split("/")[1]
 
 
 @pytest.mark.parametrize("name", sorted(BY_NAME))
@@ -77,7 +81,7 @@ def test_schedules_are_weekly_and_wait_to_be_switched_on() -> None:
 
 
 def test_the_run_form_has_words_bounds_and_choices_for_every_parameter() -> None:
-    for name in ("distill/demo", "sweep/teacher-size", "stage/gpu", "gc/weekly"):
+    for name in ("distill/demo", "sweep/teacher-size", "experiment/k", "stage/gpu", "gc/weekly"):
         schema = _schema(name)
         for parameter, shown in schema["properties"].items():
             assert shown.get("description"), (name, parameter)

@@ -204,3 +204,22 @@ def test_sigkill_leaves_no_process_and_the_next_run_continues_without_rescoring_
     for name, stage in cli.results(home)["stages"].items():
         assert (stage["uri"] in first_run) == (name not in ("kd", "evaluate", "report")), name
     assert list((home / "work").iterdir()) == []
+
+
+def test_an_experiment_finds_what_runs_have_made_and_answers_its_question(
+    first_run: str, home: Path, bucket_env: dict[str, str]
+) -> None:
+    """The order of SFT and KD: of three runs the first is the one above, and the others share all but KD with it."""
+    shared = {word.removeprefix("--").split("=")[0].replace("-", "_"): int(word.split("=")[1]) for word in cli.SMALL}
+    done = cli.run("experiment", "order", "--repeats=1", f"--shared={json.dumps(shared)}", **bucket_env)
+    assert done.returncode == 0, done.stderr
+    assert "4 arms, 1 seeds" in done.stdout
+    for stage in ("sft", "logits", "sft_control"):
+        assert done.stdout.count(f"✓ {stage} ") == 3
+    assert done.stdout.count("✓ sft_after_kd ") == 1
+    page = (home / "latest" / "experiment.html").read_text()
+    assert "black-box alone (SFT twice)" in page
+    assert "KD, then SFT" in page
+    told = json.loads((home / "latest" / "experiment.json").read_text())
+    assert told["verdict"].startswith("Take ")
+    assert len(told["rows"]) == 4

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from flows.distill import distill
+from flows.experiments import experiment_named
 from flows.grid import grid
 from infra.errors import ConfigurationError
 from infra.store import storage
@@ -141,6 +142,9 @@ for deployment in SHIPPED:
     elif deployment["entrypoint"] == "flows.sweep.sweep":
         points = grid(told["students"], told["teachers"], told["ks"], None, {}, told["shared"])
         RUNS |= {f"sweep {point.name}": point.parameters for point in points}
+    elif deployment["entrypoint"] == "flows.experiment.experiment" and told["name"] in ("order", "student_size"):
+        asked = experiment_named(told["name"], told["student"], told["teacher"]).model_copy(update={"repeats": 1})
+        RUNS |= {f"experiment {point.name}": point.parameters for _, point in asked.runs(told["shared"]).values()}
 
 
 @pytest.mark.usefixtures("prefect", "bucket")

@@ -6,6 +6,7 @@ where each block lies is for readers of other makes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -32,6 +33,7 @@ __all__ = [
     "ScoredRow",
     "ShardError",
     "TopKReader",
+    "bytes_a_token",
     "read_shard",
     "write_shard",
     "write_tokenizer",
@@ -103,6 +105,12 @@ class TopKReader:
         """The teacher's tokens."""
         tokens = self._reader.read_json(TOKENIZER)
         return Vocabulary.of(tokens["tokenizer_json"], Turn(**tokens["turn"]))
+
+
+def bytes_a_token(store: ArtifactRef, k: int, rows: int = 512) -> float:
+    """What a store of `k` log-probabilities a token would take, told by some of the rows of this one."""
+    first = list(itertools.islice(TopKReader(store, k), rows))
+    return len(encode_shard(first)) / max(sum(len(row.topk_ids_RK) for row in first), 1)
 
 
 def _checked(head: Head, place: str) -> Head:

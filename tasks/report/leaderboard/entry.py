@@ -14,6 +14,7 @@ COST_STAGES = (
     "fit",
     "sft",
     "logits",
+    "kd_before_sft",
     "kd",
 )  # what making the student takes; control and evaluation measure it
 

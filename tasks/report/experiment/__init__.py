@@ -1,0 +1,1 @@
+"""The page of an experiment: one question, its arms over several seeds, and what they recommend."""

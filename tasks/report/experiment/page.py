@@ -1,0 +1,106 @@
+"""The experiment as a page that needs nothing else, as Markdown for the Prefect UI, and as a table for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from tasks.report.comparison import nats
+from tasks.report.experiment.arms import MEASURES, ArmResult, ArmRun, Part, can_measure, rows_of
+from tasks.report.experiment.choice import measure_of, recommended, shown, verdict
+from tasks.report.experiment.plots import plots
+from tasks.report.experiment.question import Question
+from tasks.report.figures.run import duration
+from tasks.report.page import DEMO_NOTE, TEMPLATES, template
+from tasks.text.markdown import markdown_text, table
+
+HOW = (
+    "Held-out rows are divided in two by their ids: the arm is chosen on one half, and every figure here is of the "
+    "other. Values are means over seeds with 95 % intervals over rows and seeds (both resampled); differences are "
+    "paired by row and seed, and not corrected for how many arms there are."
+)
+_PARTS: tuple[Part, Part] = ("choosing", "quoted")
+
+
+def render_markdown(question: Question, runs: Sequence[ArmRun], arms: Sequence[ArmResult], *, demo: bool) -> str:
+    """The verdict and the table."""
+    lines = [f"**{markdown_text(verdict(question, arms, _failed(runs)))}**", "", markdown_text(question.question), ""]
+    if demo:
+        lines += [f"*{DEMO_NOTE}*", ""]
+    if arms:
+        shown_rows = rows(question, arms)
+        lines += table(list(shown_rows[0]), [list(row.values()) for row in shown_rows])
+    lines += ["", HOW, *(f"- failed: {markdown_text(line)}" for line in failures(runs))]
+    return "\n".join(lines) + "\n"
+
+
+def render_page(question: Question, runs: Sequence[ArmRun], arms: Sequence[ArmResult], *, demo: bool) -> str:
+    """One HTML document: no scripts, no network, light and dark, printable."""
+    return template("experiment.html.jinja").render(
+        question=question,
+        verdict=verdict(question, arms, _failed(runs)),
+        demo_note=DEMO_NOTE if demo else "",
+        rows=rows(question, arms),
+        how=HOW,
+        runs=[run for run in runs if run.link],
+        failures=failures(runs),
+        plots=plots(question, arms),
+        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
+    )
+
+
+def rows(question: Question, arms: Sequence[ArmResult]) -> list[dict[str, str]]:
+    """The arms as text, one dict each with the same columns."""
+    if not arms:
+        return []
+    measure = measure_of(question, arms)
+    chosen = recommended(question, arms) if question.asks != "trend" else arms[0]
+    found = []
+    for arm in arms:
+        seeds, is_chosen = len(arm.tables), arm is chosen
+        kl, entropy = (arm.interval(m, "quoted").estimate for m in ("kl_to_teacher", "cross_entropy"))
+        against = shown(arm.against(chosen, measure, "quoted"), measure, difference=True)
+        found.append(
+            {
+                "arm": f"{arm.name} ←" if is_chosen and question.asks != "trend" else arm.name,
+                "seeds": str(seeds),
+                MEASURES[measure].name: shown(arm.interval(measure, "quoted"), measure),
+                f"against {chosen.name}": "–" if is_chosen else against,
+                "cross-entropy": nats(entropy),
+                "KL to teacher": nats(kl),
+                "rows": f"{arm.cost('rows'):,.0f}",
+                "device time": duration(arm.cost("device_seconds")),
+                "teacher scores": f"{arm.cost('store_bytes') / 1e6:,.2f} MB",
+                "API cost": f"${arm.cost('usd'):,.2f}",
+            }
+        )
+    return found
+
+
+def measurements(arms: Sequence[ArmResult]) -> list[dict[str, Any]]:
+    """Every arm, seed, part and measure in a row of its own."""
+    found = []
+    for arm in arms:
+        for seed, (tables, taken) in enumerate(zip(arm.tables, arm.taken, strict=True)):
+            for part in _PARTS:
+                for measure in MEASURES:
+                    if can_measure(tables, measure):
+                        value = arm.values(measure, part)[seed].value
+                        place = {key: str(value) for key, value in arm.place.items()}
+                        found.append(
+                            {"arm": arm.name, "variant": arm.variant, "seed": seed, "part": part, "measure": measure}
+                            | {"value": value, "held_out_rows": len(rows_of(part, arm.row_ids))}
+                            | vars(taken)
+                            | place
+                        )
+    return found
+
+
+def failures(runs: Sequence[ArmRun]) -> list[str]:
+    return [f"{run.arm}, seed {run.seed}: {run.failed}" for run in runs if run.failed]
+
+
+def _failed(runs: Sequence[ArmRun]) -> int:
+    return len(failures(runs))
