@@ -99,7 +99,7 @@ def _store(
     work = scoring_workspace(kept, teacher, K, SCORING, turns)
     score_shards(engine, plan(tokenised, SCORING.tokens_per_shard), work, K, SCORING.max_error, lambda *_: None)
     write_tokenizer(work, teacher)
-    return work.publish((SHARDS, TOKENIZER), {}, {})
+    return work.publish((SHARDS, TOKENIZER), {"rows": len(tokenised)}, {})
 
 
 def test_sft_the_store_and_kd_supervise_the_same_tokens_all_answers_of_three_turns(
