@@ -20,6 +20,7 @@ from tasks.tokens.rows import TokenisedRow, cut
 from tasks.tokens.scored import ScoredRow
 
 _REFERENCE_TOKENS = 2048  # whose logits over a vocabulary of 152,000 take 1.2 GB
+_POSITIONS_AT_ONCE = 256  # a copy of all of them would take as much again, twice
 _SHUTDOWN_S = 20.0
 
 
@@ -139,20 +140,16 @@ class TransformersEngine:
             logits_BTV = self._model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
             scored = []
             for b, row in enumerate(rows):
-                # the hidden state before a token predicts it
-                places_R = torch.from_numpy(row.places_R).to(self._device)
-                logprobs_RV = logits_BTV[b, places_R - 1].float().log_softmax(dim=-1)
-                actual_R = logprobs_RV.gather(1, ids_BT[b, places_R, None])[:, 0]
-                top = logprobs_RV.topk(k, dim=-1)
+                places_R, parts = torch.from_numpy(row.places_R).to(self._device), []
+                for some_R in places_R.split(_POSITIONS_AT_ONCE):
+                    # the hidden state before a token predicts it
+                    logprobs_RV = logits_BTV[b, some_R - 1].float().log_softmax(dim=-1)
+                    top = logprobs_RV.topk(k, dim=-1)
+                    parts.append((logprobs_RV.gather(1, ids_BT[b, some_R, None])[:, 0], top.indices.int(), top.values))
+                actual_R, ids_RK, logprobs_RK = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
                 scored.append(
                     ScoredRow(
-                        row.row_id,
-                        row.ids,
-                        row.response_start,
-                        actual_R.cpu().numpy(),
-                        top.indices.int().cpu().numpy(),
-                        top.values.cpu().numpy(),
-                        earlier=row.earlier,
+                        row.row_id, row.ids, row.response_start, actual_R, ids_RK, logprobs_RK, earlier=row.earlier
                     )
                 )
         return scored

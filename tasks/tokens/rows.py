@@ -20,12 +20,12 @@ from tasks.text.answers import THOUGHT_MARKS
 from tasks.tokens.chat import (
     TODAY,
     Turn,
-    canonical_tokenizer,
     known_to,
     marks,
     template_of,
     turn,
     turn_of,
+    vocabulary_digest,
     writes_the_date,
 )
 from tasks.tokens.spans import Span, Supervised
@@ -225,8 +225,8 @@ def tokenizer_digests(source: ModelSource) -> dict[str, str]:
         raise ConfigurationError(f"model {source.name!r} has no tokenizer.json (a fast tokenizer)")
     rendered_by = templates + [TODAY.isoformat()] * any(map(writes_the_date, templates))
     template = rendered_by if len(rendered_by) > 1 else rendered_by[0]
-    parts = {"vocabulary": canonical_tokenizer(backend), "template": template, "end": turn_of(source).end}
-    return {name: digest_of(part)[:32] for name, part in parts.items()}
+    rendering = {"template": template, "end": turn_of(source).end}
+    return {"vocabulary": vocabulary_digest(backend)} | {name: digest_of(part)[:32] for name, part in rendering.items()}
 
 
 def cut(rows: Iterable[SupervisedT], tokens_each: int) -> Iterator[list[SupervisedT]]:

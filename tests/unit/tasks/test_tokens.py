@@ -5,6 +5,7 @@ import pytest
 from infra.errors import ConfigurationError
 from tasks.models import ModelSource, load_tokenizer, resolve
 from tasks.rows import Message, Row, from_parquet, to_parquet
+from tasks.tokens.chat import vocabulary_digest
 from tasks.tokens.rows import Skipped, TokenisedRow, prompt_and_text, tokenise, tokenizer_digests
 
 ROW = Row(instruction="Count all books", input="books(id, title)", response="SELECT COUNT(*) FROM books")
@@ -58,6 +59,14 @@ def test_a_newline_more_in_the_template_is_another_template(tmp_path: object) ->
     ours, theirs = tokenizer_digests(source), tokenizer_digests(Changed(name="changed"))
     assert ours["vocabulary"] == theirs["vocabulary"]
     assert ours["template"] != theirs["template"]
+
+
+def test_a_vocabulary_is_digested_once_however_many_models_have_it() -> None:
+    """Of 262,144 tokens it takes seconds, and each of a pipeline's stages asks."""
+    vocabulary_digest.cache_clear()
+    tokenizer_digests(resolve("demo", "student"))
+    tokenizer_digests(resolve("demo", "teacher"))
+    assert vocabulary_digest.cache_info().misses == 1
 
 
 def test_a_model_without_a_template_is_refused() -> None:

@@ -90,8 +90,9 @@ def test_packed_loss_and_gradients_are_those_of_the_rows_alone(name: str, checkp
 
 
 @every_family
-def test_scores_and_evaluation_are_its_own_forward(name: str, tmp_path: Path) -> None:
-    """Rows of many lengths in one padded batch, by the reference engine and by what evaluates."""
+def test_scores_and_evaluation_are_its_own_forward(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of many lengths in one padded batch, by the reference engine, a few tokens at a time, and by evaluation."""
+    monkeypatch.setattr("tasks.engines.scoring._POSITIONS_AT_ONCE", 3)
     model = distilled(name)
     model.save_pretrained(tmp_path)
     rows = [TokenisedRow(e.row_id, list(e.ids), e.response_start) for e in EXAMPLES]
