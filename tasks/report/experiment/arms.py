@@ -90,6 +90,9 @@ class ArmResult:
         """The mean of what its seeds took."""
         return float(np.mean([getattr(one, of) for one in self.taken]))
 
+    def has(self, measure: Measure) -> bool:
+        return all(can_measure(tables, self.variant, measure) for tables in self.tables)
+
     def values(self, measure: Measure, part: Part) -> list[PerRow]:
         """The measure by seed, on one part of the held-out rows."""
         rows = rows_of(part, self.row_ids)
@@ -117,14 +120,14 @@ def measured(tables: Tables, variant: str, measure: Measure) -> PerRow:
     return per_row(table)[measure]
 
 
-def can_measure(tables: Tables, measure: Measure) -> bool:
-    """Whether the answers were checked, where the measure is about that."""
-    needs = {"gain": (CONTROL,), "inherited_errors": ("teacher",)}.get(measure, ())
-    if measure in ("exec_accuracy", *("gain", "inherited_errors")):
-        return all(name in tables for name in needs) and all(
-            table["correct"].notna().all() for table in tables.values()
-        )
-    return True
+def can_measure(tables: Tables, variant: str, measure: Measure) -> bool:
+    """Whether answers were checked, or compared with a teacher's distributions, where the measure is about that."""
+    if measure in ("kl_to_teacher", "top1_agreement"):
+        return bool(tables[variant]["kl_tokens"].sum())
+    if measure == "cross_entropy":
+        return True
+    needs = {"gain": {CONTROL}, "inherited_errors": {"teacher"}}.get(measure, set())
+    return needs <= tables.keys() and all(table["correct"].notna().all() for table in tables.values())
 
 
 def rows_of(part: Part, row_ids: Sequence[str]) -> list[int]:

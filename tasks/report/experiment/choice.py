@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tasks.report.comparison import nats, percent, percent_range, points, points_range
-from tasks.report.experiment.arms import MEASURES, ArmResult, Measure, can_measure, rows_of
+from tasks.report.experiment.arms import MEASURES, ArmResult, Measure, rows_of
 from tasks.report.experiment.question import Question
 from tasks.stats.intervals import Interval
 
@@ -30,9 +30,9 @@ class Saturation:
 
 
 def measure_of(question: Question, arms: Sequence[ArmResult]) -> Measure:
-    """What the arms are compared by: the question's measure where all answers were checked."""
-    fits = all(can_measure(tables, question.measure) for arm in arms for tables in arm.tables)
-    return question.measure if fits else question.unchecked
+    """What the arms are compared by: the question's measure where all of them have it."""
+    wanted: tuple[Measure, ...] = (question.measure, question.unchecked)
+    return next((measure for measure in wanted if all(arm.has(measure) for arm in arms)), "cross_entropy")
 
 
 def in_order_of_preference(question: Question, arms: Sequence[ArmResult]) -> list[ArmResult]:

@@ -38,9 +38,11 @@ def render_markdown(question: Question, runs: Sequence[ArmRun], arms: Sequence[A
 
 def render_page(question: Question, runs: Sequence[ArmRun], arms: Sequence[ArmResult], *, demo: bool) -> str:
     """One HTML document: no scripts, no network, light and dark, printable."""
+    headline, _, details = verdict(question, arms, _failed(runs)).partition(". ")
     return template("experiment.html.jinja").render(
         question=question,
-        verdict=verdict(question, arms, _failed(runs)),
+        headline=f"{headline.removesuffix('.')}.",
+        details=details,
         demo_note=DEMO_NOTE if demo else "",
         rows=rows(question, arms),
         how=HOW,
@@ -60,7 +62,7 @@ def rows(question: Question, arms: Sequence[ArmResult]) -> list[dict[str, str]]:
     found = []
     for arm in arms:
         seeds, is_chosen = len(arm.tables), arm is chosen
-        kl, entropy = (arm.interval(m, "quoted").estimate for m in ("kl_to_teacher", "cross_entropy"))
+        kl = nats(arm.interval("kl_to_teacher", "quoted").estimate) if arm.has("kl_to_teacher") else "–"
         against = shown(arm.against(chosen, measure, "quoted"), measure, difference=True)
         found.append(
             {
@@ -68,8 +70,8 @@ def rows(question: Question, arms: Sequence[ArmResult]) -> list[dict[str, str]]:
                 "seeds": str(seeds),
                 MEASURES[measure].name: shown(arm.interval(measure, "quoted"), measure),
                 f"against {chosen.name}": "–" if is_chosen else against,
-                "cross-entropy": nats(entropy),
-                "KL to teacher": nats(kl),
+                "cross-entropy": nats(arm.interval("cross_entropy", "quoted").estimate),
+                "KL to teacher": kl,
                 "rows": f"{arm.cost('rows'):,.0f}",
                 "device time": duration(arm.cost("device_seconds")),
                 "teacher scores": f"{arm.cost('store_bytes') / 1e6:,.2f} MB",
@@ -86,7 +88,7 @@ def measurements(arms: Sequence[ArmResult]) -> list[dict[str, Any]]:
         for seed, (tables, taken) in enumerate(zip(arm.tables, arm.taken, strict=True)):
             for part in _PARTS:
                 for measure in MEASURES:
-                    if can_measure(tables, measure):
+                    if can_measure(tables, arm.variant, measure):
                         value = arm.values(measure, part)[seed].value
                         place = {key: str(value) for key, value in arm.place.items()}
                         found.append(

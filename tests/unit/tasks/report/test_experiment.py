@@ -33,6 +33,7 @@ def _table(right: np.ndarray, nll: float = 1.0) -> pd.DataFrame:
             "kl_to_teacher": 1.0,
             "topk_kl": 1.0,
             "top1_agreed": 8,
+            "accepted": 6.0,
         }
     )
 
