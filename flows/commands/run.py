@@ -32,8 +32,8 @@ def flow_command(name: str) -> Callable[..., None]:
     """A command that takes the flow's parameters, runs it on embedded services or those that are up, and shows it."""
     flow, show = FLOWS[name]
 
-    def run(**kwargs: Any) -> None:
-        _run(flow, kwargs, show)
+    def run(*arguments: Any, **flags: Any) -> None:
+        _run(flow, signature.bind(*arguments, **flags).arguments, show)
 
     run.__doc__ = flow.fn.__doc__
     signature = inspect.signature(flow.fn, eval_str=True)

@@ -79,7 +79,7 @@ def main(spec: dict[str, Any], reporter: child.Reporter) -> dict[str, Any]:
     progress = Progress(reporter, engines, total - sum(supervised.values()), total)
     job = Job(work, teacher, k, scoring, max(len(row.ids) for row in rows), supervised)
     if engines > 1:
-        parts = shares(engines, scoring.gpus_each)
+        parts = shares(engines, max(1, scoring.gpus_each))  # processes that ask a server have a core
         claims = score_side_by_side(job, missing, parts, reporter.folder / "agenda", progress)
     else:
         rows_of = {shard.name: shard.rows for shard in missing}

@@ -14,6 +14,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import CancelledRun
 from prefect.states import Cancelling
 
+from flows import points
 from flows import sweep as module
 from flows.sweep import sweep
 from infra import settings
@@ -56,9 +57,9 @@ class _CancelledWithTheSweep:
 
 def test_a_cancelled_sweep_publishes_nothing_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     ranked: list[Any] = []
-    monkeypatch.setattr(module, "Dispatched", _CancelledWithTheSweep)
+    monkeypatch.setattr(points, "Dispatched", _CancelledWithTheSweep)
     monkeypatch.setattr(module, "Leaderboard", ranked.append)
-    monkeypatch.setattr(module, "publish_latest_leaderboard", ranked.append)
+    monkeypatch.setattr(module, "publish_latest_page", ranked.append)
     with pytest.raises(CancelledRun, match="it was cancelled and has published nothing"):
         sweep(through="deployments")
     assert ranked == []

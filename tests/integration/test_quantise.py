@@ -4,20 +4,17 @@ format computes it, and what a kill leaves behind."""
 from __future__ import annotations
 
 import importlib.util
-import os
-import signal
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from flows.commands.publish import publish
 from infra.errors import TransientError
-from infra.processes.supervise import Event
+from infra.processes import program
 from infra.stage import Unseen, make
 from infra.store import storage
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
@@ -116,24 +113,26 @@ def test_what_is_compressed_is_the_weight_rounded_and_computes_as_its_numbers_sa
     assert (ours.argmax(-1) == exact.argmax(-1)).float().mean() > 0.9
 
 
-class _Killing(Unseen):
-    """Kills the program once llama.cpp is asked, when the file is there."""
+DIES = """
+import os, signal, sys
+from pathlib import Path
+from infra.processes import child
+from tasks.quantise import program
 
-    def follow(self, describe: Callable[[Event], str]) -> Callable[[Event], None]:
-        def on_event(event: Event) -> None:
-            if event.get("doing") == "asking llama.cpp":
-                for process in psutil.Process().children(recursive=True):
-                    command = process.cmdline()
-                    if "tasks.quantise.program" in command and "infra.processes.guardian" not in command:
-                        os.kill(process.pid, signal.SIGKILL)
-
-        return on_event
+program._tried = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+child.run(program.main, Path(sys.argv[-1]))
+"""
 
 
-def test_after_a_kill_the_file_that_was_made_is_not_made_again(wide: ArtifactRef) -> None:
+def test_after_a_kill_the_file_that_was_made_is_not_made_again(
+    wide: ArtifactRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed where llama.cpp is asked, when the file is there."""
     stage = Quantise(name="kd_q8_0", student=wide, format="q8_0")
-    with pytest.raises(TransientError):
-        make(stage, _Killing())
+    with monkeypatch.context() as dying:
+        dying.setattr(program, "command", lambda module: [sys.executable, "-c", DIES])
+        with pytest.raises(TransientError, match="exit code 137"):
+            make(stage, Unseen())
     work = stage.workspace()
     (name,) = [name for name in storage.keys(work.uri) if name.startswith("gguf/")]
     before = storage.head(work.uri + name)

@@ -91,7 +91,7 @@ def test_report_is_whole_and_fits(page: Page, report: Path, scheme: str) -> None
     for table in ("metric-table", "style-table", "regression-table", "inherited-table", "paper-table"):
         assert page.is_visible(f"#{table}"), table
     assert page.inner_text("#comparisons details[open] summary") == "SFT + KD against SFT continued (control)"
-    assert page.locator("#comparisons details[open] li").count() == 7
+    assert page.locator("#comparisons details[open] li").count() == 8
     assert "planned before any result was seen" in page.inner_text("#comparisons")
     assert page.locator("#regressions ins").first.is_visible()
     assert page.locator("#regressions del").first.is_visible()

@@ -37,7 +37,7 @@ def store(rows: ArtifactRef) -> ArtifactRef:
     tokens = score_shards(engine, shards, work, K, scoring.max_error, lambda *counts: heard.append(counts))
     assert heard[-1] == (tokens, sum(shard.supervised_tokens for shard in shards))
     write_tokenizer(work, teacher)
-    return work.publish((SHARDS, TOKENIZER), {}, {})
+    return work.publish((SHARDS, TOKENIZER), {"rows": len(tokenised)}, {})
 
 
 @pytest.fixture
