@@ -55,7 +55,8 @@ def experiment(
         asked = asked.model_copy(update={"repeats": repeats})
     runs = asked.runs(shared or {})
     points = list({point.name: point for _, point in runs.values()}.values())
-    say(f"[bold]{asked.question.title}[/bold]: {len(asked.all_arms)} arms, {asked.repeats} seeds")
+    seeds = "1 seed" if asked.repeats == 1 else f"{asked.repeats} seeds"
+    say(f"[bold]{asked.question.title}[/bold]: {len(asked.all_arms)} arms, {seeds}")
     entries = {entry.name: entry for entry in entries_of(points, through, at_once)}
     found = []
     for (_, seed), (arm, point) in runs.items():

@@ -213,9 +213,9 @@ def test_an_experiment_finds_what_runs_have_made_and_answers_its_question(
     shared = {word.removeprefix("--").split("=")[0].replace("-", "_"): int(word.split("=")[1]) for word in cli.SMALL}
     done = cli.run("experiment", "order", "--repeats=1", f"--shared={json.dumps(shared)}", **bucket_env)
     assert done.returncode == 0, done.stderr
-    assert "4 arms, 1 seeds" in done.stdout
+    assert "4 arms, 1 seed\n" in done.stdout
     for stage in ("sft", "logits", "sft_control"):
-        assert done.stdout.count(f"✓ {stage} ") == 3
+        assert done.stdout.count(f"= {stage} ") == 3
     assert done.stdout.count("✓ sft_after_kd ") == 1
     page = (home / "latest" / "experiment.html").read_text()
     assert "black-box alone (SFT twice)" in page

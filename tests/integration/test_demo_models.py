@@ -9,7 +9,15 @@ from tasks.demo.build_data import DATA
 from tasks.demo.training import execution_accuracy
 
 
-@pytest.mark.parametrize(("name", "every", "low", "high"), [("teacher", 16, 0.85, 1.0), ("student", 40, 0.0, 0.05)])
+@pytest.mark.parametrize(
+    ("name", "every", "low", "high"),
+    [
+        ("teacher", 16, 0.85, 1.0),
+        ("teacher-medium", 16, 0.7, 1.0),
+        ("teacher-small", 16, 0.5, 1.0),
+        *((name, 40, 0.0, 0.05) for name in ("student", "student-medium", "student-small")),
+    ],
+)
 def test_the_teacher_knows_the_task_and_the_base_student_does_not(
     name: str, every: int, low: float, high: float
 ) -> None:

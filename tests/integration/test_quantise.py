@@ -4,6 +4,7 @@ format computes it, and what a kill leaves behind."""
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,9 @@ def test_what_is_published_is_the_file_and_how_to_run_it(
     rows: ArtifactRef, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scores = Workspace("logits", 1, {"for": "quantised"}, {"rows": rows})
-    student = kd_artifact(DEMO / "student", "publish", data=scores.find() or scores.publish((), {}, {}))
+    own = shutil.copytree(DEMO / "student", tmp_path / "own")
+    (own / "generation_config.json").write_text("{}")  # equal files would be quantised once for two students
+    student = kd_artifact(own, "publish", data=scores.find() or scores.publish((), {}, {}))
     made = _made(student, "q4_k_m")
     to = tmp_path / "student"
     publish(str(to), made.uri, None, "kd_q4_k_m")
