@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from flows.grid import GridPoint, checked_points, nested
 from infra.errors import ConfigurationError
 from tasks.report.experiment.arms import ArmRun
-from tasks.report.experiment.question import Question
+from tasks.report.experiment.question import ExperimentQuestion
 from tasks.shipped import MODELS
 
 Name = Literal[
@@ -49,7 +49,7 @@ class Experiment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    question: Question
+    question: ExperimentQuestion
     axes: dict[str, list[Any]] = {}
     arms: tuple[Arm, ...] = ()
     shared: dict[str, Any] = {}

@@ -14,10 +14,10 @@ from flows.recipe import Recipe
 from infra.errors import ConfigurationError, DistilflowError
 from infra.stage import Stage
 from tasks.models import resolve
-from tasks.report.experiment.question import Question
+from tasks.report.experiment.question import ExperimentQuestion
 
 NAMES: tuple[Name, ...] = get_args(Name)
-QUESTION = Question(title="t", question="q")
+QUESTION = ExperimentQuestion(title="t", question="q")
 
 
 @pytest.mark.parametrize("name", NAMES)

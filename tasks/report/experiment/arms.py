@@ -63,7 +63,7 @@ class ArmRun(BaseModel):
 
 
 @dataclass(frozen=True)
-class Taken:
+class ArmCost:
     """What one run of an arm took: seconds times ranks, dollars, training rows, and bytes of teacher scores."""
 
     device_seconds: float
@@ -80,7 +80,7 @@ class ArmResult:
     place: Mapping[str, Any]
     variant: str
     tables: Sequence[Tables]
-    taken: Sequence[Taken]
+    taken: Sequence[ArmCost]
 
     @property
     def row_ids(self) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tasks.report.comparison import nats, percent, percent_range, points, points_range
 from tasks.report.experiment.arms import MEASURES, ArmResult, Measure, rows_of
-from tasks.report.experiment.question import Question
+from tasks.report.experiment.question import ExperimentQuestion
 from tasks.stats.intervals import Interval
 
 
@@ -29,13 +29,13 @@ class Saturation:
         return float((gain_of_one / worth) ** (1 / self.exponent)) if worth > 0 else math.inf
 
 
-def measure_of(question: Question, arms: Sequence[ArmResult]) -> Measure:
+def measure_of(question: ExperimentQuestion, arms: Sequence[ArmResult]) -> Measure:
     """What the arms are compared by: the question's measure where all of them have it."""
     wanted: tuple[Measure, ...] = (question.measure, question.unchecked)
     return next((measure for measure in wanted if all(arm.has(measure) for arm in arms)), "cross_entropy")
 
 
-def in_order_of_preference(question: Question, arms: Sequence[ArmResult]) -> list[ArmResult]:
+def in_order_of_preference(question: ExperimentQuestion, arms: Sequence[ArmResult]) -> list[ArmResult]:
     """The arms from the one that costs least; as they are listed where they cost the same, or where that is asked."""
     if question.prefer == "listed":
         return list(arms)
@@ -43,7 +43,7 @@ def in_order_of_preference(question: Question, arms: Sequence[ArmResult]) -> lis
     return sorted(arms, key=lambda arm: arm.cost(cost))
 
 
-def recommended(question: Question, arms: Sequence[ArmResult]) -> ArmResult:
+def recommended(question: ExperimentQuestion, arms: Sequence[ArmResult]) -> ArmResult:
     """The first in order of preference that no other beats by more than `worth`, as far as 95 % intervals tell.
 
     Only rows of the choosing part are looked at.
@@ -64,7 +64,7 @@ def best(arms: Sequence[ArmResult], measure: Measure) -> ArmResult:
     return max(arms, key=lambda arm: _finite(sign * arm.interval(measure, "choosing").estimate))
 
 
-def verdict(question: Question, arms: Sequence[ArmResult], failed: int = 0) -> str:
+def verdict(question: ExperimentQuestion, arms: Sequence[ArmResult], failed: int = 0) -> str:
     """The sentence that comes first."""
     note = f" {failed} {'run' if failed == 1 else 'runs'} failed." if failed else ""
     if not arms:
@@ -79,7 +79,7 @@ def verdict(question: Question, arms: Sequence[ArmResult], failed: int = 0) -> s
     return sentence + note
 
 
-def saturation(question: Question, arms: Sequence[ArmResult]) -> Saturation | None:
+def saturation(question: ExperimentQuestion, arms: Sequence[ArmResult]) -> Saturation | None:
     """The fitted curve over the training rows of each arm; None of shares alone, of three arms at least, or no fit."""
     from scipy.optimize import curve_fit
 
@@ -115,7 +115,7 @@ def shown(value: Interval, measure: Measure, *, difference: bool = False) -> str
     return f"{percent(value.estimate)} ({percent_range(value)})"
 
 
-def _which(question: Question, arms: Sequence[ArmResult]) -> str:
+def _which(question: ExperimentQuestion, arms: Sequence[ArmResult]) -> str:
     measure, ordered = measure_of(question, arms), in_order_of_preference(question, arms)
     chosen = recommended(question, arms)
     rows = len(rows_of("quoted", chosen.row_ids))
@@ -134,7 +134,7 @@ def _which(question: Question, arms: Sequence[ArmResult]) -> str:
     return f"{sentence}; {rival.name}, the best of the others, {difference}."
 
 
-def _trend(question: Question, arms: Sequence[ArmResult]) -> str:
+def _trend(question: ExperimentQuestion, arms: Sequence[ArmResult]) -> str:
     measure, first, last = measure_of(question, arms), arms[0], arms[-1]
     difference = last.against(first, measure, "quoted")
     ends = (f"{arm.name} {shown(arm.interval(measure, 'quoted'), measure)}" for arm in (first, last))
@@ -145,7 +145,7 @@ def _trend(question: Question, arms: Sequence[ArmResult]) -> str:
     return f"It {'grows' if difference.estimate > 0 else 'falls'} from {first.name} to {last.name}. {words}: {change}."
 
 
-def _where_it_ends(question: Question, arms: Sequence[ArmResult], fitted: Saturation) -> str:
+def _where_it_ends(question: ExperimentQuestion, arms: Sequence[ArmResult], fitted: Saturation) -> str:
     seen, enough = max(arm.cost("rows") for arm in arms), fitted.enough(question.worth)
     worth = points(question.worth).lstrip("+")
     limit = percent(1 - fitted.floor)

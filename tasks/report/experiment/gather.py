@@ -11,7 +11,7 @@ from tasks.evaluate.variants import CONTINUED, round_of
 from tasks.logits.store.reader import bytes_a_token
 from tasks.report.comparison import CONTROL
 from tasks.report.data import ReportData, StageSummary
-from tasks.report.experiment.arms import ArmResult, ArmRun, Tables, Taken
+from tasks.report.experiment.arms import ArmCost, ArmResult, ArmRun, Tables
 from tasks.report.leaderboard.entry import Entry
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def arms_of(runs: Sequence[ArmRun], reports: Sequence[ReportData | None]) -> lis
     ]
 
 
-def taken(data: ReportData, variant: str) -> Taken:
+def taken(data: ReportData, variant: str) -> ArmCost:
     """What a run's variant took, as it took when it was made; what only measures it is left out."""
     entry = Entry(name="", data=data)
     stages = {stage.name: stage for stage in data.stages}
@@ -54,7 +54,7 @@ def taken(data: ReportData, variant: str) -> Taken:
         if stage.name in _makes(variant, stages)
     )
     scores = stages.get("logits") if variant not in ("base", "sft", CONTROL) else None
-    return Taken(seconds, entry.usd, entry.rows, _bytes(scores, data.k) if scores else 0)
+    return ArmCost(seconds, entry.usd, entry.rows, _bytes(scores, data.k) if scores else 0)
 
 
 def _makes(variant: str, stages: dict[str, StageSummary]) -> set[str]:

@@ -11,7 +11,7 @@ from tasks.report.comparison import nats
 from tasks.report.experiment.arms import MEASURES, ArmResult, ArmRun, Part, can_measure, rows_of
 from tasks.report.experiment.choice import measure_of, recommended, shown, verdict
 from tasks.report.experiment.plots import plots
-from tasks.report.experiment.question import Question
+from tasks.report.experiment.question import ExperimentQuestion
 from tasks.report.figures.run import duration
 from tasks.report.page import DEMO_NOTE, TEMPLATES, template
 from tasks.text.markdown import markdown_text, table
@@ -24,7 +24,9 @@ HOW = (
 _PARTS: tuple[Part, Part] = ("choosing", "quoted")
 
 
-def render_markdown(question: Question, runs: Sequence[ArmRun], arms: Sequence[ArmResult], *, demo: bool) -> str:
+def render_markdown(
+    question: ExperimentQuestion, runs: Sequence[ArmRun], arms: Sequence[ArmResult], *, demo: bool
+) -> str:
     """The verdict and the table."""
     lines = [f"**{markdown_text(verdict(question, arms, _failed(runs)))}**", "", markdown_text(question.question), ""]
     if demo:
@@ -36,7 +38,7 @@ def render_markdown(question: Question, runs: Sequence[ArmRun], arms: Sequence[A
     return "\n".join(lines) + "\n"
 
 
-def render_page(question: Question, runs: Sequence[ArmRun], arms: Sequence[ArmResult], *, demo: bool) -> str:
+def render_page(question: ExperimentQuestion, runs: Sequence[ArmRun], arms: Sequence[ArmResult], *, demo: bool) -> str:
     """One HTML document: no scripts, no network, light and dark, printable."""
     headline, _, details = verdict(question, arms, _failed(runs)).partition(". ")
     return template("experiment.html.jinja").render(
@@ -53,7 +55,7 @@ def render_page(question: Question, runs: Sequence[ArmRun], arms: Sequence[ArmRe
     )
 
 
-def rows(question: Question, arms: Sequence[ArmResult]) -> list[dict[str, str]]:
+def rows(question: ExperimentQuestion, arms: Sequence[ArmResult]) -> list[dict[str, str]]:
     """The arms as text, one dict each with the same columns."""
     if not arms:
         return []

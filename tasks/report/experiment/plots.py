@@ -9,7 +9,7 @@ import numpy as np
 
 from tasks.report.experiment.arms import MEASURES, ArmResult, Measure
 from tasks.report.experiment.choice import measure_of, recommended, saturation
-from tasks.report.experiment.question import Question
+from tasks.report.experiment.question import ExperimentQuestion
 from tasks.report.figures.style import (
     INK,
     MUTED,
@@ -32,7 +32,7 @@ _COSTS = {
 _STYLES = ("-", (0, (4, 2)), (0, (1, 2)), (0, (4, 2, 1, 2)))
 
 
-def plots(question: Question, arms: Sequence[ArmResult]) -> list[Plot]:
+def plots(question: ExperimentQuestion, arms: Sequence[ArmResult]) -> list[Plot]:
     """All arms beside each other, then quality against each of what the question names."""
     import matplotlib as mpl
 
@@ -44,7 +44,7 @@ def plots(question: Question, arms: Sequence[ArmResult]) -> list[Plot]:
         return found + [plot for axis in question.against if (plot := _against(axis, question, arms, measure))]
 
 
-def _beside_each_other(question: Question, arms: Sequence[ArmResult], measure: Measure) -> Plot:
+def _beside_each_other(question: ExperimentQuestion, arms: Sequence[ArmResult], measure: Measure) -> Plot:
     figure, axes = bars_figure(len(arms))
     chosen = recommended(question, arms) if question.asks != "trend" else None
     scale = 100 if MEASURES[measure].is_share else 1
@@ -58,7 +58,7 @@ def _beside_each_other(question: Question, arms: Sequence[ArmResult], measure: M
     return Plot("All arms", _CAPTION, inline_svg(figure, "arms", "every arm with its interval"))
 
 
-def _against(axis: str, question: Question, arms: Sequence[ArmResult], measure: Measure) -> Plot | None:
+def _against(axis: str, question: ExperimentQuestion, arms: Sequence[ArmResult], measure: Measure) -> Plot | None:
     """None where the arms do not differ in it, or it is no number."""
     values = [_across(arm, axis) for arm in arms]
     if len(set(values)) < 2 or not all(isinstance(value, Real) for value in values):

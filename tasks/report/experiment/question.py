@@ -11,7 +11,7 @@ from tasks.report.experiment.arms import Measure
 Cost = Literal["device_seconds", "usd", "rows", "store_bytes"]
 
 
-class Question(BaseModel):
+class ExperimentQuestion(BaseModel):
     """The question, and which arm answers it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

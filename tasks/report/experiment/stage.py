@@ -10,7 +10,7 @@ from tasks.report.experiment import page
 from tasks.report.experiment.arms import ArmRun
 from tasks.report.experiment.choice import recommended, verdict
 from tasks.report.experiment.gather import arms_of
-from tasks.report.experiment.question import Question
+from tasks.report.experiment.question import ExperimentQuestion
 from tasks.report.stage import report_data
 
 KIND = "experiment"
@@ -24,7 +24,7 @@ class ExperimentPage(OneArtifact):
     makes: ClassVar = (KIND,)
     doing: ClassVar = "comparing the arms"
 
-    question: Question
+    question: ExperimentQuestion
     runs: list[ArmRun]
 
     def workspace(self) -> Workspace:

@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.report.experiment.arms import ArmResult, ArmRun, Taken, measured, rows_of
+from tasks.report.experiment.arms import ArmCost, ArmResult, ArmRun, measured, rows_of
 from tasks.report.experiment.choice import recommended, saturation, verdict
 from tasks.report.experiment.page import measurements, render_markdown, render_page, rows
-from tasks.report.experiment.question import Question
+from tasks.report.experiment.question import ExperimentQuestion
 
 N = 800
 IDS = [f"row{n}" for n in range(N)]
-WHICH = Question(title="Which K", question="How many?", prefer="store_bytes", against=("k", "store_bytes"))
+WHICH = ExperimentQuestion(title="Which K", question="How many?", prefer="store_bytes", against=("k", "store_bytes"))
 
 
 def _table(right: np.ndarray, nll: float = 1.0) -> pd.DataFrame:
@@ -45,7 +45,7 @@ def _arm(name: str, share: float, size: int, place: dict[str, Any] | None = None
         ease = np.random.default_rng(0).random(N) + 0.02 * np.random.default_rng([seed, size]).random(N)
         kd, control, teacher = (ease < np.quantile(ease, level) for level in (share, 0.5, 0.9))
         tables.append({"kd": _table(kd), "sft_control": _table(control), "teacher": _table(teacher)})
-    took = [Taken(60.0 * size, 0.0, size, size * 1000)] * seeds
+    took = [ArmCost(60.0 * size, 0.0, size, size * 1000)] * seeds
     return ArmResult(name, {"k": size} if place is None else place, "kd", tables, took)
 
 
@@ -80,7 +80,7 @@ def test_rows_that_a_choice_is_made_on_are_not_those_that_are_quoted() -> None:
 def test_where_answers_are_not_checked_cross_entropy_decides_and_less_is_better() -> None:
     unchecked = np.array([None] * N, object)
     arms = [
-        ArmResult(name, {}, "kd", [{"kd": _table(unchecked, nll)}] * 2, [Taken(1, 0, 1, 1)] * 2)
+        ArmResult(name, {}, "kd", [{"kd": _table(unchecked, nll)}] * 2, [ArmCost(1, 0, 1, 1)] * 2)
         for name, nll in (("worse", 1.5), ("better", 1.1))
     ]
     assert recommended(WHICH, arms).name == "better"
@@ -92,7 +92,7 @@ def test_where_answers_are_not_checked_cross_entropy_decides_and_less_is_better(
     [((0.6, 0.62, 0.75), "It grows from s5 to s50."), ((0.7, 0.6, 0.7), "No significant trend.")],
 )
 def test_a_trend_is_that_from_the_first_arm_to_the_last(shares: Sequence[float], words: str) -> None:
-    asked = Question(title="t", question="q", asks="trend", measure="gain")
+    asked = ExperimentQuestion(title="t", question="q", asks="trend", measure="gain")
     arms = [_arm(f"s{size}", share, size) for share, size in zip(shares, (5, 10, 50), strict=True)]
     assert verdict(asked, arms).startswith(words)
     assert measured(arms[2].tables[0], "kd", "gain").value == pytest.approx(shares[2] - 0.5, abs=0.01)
@@ -105,7 +105,7 @@ def test_the_teachers_errors_that_a_student_makes_too_are_counted_among_the_teac
 
 
 def test_a_curve_over_rows_says_where_more_of_them_pay_no_more() -> None:
-    asked = Question(title="t", question="q", asks="saturation", prefer="rows", against=("rows",))
+    asked = ExperimentQuestion(title="t", question="q", asks="saturation", prefer="rows", against=("rows",))
     arms = [_arm(f"{n} rows", 1 - 0.2 - 3 * n**-0.7, n) for n in (100, 200, 400, 800, 1600)]
     fitted = saturation(asked, arms)
     assert fitted is not None
