@@ -17,11 +17,11 @@ def _seen(rng: np.random.Generator, of_rows: float, of_seeds: float, noise: floa
     return [PerRow.of(1 + rows + seed + rng.normal(0, noise, ROWS)) for seed in seeds]
 
 
-@pytest.mark.parametrize(("of_rows", "of_seeds", "least"), [(1.0, 0.0, 0.87), (0.5, 0.3, 0.75)])
+@pytest.mark.parametrize(("of_rows", "of_seeds", "least"), [(1.0, 0.0, 0.89), (0.5, 0.3, 0.75)])
 def test_the_interval_holds_the_truth_about_as_often_as_it_says(of_rows: float, of_seeds: float, least: float) -> None:
     """Four seeds are few: where they differ much, it is too narrow, as every resampling of four is."""
     rng = np.random.default_rng(0)
-    found = [over_rows_and_seeds(_seen(rng, of_rows, of_seeds, 0.3)) for _ in range(100)]
+    found = [over_rows_and_seeds(_seen(rng, of_rows, of_seeds, 0.3)) for _ in range(300)]
     assert least <= np.mean([one.low <= 1 <= one.high for one in found]) <= 1
     of_rows_alone = [over_rows_and_seeds(_seen(np.random.default_rng(n), of_rows, 0, 0.3)[:1]) for n in range(20)]
     if of_seeds:
