@@ -2,8 +2,8 @@
 
 Both are resampled, each on its own (the pigeonhole bootstrap: Owen 2007, "The pigeonhole bootstrap", Annals of Applied
 Statistics 1(2)), from a fixed seed. With few seeds that is still narrower than Student's interval over them, which of
-three says next to nothing, and wider than one over the rows alone. With four seeds it held the truth in 92 % of 300 simulated
-runs where seeds do not differ; where they differ much, in fewer.
+three says next to nothing, and wider than one over the rows alone. With four seeds it held the truth in
+92 % of 300 simulated runs where seeds do not differ; where they differ much, in fewer.
 """
 
 from __future__ import annotations
