@@ -208,13 +208,15 @@ def _dataset_card(data: ArtifactRef, rows: int) -> str:
     if card.NAME in reader.names():
         return reader.read(card.NAME).decode()
     words = f"{rows:,} rows with the responses that they came with: no agent worked on them."
+    if data.kind == "teacher_answers":
+        words = f"{rows:,} prompts with the answers of the teacher that the student was distilled from."
     return f"# Training rows {data.fingerprint[:12]}\n\n{words}\n"
 
 
 def _rows_behind(student: ArtifactRef) -> ArtifactRef:
     """The rows that the student was trained on, directly or through the teacher's scores."""
     ref = student
-    while ref.kind not in ("augment", "fit", "set_aside"):
+    while ref.kind not in ("augment", "fit", "set_aside", "teacher_answers"):
         record = read_record(ref.uri)
         if record is None:
             raise ConfigurationError(f"{ref.uri}, which {student.uri} was made from, is gone: run again")
