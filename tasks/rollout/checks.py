@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from infra.errors import ConfigurationError
@@ -76,25 +76,48 @@ class ScoreOwn(ScoreTeacher):
         return f"own_{self.round}" if self.of == "rollouts" else f"validation_scores_{self.round}"
 
 
-class CompareRollouts(OneArtifact):
-    """Student beside teacher on the student's own answers, by the scores of both; `before` is that of the round before.
+class BesideTeacher(OneArtifact):
+    """The scores of student and teacher on the same rows, side by side; `before` is the same of the round before.
 
     Of several teachers, `routed` are the stores of the others.
-
-    In the first round it says whether any is trained.
     """
 
-    kind: ClassVar = "overlap"
-    makes: ClassVar = ("overlap",)
-    doing: ClassVar = "comparing student and teacher"
-
-    rollouts: ArtifactRef
     teacher: ArtifactRef
     routed: tuple[ArtifactRef, ...] = ()
     student: ArtifactRef
     before: ArtifactRef | None
     rounds: Rounds
     round: int
+
+    def between(self, spec: Mapping[str, Any], **inputs: ArtifactRef) -> Workspace:
+        """Where it is, by what it looks at."""
+        teachers = {f"teacher_{number}": store for number, store in enumerate(self.routed, 2)}
+        inputs |= {"teacher": self.teacher, **teachers, "student": self.student}
+        inputs |= {"before": self.before} if self.before else {}
+        return Workspace(self.kind, STAGE_VERSION, {"round": self.round, **spec}, inputs)
+
+    def compared(self, *, in_order: bool) -> Overlap:
+        """Raises ConfigurationError where the two have scored no row alike."""
+        found = Overlap()
+        scored = itertools.chain.from_iterable(map(TopKReader, (self.teacher, *self.routed)))
+        for theirs, ours in pairs(scored, TopKReader(self.student), in_order=in_order):
+            found.add(theirs, ours)
+        if not found.rows:
+            raise ConfigurationError(
+                f"student and teacher have scored no row in the same tokens ({found.unlike:,} in others): "
+                "set rounds.rounds=0, or choose a teacher that shares the student's tokenizer and chat template"
+            )
+        return found
+
+
+class CompareRollouts(BesideTeacher):
+    """Both on the student's own answers; in the first round it says whether any is trained."""
+
+    kind: ClassVar = "overlap"
+    makes: ClassVar = ("overlap",)
+    doing: ClassVar = "comparing student and teacher"
+
+    rollouts: ArtifactRef
 
     @property
     def title(self) -> str:
@@ -105,12 +128,10 @@ class CompareRollouts(OneArtifact):
         return 0.0 if self.before else self.rounds.least_agreement
 
     def workspace(self) -> Workspace:
-        inputs = {"rollouts": self.rollouts, **_teachers(self.teacher, self.routed), "student": self.student}
-        spec = {"round": self.round, "least_agreement": self._least}
-        return Workspace(self.kind, STAGE_VERSION, spec, inputs | ({"before": self.before} if self.before else {}))
+        return self.between({"least_agreement": self._least}, rollouts=self.rollouts)
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
-        found = _overlap((self.teacher, *self.routed), self.student, in_order=not self.routed)
+        found = self.compared(in_order=not self.routed)
         counts, of_rollouts = self.rollouts.counts, facts_of(self.rollouts)
         answers = counts["rows"] + counts["rejected"]
         facts: dict[str, Any] = {
@@ -137,32 +158,22 @@ class CompareRollouts(OneArtifact):
         )
 
 
-class CheckRound(OneArtifact):
-    """Student beside teacher on the validation part, after a round (0: before the first), against the one `before`."""
+class CheckRound(BesideTeacher):
+    """Both on the validation part, after a round (0: before the first), against the one `before`."""
 
     kind: ClassVar = "validation"
     makes: ClassVar = ("validation",)
     doing: ClassVar = "checking the student on the validation part"
-
-    teacher: ArtifactRef
-    routed: tuple[ArtifactRef, ...] = ()
-    student: ArtifactRef
-    before: ArtifactRef | None
-    rounds: Rounds
-    round: int
 
     @property
     def title(self) -> str:
         return f"validation_{self.round}"
 
     def workspace(self) -> Workspace:
-        inputs = _teachers(self.teacher, self.routed) | {"student": self.student}
-        inputs |= {"before": self.before} if self.before else {}
-        spec = {"round": self.round} | ({"least_gain": self.rounds.least_gain} if self.before else {})
-        return Workspace(self.kind, STAGE_VERSION, spec, inputs)
+        return self.between({"least_gain": self.rounds.least_gain} if self.before else {})
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
-        found = _overlap((self.teacher, *self.routed), self.student, in_order=False)
+        found = self.compared(in_order=False)
         facts: dict[str, Any] = found.summary()
         stop = self.before and no_gain(self.round, facts_of(self.before)["kl"], facts["kl"], self.rounds.least_gain)
         facts["said"] = [stop] if stop else []
@@ -172,22 +183,3 @@ class CheckRound(OneArtifact):
         facts, rows = facts_of(made.shown), made.shown.counts["rows"]
         said = f"KL to the teacher at least {facts['kl']:.4f} nats a token on {rows:,} validation rows"
         return "; ".join([said, *facts["said"]])
-
-
-def _teachers(teacher: ArtifactRef, routed: Sequence[ArtifactRef]) -> dict[str, ArtifactRef]:
-    return {"teacher": teacher} | {f"teacher_{number}": store for number, store in enumerate(routed, 2)}
-
-
-def _overlap(teachers: Sequence[ArtifactRef], student: ArtifactRef, *, in_order: bool) -> Overlap:
-    """Raises ConfigurationError where the two have scored no row alike."""
-    found = Overlap()
-    for theirs, ours in pairs(
-        itertools.chain.from_iterable(map(TopKReader, teachers)), TopKReader(student), in_order=in_order
-    ):
-        found.add(theirs, ours)
-    if not found.rows:
-        raise ConfigurationError(
-            f"student and teacher have scored no row in the same tokens ({found.unlike:,} in others): "
-            "set rounds.rounds=0, or choose a teacher that shares the student's tokenizer and chat template"
-        )
-    return found
