@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from infra.errors import ConfigurationError
 from infra.stage import Made, OneArtifact, View
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace, facts_of
@@ -15,14 +17,17 @@ from tasks.rollout.choice import CUT_OFF, draw, limit
 from tasks.rollout.overlap import Overlap, pairs
 from tasks.rollout.rails import no_gain, running_away, too_far_apart
 from tasks.rollout.settings import Rounds
-from tasks.rows import CONVERSATIONS, KEPT, from_parquet, read_rows, to_parquet
+from tasks.rows import CONVERSATIONS, KEPT, Row, from_parquet, read_rows, to_parquet
 
 STAGE_VERSION = 1
 STOPS = "stops"  # among the counts: 1 where no further round is trained
 
 
 class SetAside(OneArtifact):
-    """`part` of `rows`: the validation part, or those that are trained on. Which is which, a row's digest decides."""
+    """`part` of `rows`: the validation part, or those that are trained on, as a digest of their seeds decides.
+
+    The rows that the agents made of one seed are on one side, so the validation part has a few more than `number`.
+    """
 
     kind: ClassVar = "set_aside"
     makes: ClassVar = ("set_aside",)
@@ -38,25 +43,29 @@ class SetAside(OneArtifact):
         return f"{self.part}_rows"
 
     def workspace(self) -> Workspace:
-        spec = {"rows": self.number, "part": self.part, "seed": self.seed}
+        spec = {"rows": self.number, "part": self.part, "seed": self.seed, "by": "seed"}
         return Workspace(self.kind, STAGE_VERSION, spec, {"rows": self.rows})
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
-        there = self.rows.counts["rows"]
-        if 2 * self.number > there:
+        draws_N = np.fromiter(map(self._draw, read_rows(self.rows, KEPT)), np.uint64)
+        most = limit(draws_N, self.number)
+        if 2 * (aside := int((draws_N <= most).sum())) > len(draws_N):
             raise ConfigurationError(
-                f"rounds.validation_rows={self.number:,} is more than half of the {there:,} training rows: set fewer"
+                f"rounds.validation_rows={self.number:,} takes {aside:,} of the {len(draws_N):,} training rows, with "
+                "all that come of the same seeds, and that is more than half: set fewer"
             )
-        most = limit((draw(row.id, self.seed, 0) for row in read_rows(self.rows, KEPT)), self.number)
         counts = {"rows": 0, CONVERSATIONS: 0}
         for index, (_name, data) in enumerate(ArtifactReader(self.rows).stream(KEPT)):
-            is_aside = [(row, draw(row.id, self.seed, 0) <= most) for row in from_parquet(data)]
+            is_aside = [(row, self._draw(row) <= most) for row in from_parquet(data)]
             rows = [row for row, aside in is_aside if aside == (self.part == "validation")]
             if rows:
                 work.put(f"{KEPT}{index:05}.parquet", to_parquet(rows))
             counts["rows"] += len(rows)
             counts[CONVERSATIONS] += sum(bool(row.earlier_answers) for row in rows)
         return work.publish((KEPT,), counts, {})
+
+    def _draw(self, row: Row) -> int:
+        return draw(row.origin_seed or row.id, self.seed, 0)
 
     def show(self, made: Made, view: View) -> str:
         return f"{made.shown.counts['rows']:,} rows"

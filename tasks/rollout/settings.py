@@ -52,8 +52,8 @@ class Rounds(BaseModel):
     validation_rows: int = Field(
         0,
         ge=0,
-        description="training rows that nothing is trained on, to see after each round whether it helped (0: "
-        "all rounds are done)",
+        description="training rows, and all that come of the same seeds, that nothing is trained on, to see after each "
+        "round whether it helped (0: all rounds are done)",
     )
     least_gain: float = Field(
         0.0,

@@ -43,9 +43,9 @@ def prepare(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def kept_layers(layers: int, every: int) -> list[int]:
-    """Every second (third …) of the layers, the last one among them, which the head is used to."""
-    return list(range(layers - 1, -1, -every))[::-1]
+def kept_layers(layers: int, every: float) -> list[int]:
+    """Every second (third …) of the layers, the last one among them, which the head is used to; of 1.2, five of six."""
+    return [layers - 1 - round(number * every) for number in range(int((layers - 1) / every), -1, -1)]
 
 
 def cut(source: Path, folder: Path, kept: Sequence[int]) -> Path:

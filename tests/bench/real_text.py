@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", type=Path, help="rows with answers, in any format that seeds may have")
     parser.add_argument("--home", type=Path, help="where artifacts lie (default: DISTILFLOW_HOME)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--every", type=int, default=2, help="layer that the student keeps: every second, third …")
+    parser.add_argument("--every", type=float, default=2, help="layer that the student keeps: every second, third …")
     parser.add_argument("--rows-train", type=int, default=128)
     parser.add_argument("--rows-heldout", type=int, default=40)
     parser.add_argument("--max-length", type=int, default=256, help="in tokens; longer rows are left out")
@@ -96,7 +96,7 @@ class _Bench:
         self.options = options
         self.shape = shape_of(options.model)
         self.kept = kept_layers(self.shape["num_hidden_layers"], options.every)
-        place = options.model.parent / f"{options.model.name}-every-{options.every}"
+        place = options.model.parent / f"{options.model.name}-every-{options.every:g}"
         self.whole = ModelSource(name="model", path=str(options.model.absolute()))
         self.student = ModelSource(name="student", path=str(cut(options.model, place, self.kept).absolute()))
         self.widest = max(k for k, _tail in options.recipes)

@@ -189,5 +189,22 @@ def test_rows_set_aside_are_decided_by_their_digests_and_none_is_lost(bucket: Me
     assert sorted(trained + validation) == sorted(row.id for row in rows)
     assert trained == [row.id for row in rows if row.id not in validation]
     assert set(part("validation", number=9)) > set(validation) != set(part("validation", seed=1))
-    with pytest.raises(ConfigurationError, match="rounds.validation_rows=11 is more than half of the 20"):
+    with pytest.raises(ConfigurationError, match="rounds.validation_rows=11 takes 11 of the 20 training rows"):
         part("validation", number=11)
+
+
+def test_rows_of_one_seed_are_set_aside_together(bucket: MemoryStore) -> None:
+    rows = [Row(instruction=f"q {i}", response="r", task_category="c", origin_seed=f"seed {i % 5}") for i in range(20)]
+    work = Workspace("augment", 1, {}, {})
+    work.put(f"{KEPT}00000.parquet", to_parquet(rows))
+    ref = work.publish((KEPT,), {"rows": 20}, {})
+
+    def seeds_of(part: str, number: int) -> list[str]:
+        stage = SetAside(rows=ref, number=number, part=part, seed=0)  # type: ignore[arg-type]
+        return sorted(row.origin_seed for row in read_rows(made(stage), KEPT))
+
+    aside, trained = seeds_of("validation", 5), seeds_of("trained", 5)
+    assert len(aside) == 8
+    assert not set(aside) & set(trained)
+    with pytest.raises(ConfigurationError, match=r"validation_rows=9 takes 12 of the 20 .* come of the same seeds"):
+        seeds_of("validation", 9)
