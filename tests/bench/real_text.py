@@ -26,6 +26,7 @@ import time
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from infra.errors import ConfigurationError
 from infra.stage import Stage, Unseen, make
 from infra.store.artifacts import ArtifactRef, Workspace
 
@@ -120,8 +121,12 @@ class _Bench:
             self._evaluate(arms, seed, recipe, results.stages["seeds"], models)
             for name in trained if rounds else ():
                 if name in OWN_TEXT:
-                    own = self._own_text(recipe, results.stages["seeds"], models[names[name]])
-                    _tell(arms.add_own_text(names[name], seed, own))
+                    try:
+                        own = self._own_text(recipe, results.stages["seeds"], models[names[name]])
+                    except ConfigurationError as error:  # a student that never ends writes no text
+                        _tell({"arm": names[name], "seed": seed, "own_text": str(error)})
+                    else:
+                        _tell(arms.add_own_text(names[name], seed, own))
         found = {
             "student": {**self.shape, "layers_kept": self.kept},
             "settings": {name: value for name, value in vars(self.options).items() if not isinstance(value, Path)},
