@@ -165,7 +165,7 @@ def distill(
             stages=made.stages,
             evaluations=made.evaluations,
             verdicts=made.verdicts,
-            about=recipe.about(),
+            about=recipe.about(prefect.runtime.flow_run.name or ""),
             labels=recipe.settings.judging.labels,
         )
     )

@@ -9,7 +9,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from flows.params import Model, Settings, preset_for, with_preset
-from flows.reproduce import command
+from flows.reproduce import changed, command
 from infra.errors import ConfigurationError, in_one_sentence
 from tasks.augment.settings import Augmentation
 from tasks.evaluate.benchmarks import artifacts
@@ -153,8 +153,8 @@ class Recipe(BaseModel):
     def title(self) -> str:
         return f"{self.student} distilled from {self.teacher}"
 
-    def about(self) -> RunInfo:
-        """What the report says of the run."""
+    def about(self, run: str = "") -> RunInfo:
+        """What the report says of the run, which is called so."""
         chosen = self.settings
         shown: dict[str, Any] = {
             "augmentation": chosen.augmentation.identity() if chosen.augmentation.enabled else "off",
@@ -192,12 +192,18 @@ class Recipe(BaseModel):
             demo=self._is_demo,
             settings=shown,
             reproduce=self.command(),
+            run=run,
+            changed=changed(*self._against_defaults()),
         )
 
     def command(self) -> str:
         """The command that makes the run again: what differs from the defaults and from the student's preset."""
+        return command(*self._against_defaults())
+
+    def _against_defaults(self) -> tuple[dict[str, Any], dict[str, Any], Settings, Settings]:
+        """Plain parameters and their defaults, settings and those of the student's preset."""
         plain = {name: getattr(self, name) for name in Recipe.model_fields if name != "settings"}
         defaults = {name: field.default for name, field in Recipe.model_fields.items()}
         preset = preset_for(self.student)
         preset = dataclasses.replace(preset, evaluation=preset.evaluation.following(self.k))
-        return command(plain, defaults, self.settings, preset)
+        return plain, defaults, self.settings, preset

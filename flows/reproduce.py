@@ -1,4 +1,4 @@
-"""The command that makes a run again, from its parameters."""
+"""The command that makes a run again, and what of its parameters differs from the defaults."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flows.params import Settings
+from tasks.report.data import ChangedSetting
 
 _ALWAYS = ("student", "teacher", "k", "seed")
 _ADDRESSES = {"api_base", "server"}  # where a provider answers is the machine's matter, and may hold a key
@@ -25,21 +26,40 @@ def command(given: Mapping[str, Any], defaults: Mapping[str, Any], used: Setting
             words += _flag([_dashed(name)], json.dumps(value) if isinstance(value, dict) else value)
     for field in dataclasses.fields(Settings):
         ours, theirs = (getattr(settings, field.name).model_dump() for settings in (used, preset))
-        for parts, value in _differing(ours, theirs):
+        for parts, value, _ in _differing(ours, theirs):
             words += _flag([field.name, _dashed(parts[0]), *parts[1:]], value)
     return shlex.join(words)
 
 
-def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[list[str], Any]]:
-    """Path and value of what differs. What is unset has no flag."""
+def changed(
+    given: Mapping[str, Any], defaults: Mapping[str, Any], used: Settings, preset: Settings
+) -> list[ChangedSetting]:
+    """The same as settings beside their defaults; student and teacher are what the run is about."""
+    plain = [
+        ChangedSetting(name=name, value=value, default=defaults[name])
+        for name, value in given.items()
+        if name not in ("student", "teacher") and value != defaults[name]
+    ]
+    nested = [
+        ChangedSetting(name=".".join([field.name, *parts]), value=value, default=default)
+        for field in dataclasses.fields(Settings)
+        for parts, value, default in _differing(
+            getattr(used, field.name).model_dump(mode="json"), getattr(preset, field.name).model_dump(mode="json")
+        )
+    ]
+    return plain + nested
+
+
+def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[list[str], Any, Any]]:
+    """Path, value and default of what differs. What is unset has no flag."""
     for name, value in ours.items():
         if value is None or value == theirs.get(name) or name in _ADDRESSES:
             continue
         if isinstance(value, dict):
-            for parts, inner in _differing(value, theirs.get(name) or {}):
-                yield [name, *parts], inner
+            for parts, inner, default in _differing(value, theirs.get(name) or {}):
+                yield [name, *parts], inner, default
         else:
-            yield [name], value
+            yield [name], value, theirs.get(name)
 
 
 def _flag(parts: list[str], value: Any) -> list[str]:

@@ -63,7 +63,7 @@ class CoverageCounter:
                 self.by_position[first].add(mass_R[first:last])
 
     def summary(self) -> dict[str, Any]:
-        """Mean, percentiles, a histogram over [0, 1], groups, and a warning where the assumption fails."""
+        """Mean (of every smaller K too), percentiles, a histogram, groups; a warning where the assumption fails."""
         tokens = int(self.counts.sum())
         mean_K = self.total_K / max(tokens, 1)
         mean = float(mean_K[-1])
@@ -80,6 +80,7 @@ class CoverageCounter:
             "percentiles": percentiles,
             "histogram": self.counts.reshape(BINS, -1).sum(axis=1).tolist(),
             "k_for": k_for,
+            "by_k": [round(float(mass), 5) for mass in mean_K],
             "by_category": {name: self.by_category[name].summary() for name in sorted(self.by_category)},
             "by_position": {span(first): self.by_position[first].summary() for first in sorted(self.by_position)},
             "warning": self._warning(mean) if mean < _ALMOST_ONE else None,

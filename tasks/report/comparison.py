@@ -46,7 +46,7 @@ def verdict(data: ReportData) -> str:
     kd, control = data.variants.get("kd"), data.variants.get(CONTROL)
     if kd is None or control is None:
         missing = " and ".join(
-            name for name, variant in (("SFT+KD", kd), ("the SFT control", control)) if variant is None
+            name for name, variant in (("SFT + KD", kd), ("the SFT control", control)) if variant is None
         )
         return f"No verdict: {missing} was not evaluated, and without it a gain proves nothing."
     if not all(math.isfinite(value) for value in (kd.cross_entropy, kd.kl_to_teacher or 0.0)):
@@ -88,6 +88,13 @@ def difference(ours: Variant, theirs: Variant) -> Difference | None:
     if ours.correct is not None and theirs.correct is not None:
         return paired_difference(ours.correct, theirs.correct)
     return unpaired_difference(our_accuracy, their_accuracy)
+
+
+def tested(data: ReportData, metric: str) -> Comparison | None:
+    """The analysis's test of SFT + KD against its control in one metric, where there is one."""
+    kd, control = data.variants["kd"].label, data.variants[CONTROL].label
+    found = data.analysis.comparisons if data.analysis else []
+    return next((one for one in found if (one.metric, one.ours, one.theirs) == (metric, kd, control)), None)
 
 
 def gap_closed(data: ReportData) -> float | None:
@@ -151,7 +158,7 @@ def _verdict_on_accuracy(data: ReportData, kd: Variant, control: Variant, differ
 
 
 def _nevertheless_nearer(data: ReportData, kd: Variant, control: Variant) -> str:
-    found = _tested(data, "kl_to_teacher")
+    found = tested(data, "kl_to_teacher")
     if found is None or found.p_adjusted is None or not found.is_significant or found.difference.estimate > 0:
         return ""
     return (
@@ -164,7 +171,7 @@ def _verdict_on_distance(data: ReportData, kd: Variant, control: Variant) -> str
     kl = f"KL {nats(kd.kl_to_teacher)} against {nats(control.kl_to_teacher)} nats a token"
     entropy = f"cross-entropy {nats(kd.cross_entropy)} against {nats(control.cross_entropy)}"
     unchecked = "No answer was checked, so this does not say whether more answers are right."
-    primary, second = _tested(data, "kl_to_teacher"), _tested(data, "cross_entropy")
+    primary, second = tested(data, "kl_to_teacher"), tested(data, "cross_entropy")
     if primary is None or primary.p is None:
         return f"No verdict: {kd.label} was not tested against the {control.label} ({kl}; {entropy}). {unchecked}"
     how = f"{kl}, {p_words(primary.p)}"
@@ -188,7 +195,7 @@ def _verdict_on_loss(data: ReportData, kd: Variant, control: Variant) -> str:
     """Without a teacher to compare with, the references are all that there is."""
     entropy = f"cross-entropy {nats(kd.cross_entropy)} against {nats(control.cross_entropy)}"
     unchecked = "No answer was checked, so this does not say whether more answers are right."
-    found = _tested(data, "cross_entropy")
+    found = tested(data, "cross_entropy")
     if found is None or found.p is None:
         return f"No verdict: {kd.label} was not tested against the {control.label} ({entropy}). {unchecked}"
     if found.p >= ALPHA:
@@ -201,10 +208,3 @@ def _verdict_on_loss(data: ReportData, kd: Variant, control: Variant) -> str:
         f"{kd.label} predicts held-out responses {quality} than the same training without the teacher’s logits "
         f"({control.label}): {entropy}, {p_words(found.p)}. {unchecked}"
     )
-
-
-def _tested(data: ReportData, metric: str) -> Comparison | None:
-    """The analysis's test of SFT + KD against its control in one metric, where there is one."""
-    kd, control = data.variants["kd"].label, data.variants[CONTROL].label
-    found = data.analysis.comparisons if data.analysis else []
-    return next((one for one in found if (one.metric, one.ours, one.theirs) == (metric, kd, control)), None)

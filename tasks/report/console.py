@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.store.artifacts import ArtifactReader, ArtifactRef
-from tasks.report.page import comparison_rows, verdict
+from tasks.report.page import comparison_rows, decision, verdict
 from tasks.report.stage import report_data
 
 _ON_THE_PAGE = {"95 % interval", "KL to teacher", "API cost"}  # what a terminal has no room for
@@ -16,7 +16,7 @@ _ON_THE_PAGE = {"95 % interval", "KL to teacher", "API cost"}  # what a terminal
 def comparison_table(report: ArtifactRef) -> Group:
     """The verdict, and every variant's numbers."""
     data = report_data(report)
-    return _table(verdict(data), comparison_rows(data))
+    return _table(f"{decision(data)} {verdict(data)}", comparison_rows(data))
 
 
 def leaderboard_table(board: ArtifactRef) -> Group:

@@ -31,6 +31,8 @@ AGENTS = (
 )
 MASS_BINS = 20
 
+Chosen = Literal["at random", "better with kd", "better with control"]
+
 T = TypeVar("T")
 
 
@@ -61,6 +63,8 @@ class Variant(_Frozen):
     left_out: dict[str, int] = Field(
         {}, description="reason → held-out requests that this variant's numbers are without"
     )
+    parameters: int | None = None
+    tokens_s: float | None = Field(None, description="that an engine wrote while it answered, where that was measured")
     draft: Literal["as it is", "shared tokens"] | None = Field(
         None, description="how vLLM takes it as the teacher's draft; none where that is not known, or tokens differ"
     )
@@ -118,6 +122,7 @@ class Coverage(_Frozen):
     )
     tokens: int
     k_for: dict[str, int | None] = Field({}, description="mean mass → smallest K that holds it (None: more than K)")
+    by_k: list[float] = Field([], description="mean mass of the top 1, of the top 2, and so on to K")
     by_category: dict[str, Mass] = Field({}, description="by task category")
     by_position: dict[str, Mass] = Field({}, description="by position in the answer, such as '4–15'")
     warning: str | None = None
@@ -152,13 +157,12 @@ class DataFlow(_Frozen):
     agent_model: str
 
     @property
-    def left_out(self) -> list[tuple[str, str, str, int]]:
-        """(outcome, agent, reason, rows), in the order of the agents' work."""
+    def left_out(self) -> list[tuple[str, list[tuple[str, int]]]]:
+        """(agent, [(reason, rows)]) of what was rejected, then of what got no usable answer, in the order of work."""
         return [
-            (outcome, agent, reason, rows)
-            for outcome, by_agent in (("rejected", self.rejected), ("no usable answer", self.failed))
+            (agent, list(by_agent[agent].items()))
+            for by_agent in (self.rejected, self.failed)
             for agent in in_order_of_work(by_agent)
-            for reason, rows in by_agent[agent].items()
         ]
 
     def rejected_by(self, agent: str) -> int:
@@ -194,6 +198,15 @@ class ShownExample(_Frozen):
     input: str = ""
     reference: str
     outputs: Annotated[dict[str, Output], AfterValidator(_ordered)]
+    chosen: Chosen = Field("at random", description="why it is shown")
+
+
+class ChangedSetting(_Frozen):
+    """A setting of the run that its student's preset has otherwise."""
+
+    name: str
+    value: Any
+    default: Any
 
 
 class RunInfo(_Frozen):
@@ -207,11 +220,14 @@ class RunInfo(_Frozen):
     demo: bool = Field(False, description="demo models and a rule-based LLM: the page says what that means")
     settings: dict[str, Any] = {}
     reproduce: str = Field("", description="the command that makes the run again")
+    run: str = Field("", description="what the run is called that made the report")
+    changed: list[ChangedSetting] = []
 
 
 class ReportData(RunInfo):
     """Everything on the page, and nothing else: equal data gives an equal page."""
 
+    made: str = Field("", description="the day on which the last of its artifacts was begun")
     left_out: list[str] = Field([], description="rows and columns of the user's files that were not used, in sentences")
     variants: Annotated[dict[str, Variant], AfterValidator(_ordered)]
     quantised: list[QuantisedStudent] = []
@@ -229,6 +245,14 @@ class ReportData(RunInfo):
     benchmarks: BenchmarkAnalysis | None = Field(None, description="judged and checked benchmarks, where any ran")
     rounds: RoundsSummary | None = Field(None, description="on-policy rounds, where any were asked for")
     versions: dict[str, str] = {}
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """Dollars by whom LLMs were asked for: agents, a teacher behind an API, a judge; those that there are."""
+        flow, teacher, judged = self.data_flow, self.teacher_use, self.benchmarks
+        found = {"agents": flow.used.cost_usd} if flow else {}
+        found |= {"teacher": teacher.cost_usd} if teacher else {}
+        return found | ({"judge": judged.cost_usd} if judged and judged.cost_usd else {})
 
     @model_validator(mode="after")
     def _marks_are_aligned(self) -> Self:

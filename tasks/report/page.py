@@ -7,6 +7,7 @@ own choice by extension would leave `.jinja` out) and the page forbids scripts a
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from functools import cache, partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from markupsafe import Markup
 from tasks.evaluate.benchmarks.analysis import BenchmarkAnalysis
 from tasks.evaluate.benchmarks.people import BesidePeople
 from tasks.evaluate.variants import in_order
-from tasks.report import benchmarks, paper, quantised, rounds
+from tasks.report import benchmarks, examples, paper, quantised, rounds
 from tasks.report.analysis_markdown import analysis_markdown
 from tasks.report.analysis_view import label_of, taken_cells, view_of
 from tasks.report.comparison import (
@@ -34,12 +35,14 @@ from tasks.report.comparison import (
     verdict,
 )
 from tasks.report.data import ReportData
+from tasks.report.decision import decision, shipped
 from tasks.report.differences import unlike
 from tasks.report.figures.run import Plot, duration, plots
 from tasks.report.paper import published_for
+from tasks.report.summary import SPEED, has_speed, summary
 from tasks.text.markdown import indented, markdown_text, table
 
-__all__ = ["comparison_rows", "render_markdown", "render_page", "verdict"]
+__all__ = ["comparison_rows", "decision", "render_markdown", "render_page", "verdict"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 DEMO_NOTE = (
@@ -53,7 +56,12 @@ def render_page(data: ReportData) -> str:
     figures = plots(data)
     return template("page.html.jinja").render(
         data=data,
+        decision=decision(data),
+        shipped=shipped(data),
         verdict=verdict(data),
+        summary=summary(data),
+        speed=SPEED if has_speed(data) else "",
+        examples=examples.groups(data),
         demo_note=DEMO_NOTE,
         control=CONTROL,
         compared=compared,
@@ -86,21 +94,22 @@ def render_page(data: ReportData) -> str:
 
 def render_markdown(data: ReportData) -> str:
     """Verdict and comparison table: what the Prefect UI shows beside the run."""
-    lines = [f"**{markdown_text(verdict(data))}**", ""]
+    lines = [f"**{markdown_text(decision(data))}** {markdown_text(verdict(data))}", ""]
     if data.demo:
         lines += [f"*{DEMO_NOTE}*", ""]
     if data.left_out:
         lines += [*(f"- {markdown_text(sentence)}" for sentence in data.left_out), ""]
+    facts = [f"{fact.name}: {fact.value}" + (f" ({fact.note})" if fact.note else "") for fact in summary(data)]
+    lines += [*(f"- {markdown_text(fact)}" for fact in facts), ""]
+    if has_speed(data):
+        lines += [SPEED, ""]
     if rows := comparison_rows(data):
         lines += [*table(list(rows[0]), [list(row.values()) for row in rows]), ""]
     if data.quantised:
         lines += _quantised(data)
     if data.benchmarks:
         lines += [*_benchmarks(data, data.benchmarks), ""]
-    lines.append(
-        f"Student {markdown_text(data.student)}, teacher {markdown_text(data.teacher)}, K = {data.k}, "
-        f"seed {data.seed}. Intervals are over held-out requests, for this one training seed. {kl_is_over(data)}"
-    )
+    lines.append(f"Intervals are over held-out requests, for this one training seed. {kl_is_over(data)}")
     if teachers := scored_by(data):
         lines += ["", markdown_text(teachers)]
     if without := left_out(data):
@@ -118,7 +127,7 @@ def render_markdown(data: ReportData) -> str:
     if data.reproduce:
         lines += ["## Run this again", "", *indented(data.reproduce), ""]
     if serve := serve_commands(data):
-        lines += ["## Use the student", "", *indented(serve), ""]
+        lines += [f"## Use {markdown_text(label_of(data, shipped(data) or ''))}", "", *indented(serve), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -168,11 +177,11 @@ def left_out(data: ReportData) -> str:
 
 
 def serve_commands(data: ReportData) -> str:
-    """How the student of this run is put to use; empty where the report does not know where it lies."""
-    kd = next((stage.uri for stage in data.stages if stage.name == "kd"), None)
-    if kd is None:
+    """How the student to ship is put to use; empty where there is none, or the report does not know where it lies."""
+    uri = next((stage.uri for stage in data.stages if stage.name == shipped(data)), None)
+    if uri is None:
         return ""
-    return f"distilflow publish student --artifact {shlex.quote(kd)}\nvllm serve student/model"
+    return f"distilflow publish student --artifact {shlex.quote(uri)}\nvllm serve student/model"
 
 
 def _quantised(data: ReportData) -> list[str]:
@@ -238,6 +247,9 @@ def template(name: str) -> Template:
         "nats": nats,
         "duration": duration,
         "json": _json,
+        "setting": _setting,
+        "sections": _sections,
+        "stacked": _stacked,
         "count": "{:,}".format,
         "usd": _usd,
         "benchmark_number": lambda figure, unit: benchmarks.number(unit, figure.value),
@@ -249,6 +261,24 @@ def template(name: str) -> Template:
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+def _setting(value: Any) -> str:
+    if value is None or value == "":
+        return "–"
+    return ("on" if value else "off") if isinstance(value, bool) else value if isinstance(value, str) else _json(value)
+
+
+def _stacked(cell: str) -> Markup:
+    """A cell with what is in brackets below it, in small."""
+    value, bracket, rest = cell.partition(" (")
+    return Markup("{} <small>{}</small>" if bracket else "{}").format(value, rest.removesuffix(")"))
+
+
+def _sections(page: Markup) -> list[tuple[str, Markup]]:
+    """Id and title of every section, as they stand on the page; both are ours."""
+    found = re.findall(r'<section id="([\w-]+)">\s*<h2>([^<]+)</h2>', page)
+    return [(id_, Markup(title)) for id_, title in found]
 
 
 def _usd(cost: float) -> str:

@@ -14,19 +14,19 @@ from tasks.evaluate.heldout.predictions import accuracy, from_parquet
 from tasks.evaluate.variants import CONTINUED, in_order, round_of
 from tasks.quantise.settings import format_of
 from tasks.report import benchmarks, quantised, rounds
+from tasks.report.copies import FOLDER, copy_reports
 from tasks.report.data import (
     AgentUse,
     Coverage,
     DataFlow,
-    Output,
     ReportData,
     RunInfo,
-    ShownExample,
     StageSummary,
     TeacherUse,
     Variant,
 )
 from tasks.report.draft import fit_of
+from tasks.report.examples import choose
 from tasks.report.leaderboard import page
 from tasks.report.leaderboard.entry import Entry
 from tasks.report.leaderboard.ranking import over_seeds, rows, verdict
@@ -38,16 +38,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KIND, BOARD_KIND = "report", "leaderboard"
-STAGE_VERSION = 5
+STAGE_VERSION = 6
 LABELS = {
     "base": "Base student",
     "sft": "SFT",
-    "sft_control": "SFT continued (control)",
+    "sft_control": "SFT control",
     "kd": "SFT + KD",
-    CONTINUED: "KD continued (control of rounds)",
+    CONTINUED: "KD control",
     "teacher": "Teacher",
 }
-_EXAMPLES = 12
 
 
 class Report(OneArtifact):
@@ -73,7 +72,7 @@ class Report(OneArtifact):
             **{f"evaluate-{name}": ref for name, ref in self.evaluations.items()},
             **{f"benchmark-{key}": ref for key, ref in self.verdicts.items()},
         }
-        identity = self.about.model_dump(exclude={"reproduce"})  # it names paths of this machine
+        identity = self.about.model_dump(exclude={"reproduce", "run", "changed"})  # paths of this machine, a name
         spec = {"about": identity} | ({"labels": digest(self.labels)} if self.labels else {})
         return Workspace(KIND, STAGE_VERSION, spec, inputs)
 
@@ -107,13 +106,14 @@ class Leaderboard(OneArtifact):
 
     def make_in(self, work: Workspace, view: View) -> ArtifactRef:
         entries = self.entries
+        copy_reports(work, {entry.name: entry.report for entry in entries if entry.report})
         work.put("leaderboard.html", page.render_page(entries).encode())
         work.put("leaderboard.md", page.render_markdown(entries).encode())
         work.put_json(
             "leaderboard.json",
             {"verdict": verdict(entries), "rows": rows(entries), "over_seeds": over_seeds(entries)},
         )
-        return work.publish(("leaderboard.",), {"combinations": len(entries)}, {})
+        return work.publish(("leaderboard.", FOLDER), {"combinations": len(entries)}, {})
 
     def show(self, made: Made, view: View) -> str:
         view.table("leaderboard-table", rows(self.entries), verdict(self.entries))
@@ -156,6 +156,7 @@ def gather(
     coverage = records["logits"].facts["coverage"]
     return ReportData(
         **dict(about),
+        made=max(record.started_at for record in [*records.values(), *evaluated.values()])[:10],
         left_out=sentences(records["seeds"].facts),
         variants=variants,
         quantised=quantised.gather(records, tables),
@@ -166,7 +167,7 @@ def gather(
         compared_with_top=evaluated[kd_evaluation.uri].facts.get("compared_with_top"),
         data_flow=_data_flow(records["augment"], records.get("categories")),
         teacher_use=_teacher_use(records.get("teacher_answers")),
-        examples=_examples(tables),
+        examples=choose(tables),
         analysis=analyse(tables, labels_of),
         benchmarks=benchmarks.gather(verdicts, labels_of, labels),
         rounds=rounds.gather(records, about.settings.get("rounds", {}).get("rounds", 0)),
@@ -273,28 +274,8 @@ def _variant(
         n=len(correct),
         correct=None if correct.isna().any() else correct.tolist(),
         left_out=facts["skipped"],
+        parameters=facts.get("parameters"),
+        tokens_s=facts.get("tokens_s"),
         draft=fit_of(facts, of_teacher),
         uri=uri,
     )
-
-
-def _examples(tables: Mapping[str, pd.DataFrame]) -> list[ShownExample]:
-    """Rows on which KD and its control differ first, then those on which any do, spread over the held-out set."""
-    marks = {name: table["correct"].tolist() for name, table in tables.items()}
-    rows = range(len(tables["kd"]))
-    deciding = [i for i in rows if marks["kd"][i] != marks["sft_control"][i]]
-    differing = [i for i in rows if len({marks[name][i] for name in marks}) > 1]
-    chosen = next((found for found in (deciding, differing) if len(found) >= _EXAMPLES), differing or list(rows))
-    step = max(len(chosen) // _EXAMPLES, 1)
-    kd = tables["kd"]
-    return [
-        ShownExample(
-            instruction=kd["instruction"][i],
-            input=kd["input"][i],
-            reference=kd["reference"][i],
-            outputs={
-                name: Output(text=table["generated"][i], correct=marks[name][i]) for name, table in tables.items()
-            },
-        )
-        for i in chosen[::step][:_EXAMPLES]
-    ]

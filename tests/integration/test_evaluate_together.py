@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from torch import Tensor
 
 from infra.processes import child
@@ -238,3 +240,30 @@ def test_stored_scores_give_the_top_k_distances_without_the_teacher(
         assert (table["top1_agreed"] - before["top1_agreed"]).abs().sum() <= 1
         assert table["calibration_tokens"].map(sum).tolist() == table["response_tokens"].tolist()
     assert found["base"]["topk_kl"].sum() > 100 > found["shuffled"]["topk_kl"].sum()
+
+
+def test_size_and_speed_of_each_are_measured_and_an_engines_start_is_none_of_its_speed(
+    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 0.0
+    loading, answers = answering._generator, answering._answers
+
+    def takes(seconds: float, do: Callable[..., Any]) -> Callable[..., Any]:
+        def done(*given: Any) -> Any:
+            nonlocal clock
+            clock += seconds
+            return do(*given)
+
+        return done
+
+    monkeypatch.setattr(answering, "time", SimpleNamespace(monotonic=lambda: clock))
+    monkeypatch.setattr(answering, "_generator", takes(100.0, loading))
+    monkeypatch.setattr(answering, "_answers", takes(2.0, answers))
+    table = predictions.from_parquet(evaluated.anew().run("base")["base"])
+    told = evaluated.works["base"].get_json(program.METRICS)
+    assert ROWS <= answering._ROWS_A_PIECE  # all of them at once
+    assert told["tokens_s"] == round(table["generated_tokens"].sum() / 2.0, 1) > 0
+    assert told["seconds"] > 100.0
+    weights = [load_file(path) for path in resolve("demo", "student").fetch().glob("*.safetensors")]
+    parameters = sum(tensor.numel() for file in weights for tensor in file.values())
+    assert told["parameters"] == pytest.approx(parameters, rel=0.002)  # by its config: norms and biases are left out

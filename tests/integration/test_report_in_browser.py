@@ -14,6 +14,7 @@ from tasks.report.page import render_page
 from tasks.report.stage import LABELS
 from tests.support.analysis_sample import sample_analysis
 from tests.support.browser import page as browser_page
+from tests.support.report_cases import with_right_answers
 from tests.support.report_sample import sample_report, variants
 
 WIDTHS = (1300, 390)
@@ -34,6 +35,25 @@ CUT = """svg => {
         const box = t.getBoundingClientRect()
         return box.left < whole.left - 1 || box.right > whole.right + 1 || box.bottom > whole.bottom + 1
     }).map(t => t.textContent)
+}"""
+
+
+UNHINTED = """[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).filter(e => {
+    const style = getComputedStyle(e)
+    return style.overflowX !== 'auto' || style.backgroundAttachment !== 'local, local, scroll, scroll'
+}).map(e => e.outerHTML)"""
+WRAPPED = """[...document.querySelectorAll('td.number')]
+    .filter(cell => /^[\\d.]+ (s|min|h)\\b/.test(cell.innerText.trim())).filter(cell => {
+        const words = document.createRange()
+        words.selectNodeContents(cell)
+        return words.getClientRects().length > 1
+    }).map(cell => cell.innerText)"""
+UNDER_BARS = """figure => {
+    const mean = [...figure.querySelectorAll('text')].find(text => text.textContent.startsWith('mean'))
+    const label = mean.getBoundingClientRect()
+    const bars = [...figure.querySelectorAll('path')].filter(path => path.style.fill.includes('--kd'))
+    return bars.map(bar => bar.getBoundingClientRect()).filter(bar =>
+        bar.left < label.right && bar.right > label.left && bar.top < label.bottom && bar.bottom > label.top).length
 }"""
 
 
@@ -67,6 +87,8 @@ def opened(page: Page, path: Path) -> list[str]:
 def check_layout(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     assert page.evaluate(OVERFLOWING + RIGHT_EDGE) == []
+    assert page.evaluate(UNHINTED) == []
+    assert page.evaluate(WRAPPED) == []
     for figure in page.query_selector_all("figure"):
         caption, drawing = figure.query_selector("figcaption"), figure.query_selector("svg")
         assert caption is not None
@@ -90,13 +112,59 @@ def test_report_is_whole_and_fits(page: Page, report: Path, scheme: str) -> None
         assert page.is_visible(f"#{section} h2"), section
     for table in ("metric-table", "style-table", "regression-table", "inherited-table", "paper-table"):
         assert page.is_visible(f"#{table}"), table
-    assert page.inner_text("#comparisons details[open] summary") == "SFT + KD against SFT continued (control)"
+    assert page.inner_text("#comparisons details[open] summary") == "SFT + KD against SFT control"
     assert page.locator("#comparisons details[open] li").count() == 8
     assert "planned before any result was seen" in page.inner_text("#comparisons")
     assert page.locator("#regressions ins").first.is_visible()
     assert page.locator("#regressions del").first.is_visible()
     assert "2.46" in page.inner_text("#paper-table .highlight")
     check_layout(page)
+
+
+def test_tables_that_do_not_fit_a_phone_scroll_and_times_are_whole(page: Page, report: Path) -> None:
+    """That there are such tables and times, so that the layout's check of them can fail."""
+    opened(page, report)
+    wider = page.evaluate("[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).length")
+    assert (wider > 0) == (page.viewport_size == {"width": 390, "height": 1000})
+    assert page.locator("#stages td.number", has_text="min").count() > 2
+
+
+def test_the_mean_of_the_mass_stands_above_all_bars(page: Page, tmp_path: Path) -> None:
+    coverage = sample_report().coverage
+    assert coverage is not None
+    beside = coverage.model_copy(update={"histogram": [*([0] * 16), 20_000, 40_000, 9_000, 9_000], "mean": 0.91})
+    data = sample_report(coverage=beside, analysis=None)
+    (tmp_path / "report.html").write_text(render_page(data), encoding="utf-8")
+    opened(page, tmp_path / "report.html")
+    figure = page.query_selector("#figure-mass")
+    assert figure is not None
+    assert figure.evaluate(UNDER_BARS) == 0
+
+
+def test_contents_lead_to_their_sections(page: Page, report: Path) -> None:
+    opened(page, report)
+    page.click("nav a[href='#settings']")
+    assert page.evaluate("document.querySelector('#settings').getBoundingClientRect().top") < 1000
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_where_kd_is_not_what_to_ship_nothing_has_the_accent(page: Page, tmp_path: Path, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    colours = {}
+    for name, of in (("wins", (78, 39)), ("loses", (39, 78))):
+        data = with_right_answers(358, *of).model_copy(update={"analysis": None})
+        (tmp_path / f"{name}.html").write_text(render_page(data), encoding="utf-8")
+        opened(page, tmp_path / f"{name}.html")
+        colours[name] = {
+            colour
+            for what, how in ((".swatch.kd", "backgroundColor"), (".highlight th", "backgroundColor"))
+            for colour in page.eval_on_selector_all(what, f"all => all.map(one => getComputedStyle(one).{how})")
+        } | set(page.eval_on_selector_all("#figure-accuracy path", "all => all.map(one => getComputedStyle(one).fill)"))
+    accent = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--kd')")
+    page.evaluate("colour => document.body.style.color = colour", accent)
+    as_rgb = page.evaluate("getComputedStyle(document.body).color")
+    assert as_rgb in colours["wins"]
+    assert as_rgb not in colours["loses"]
 
 
 def test_every_detail_can_be_opened_without_overflow(page: Page, report: Path) -> None:

@@ -2,7 +2,8 @@
 
 The digests are those of the code before a stage became a value (704b6c8), but for `augment`, whose agents have longer
 prompts since they were given criteria and examples, one that shortens, and one that says how hard a question is before
-it reasons. Change one only with its stage's version, and say why in the note.
+it reasons, and for `report`, whose page begins with what to ship. Change one only with its stage's version, and say
+why in the note.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tasks.evaluate.stage import Evaluate
 from tasks.logits.settings import Scoring
 from tasks.logits.stage import ScoreHeldout, ScoreTeacher
 from tasks.models import ModelSource, resolve
-from tasks.report.data import RunInfo
+from tasks.report.data import ChangedSetting, RunInfo
 from tasks.report.stage import Report
 from tasks.rows import Turns
 from tasks.train.settings import TrainingRun
@@ -79,6 +80,8 @@ def test_what_was_made_before_is_found() -> None:
         demo=True,
         settings={"sft": demo.sft.model_dump()},
         reproduce="the command is no part of it",
+        run="nor is a name",
+        changed=[ChangedSetting(name="seeds", value="nor a path", default="demo")],
     )
     one: dict[str, Any] = {"run": run, "model": tuned}
     stages: dict[str, Stage[Any]] = {
@@ -103,7 +106,7 @@ def test_what_was_made_before_is_found() -> None:
         "logits": "19fce18b0aa20be5ebf3a1ddbef3ae19",
         "evaluate": "4cba40aaf5e5ba333898edb2f9c87e15",
         "harness": "5c2f59e42766bb6389f67b7672e7a350",
-        "report": "f3f069b86e6d3c7da30d1a661811d1bf",
+        "report": "089f5b0992ceba2ff246f0b16d017835",
     }
 
 

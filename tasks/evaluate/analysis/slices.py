@@ -22,7 +22,7 @@ _LISTED = 10
 class Slice(Numbers):
     """Some of the rows. `values` holds variant → metric → value with its 95 % interval on these rows."""
 
-    by: str = Field(description="task category, language, response length or difficulty")
+    by: str = Field(description="task category, language, response length or the teacher’s loss")
     name: str
     n: int
     values: dict[str, dict[str, Interval]]
@@ -51,12 +51,13 @@ class Regressions(Numbers):
 
 
 def slices(tables: Mapping[str, pd.DataFrame]) -> list[Slice]:
-    """Rows by task category, language, length of the reference and difficulty, with every variant's numbers.
+    """Rows by task category, language, length of the reference and the teacher's loss, with every variant's numbers.
 
-    Length is counted in the teacher's tokens. Difficulty is the teacher's loss per token on the reference: it is
-    outside of all comparisons of students, while a split by base's own loss would move base's part of every
-    comparison with it (regression to the mean). Both are cut in three parts of about equal size.
-    Without a teacher, length is in base's tokens, and nothing is split by difficulty.
+    Length is counted in the teacher's tokens. The loss is that of a token of the reference, on average: it is outside
+    of all comparisons of students, while a split by base's own loss would move base's part of every comparison with it
+    (regression to the mean). It is not how hard a request is: of a long answer a teacher may expect nearly every
+    token, and one wrong token makes it wrong. Both are cut in three parts of about equal size.
+    Without a teacher, length is in base's tokens, and nothing is split by its loss.
     `tables` hold the same rows in the same order.
     """
     one = tables["teacher" if "teacher" in tables else "base"]
@@ -68,7 +69,7 @@ def slices(tables: Mapping[str, pd.DataFrame]) -> list[Slice]:
     }
     if "teacher" in tables:
         loss = one["nll"].to_numpy(float) / lengths
-        groups["difficulty"] = _thirds(loss, ("easy", "middling", "hard"), "nats a token", 2)
+        groups["the teacher’s loss"] = _thirds(loss, ("low", "middle", "high"), "nats a token", 2)
     numbers = {name: per_row(table) for name, table in tables.items()}
     found = []
     for by, places in groups.items():

@@ -55,10 +55,13 @@ class KeptAnswers:
     def missing(self) -> list[Shard]:
         return [piece for piece in self.pieces if not self._work.has(piece.name)]
 
-    def read(self) -> tuple[dict[str, Any], float]:
-        """What was answered to each row id, and the seconds of all engines together."""
+    def read(self) -> tuple[dict[str, Any], float, float | None]:
+        """What was answered to each row id, the seconds of all engines together, and tokens/s of one once it is up."""
         kept = [self._work.get_json(piece.name) for piece in self.pieces]
-        return {row_id: row for one in kept for row_id, row in one["rows"].items()}, sum(o["seconds"] for o in kept)
+        rows = {row_id: row for one in kept for row_id, row in one["rows"].items()}
+        # a piece of before these were measured has none
+        seconds, tokens = (sum(one.get(name, 0) for one in kept) for name in ("answering_s", "tokens"))
+        return rows, sum(one["seconds"] for one in kept), tokens / seconds if seconds else None
 
     def delete(self) -> None:
         ours = (_FOLDER, CLAIMS + _FOLDER)
@@ -149,11 +152,11 @@ class _Meter:
 
     def __init__(self, tell: Tell):
         self.tell = tell
-        self._tokens = 0
+        self.tokens = 0
 
     def count(self, tokens: int, answered: int, variant: str) -> None:
-        self._tokens += tokens
-        self.tell("working", tokens=self._tokens, partial=answered, variant=variant)
+        self.tokens += tokens
+        self.tell("working", tokens=self.tokens, partial=answered, variant=variant)
 
 
 def _answer_variant(
@@ -166,14 +169,17 @@ def _answer_variant(
     with reporter.loading(f"{settings.engine} with {asked.name}"):
         generator = _generator(asked, settings)
     meter.tell("begun")
+    begun = time.monotonic()
     with child.abort_if_a_child_dies(reporter.folder, "the engine that generates"):
         for name in itertools.chain([first], names):
             rows = rows_of(asked.agenda, name)
             prompts = [Prompt(row.row_id, row.ids[: row.response_start]) for row in rows]
+            before = meter.tokens
             kept = _answers(prompts, generator, settings, functools.partial(meter.count, variant=asked.name))
             now = time.monotonic()
-            asked.work.put_json(name, {"rows": kept, "seconds": now - started})
-            started = now
+            speed = {"tokens": meter.tokens - before, "answering_s": now - begun}
+            asked.work.put_json(name, {"rows": kept, "seconds": now - started, **speed})
+            started = begun = now
     generator.close()
     del generator
     gc.collect()

@@ -25,6 +25,7 @@ from infra.sandbox.sql import ReadOnlyDatabase
 from infra.store.artifacts import ArtifactRef, Workspace, digest_of
 from tasks.engines.device import capability
 from tasks.engines.generation import Generated
+from tasks.engines.sizes import known_size
 from tasks.evaluate.heldout import predictions, scoring
 from tasks.evaluate.heldout.answering import KeptAnswers, answer_all
 from tasks.evaluate.heldout.execution import mark
@@ -205,7 +206,7 @@ def _finish(
 ) -> None:
     """From answers and scores, the artifact's files."""
     started = time.monotonic()
-    (answers, answering_s), scores = variant.answers.read(), variant.scores.read()
+    (answers, answering_s, tokens_s), scores = variant.answers.read(), variant.scores.read()
     kept = [
         _row(rows[row_id], variant.tokens[row_id], scores[row_id], answers[row_id], databases)
         for row_id in variant.tokens
@@ -223,6 +224,10 @@ def _finish(
     metrics = predictions.summary(predictions.from_parquet(table))
     about: dict[str, Any] = {"skipped": skipped, "seconds": seconds, "engine": settings.engine}
     about["vocabulary"] = [tokenizer_digests(variant.source)["vocabulary"], _vocabulary(variant)]
+    if size := known_size(variant.source):
+        about["parameters"] = size.parameters
+    if tokens_s is not None:
+        about["tokens_s"] = round(tokens_s, 1)
     if unscored:
         about["unscored_rows"] = unscored[:_NAMED_ROWS]
     if settings.teacher == "topk":

@@ -18,6 +18,7 @@ from infra.store.artifacts import ArtifactRef
 from tasks.evaluate.analysis.inherited import is_same_error
 from tasks.evaluate.heldout.predictions import per_row
 from tasks.report.comparison import CONTROL
+from tasks.report.data import Coverage
 from tasks.stats.crossed import over_rows_and_seeds
 from tasks.stats.intervals import Interval, PerRow
 
@@ -81,6 +82,7 @@ class ArmResult:
     variant: str
     tables: Sequence[Tables]
     taken: Sequence[ArmCost]
+    coverage: Coverage | None = None  # of the teacher's scores that it learns from
 
     @property
     def row_ids(self) -> list[str]:

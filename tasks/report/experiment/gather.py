@@ -39,6 +39,7 @@ def arms_of(runs: Sequence[ArmRun], reports: Sequence[ReportData | None]) -> lis
             of[0][0].variant,
             [{key: table.set_index("row_id").loc[order].reset_index() for key, table in t.items()} for _, _, t in of],
             [taken(data, run.variant) for run, data, _ in of],
+            of[0][1].coverage if _learns_from_scores(of[0][0].variant) else None,
         )
         for name, of in found.items()
     ]
@@ -53,8 +54,12 @@ def taken(data: ReportData, variant: str) -> ArmCost:
         for stage in data.stages
         if stage.name in _makes(variant, stages)
     )
-    scores = stages.get("logits") if variant not in ("base", "sft", CONTROL) else None
+    scores = stages.get("logits") if _learns_from_scores(variant) else None
     return ArmCost(seconds, entry.usd, entry.rows, _bytes(scores, data.k) if scores else 0)
+
+
+def _learns_from_scores(variant: str) -> bool:
+    return variant not in ("base", "sft", CONTROL)
 
 
 def _makes(variant: str, stages: dict[str, StageSummary]) -> set[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from tasks.report.comparison import nats
+from tasks.report.copies import report_file
 from tasks.report.experiment.arms import MEASURES, ArmResult, ArmRun, Part, can_measure, rows_of
 from tasks.report.experiment.choice import measure_of, recommended, shown, verdict
 from tasks.report.experiment.plots import plots
@@ -48,7 +49,7 @@ def render_page(question: ExperimentQuestion, runs: Sequence[ArmRun], arms: Sequ
         demo_note=DEMO_NOTE if demo else "",
         rows=rows(question, arms),
         how=HOW,
-        runs=[run for run in runs if run.link],
+        runs=[(run, report_file(run_name(run)) if run.report else "") for run in runs if run.report or run.link],
         failures=failures(runs),
         plots=plots(question, arms),
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
@@ -102,8 +103,13 @@ def measurements(arms: Sequence[ArmResult]) -> list[dict[str, Any]]:
     return found
 
 
+def run_name(run: ArmRun) -> str:
+    """What its report is called beside the page."""
+    return f"{run.arm}, seed {run.seed}"
+
+
 def failures(runs: Sequence[ArmRun]) -> list[str]:
-    return [f"{run.arm}, seed {run.seed}: {run.failed}" for run in runs if run.failed]
+    return [f"{run_name(run)}: {run.failed}" for run in runs if run.failed]
 
 
 def _failed(runs: Sequence[ArmRun]) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 
 from tasks.report.experiment.arms import MEASURES, ArmResult, Measure
 from tasks.report.experiment.choice import measure_of, recommended, saturation
+from tasks.report.experiment.coverage import coverage_plot
 from tasks.report.experiment.question import ExperimentQuestion
 from tasks.report.figures.style import (
     INK,
@@ -41,7 +42,8 @@ def plots(question: ExperimentQuestion, arms: Sequence[ArmResult]) -> list[Plot]
     measure = measure_of(question, arms)
     with mpl.rc_context(STYLE):
         found = [_beside_each_other(question, arms, measure)]
-        return found + [plot for axis in question.against if (plot := _against(axis, question, arms, measure))]
+        found += [plot for axis in question.against if (plot := _against(axis, question, arms, measure))]
+        return [*found, plot] if (plot := coverage_plot(arms)) else found
 
 
 def _beside_each_other(question: ExperimentQuestion, arms: Sequence[ArmResult], measure: Measure) -> Plot:

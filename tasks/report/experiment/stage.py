@@ -6,15 +6,17 @@ from typing import ClassVar
 
 from infra.stage import Made, OneArtifact, View
 from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
+from tasks.report.copies import FOLDER, copy_reports
 from tasks.report.experiment import page
 from tasks.report.experiment.arms import ArmRun
 from tasks.report.experiment.choice import recommended, verdict
+from tasks.report.experiment.coverage import curves
 from tasks.report.experiment.gather import arms_of
 from tasks.report.experiment.question import ExperimentQuestion
 from tasks.report.stage import report_data
 
 KIND = "experiment"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 class ExperimentPage(OneArtifact):
@@ -41,6 +43,7 @@ class ExperimentPage(OneArtifact):
         question, runs = self.question, self.runs
         reports = [report_data(run.report) if run.report else None for run in runs]
         arms, demo = arms_of(runs, reports), any(data.demo for data in reports if data)
+        copy_reports(work, {page.run_name(run): run.report for run in runs if run.report})
         work.put("experiment.html", page.render_page(question, runs, arms, demo=demo).encode())
         work.put("experiment.md", page.render_markdown(question, runs, arms, demo=demo).encode())
         work.put("experiment.parquet", pd.DataFrame(page.measurements(arms)).to_parquet(index=False))
@@ -48,9 +51,10 @@ class ExperimentPage(OneArtifact):
             "verdict": verdict(question, arms, len(page.failures(runs))),
             "recommended": recommended(question, arms).name if arms and question.asks != "trend" else None,
             "rows": page.rows(question, arms),
+            "coverage": [{"arms": [arm.name for arm in of], "by_k": coverage.by_k} for coverage, of in curves(arms)],
         }
         work.put_json("experiment.json", found)
-        return work.publish(("experiment.",), {"arms": len(arms), "runs": len(runs)}, {})
+        return work.publish(("experiment.", FOLDER), {"arms": len(arms), "runs": len(runs)}, {})
 
     def show(self, made: Made, view: View) -> str:
         reader = ArtifactReader(made.shown)

@@ -136,13 +136,15 @@ def _slices(data: ReportData, by: str, found: Sequence[Slice]) -> Plot:
         + _how(by)
         + (f" {left_out} smaller parts are not shown." if left_out else "")
         + (f" Hollow dots: fewer than {FEW} rows, too few to say much." if any(of.n < FEW for of in shown) else ""),
-        inline_svg(figure, f"slices-{by.replace(' ', '-')}", "Variants by slice of the held-out rows"),
+        inline_svg(figure, f"slices-{by.replace(' ', '-').replace('’', '')}", "Variants by slice of the held-out rows"),
     )
 
 
 def _how(by: str) -> str:
     return {
-        "difficulty": " Difficulty is the teacher’s loss on the reference, in thirds.",
+        "the teacher’s loss": " The loss is that of a token of the reference, on average, in thirds: how well the "
+        "teacher expects these words. It is not how hard a request is: a long answer may be expected token by token, "
+        "and one wrong token makes it wrong.",
         "response length": " Length is that of the reference, in thirds.",
     }.get(by, "")
 

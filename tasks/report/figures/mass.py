@@ -24,6 +24,7 @@ def mass(data: ReportData) -> Plot | None:
         color=colour_of("kd"),
     )
     axes.axvline(coverage.mean, color=INK, linewidth=1.2, linestyle=(0, (3, 2)))
+    axes.set_ylim(0, 118 * max(coverage.histogram) / total or 1)  # the mean stands above all bars
     left = coverage.mean > 0.5
     axes.annotate(
         f"mean {coverage.mean:.3f}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 
 from tasks.report.comparison import compare, percent
 from tasks.report.data import ReportData, in_order_of_work
@@ -27,6 +28,7 @@ from tasks.report.figures.style import (
 )
 
 LOG_FROM = 5  # highest over lowest loss from which the end of a curve would be flat on a linear axis
+DWARFED = 2  # base's bar over the longest other from which it is cut off
 CURVE_POINTS = 120  # longer curves are averaged to this many
 
 
@@ -86,13 +88,17 @@ def _distance(data: ReportData) -> Plot | None:
         ("KL to the teacher", distances),
         ("cross-entropy", [variant.cross_entropy for variant in data.variants.values()]),
     )
+    is_cut = False
     for axes, (name, values) in zip(panels, quantities, strict=True):
-        longest = max((value for value in values if math.isfinite(value)), default=0) or 1.0
+        longest = _scale_of(values, data.variants)
         for y, (variant, value) in enumerate(zip(data.variants, values, strict=True)):
             finite = math.isfinite(value)
-            axes.barh(y, value if finite else 0, height=0.62, color=colour_of(variant))
-            text = f"{value:.2f}" if finite else "diverged"
-            axes.text((value if finite else 0) + 0.03 * longest, y, text, va="center", fontsize=10)
+            shown = min(value, 1.3 * longest) if finite else 0
+            axes.barh(y, shown, height=0.62, color=colour_of(variant))
+            text, cut = f"{value:.2f}" if finite else "diverged", finite and value > longest
+            is_cut |= cut
+            where = {"x": 1.27 * longest, "ha": "right"} if cut else {"x": shown + 0.03 * longest}
+            axes.text(y=y, s=f"{text} →" if cut else text, va="center", fontsize=10, **where)
         name_bars(axes, labels if axes is panels[0] else [""] * len(labels))
         axes.set_title(name, loc="left", fontsize=11)
         axes.set(xlim=(0, 1.3 * longest), xlabel="nats/token")
@@ -100,9 +106,18 @@ def _distance(data: ReportData) -> Plot | None:
     return Plot(
         "Distance to the teacher and to the references",
         "Mean over supervised tokens of the held-out rows; shorter is better. "
-        "KL says how far a model is from the teacher, cross-entropy how well it predicts the reference responses.",
+        "KL says how far a model is from the teacher, cross-entropy how well it predicts the reference responses."
+        + (" A bar with an arrow goes on beyond the axis." if is_cut else ""),
         inline_svg(figure, "distance", "KL to the teacher and cross-entropy of each variant"),
     )
+
+
+def _scale_of(values: list[float], variants: Iterable[str]) -> float:
+    """The longest bar that is shown whole: that of base, which nobody trained, only where it dwarfs no other."""
+    finite = {name: value for name, value in zip(variants, values, strict=True) if math.isfinite(value)}
+    others = max((value for name, value in finite.items() if name != "base"), default=0.0)
+    base = finite.get("base", 0.0)
+    return (others if 0 < DWARFED * others < base else max(others, base)) or 1.0
 
 
 def _curves(data: ReportData) -> Plot | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra.store.artifacts import ArtifactRef
+from tasks.report.copies import report_file
 from tasks.report.data import ReportData
 
 COST_STAGES = (
@@ -32,6 +33,11 @@ class Entry(BaseModel):
     failed: str | None = None
 
     @property
+    def page(self) -> str:
+        """Where its report lies beside the leaderboard."""
+        return report_file(self.name)
+
+    @property
     def seed(self) -> int | None:
         return self.data.seed if self.data else None
 
@@ -51,6 +57,5 @@ class Entry(BaseModel):
     @property
     def usd(self) -> float:
         """What the answers of the agents, and of a teacher behind an API, cost."""
-        flow, teacher = (self.data.data_flow, self.data.teacher_use) if self.data else (None, None)
-        of_agents = sum(use.cost_usd for use in flow.usage.values()) if flow else 0.0
-        return of_agents + (teacher.cost_usd if teacher else 0.0)
+        spent = self.data.spent if self.data else {}
+        return spent.get("agents", 0.0) + spent.get("teacher", 0.0)

@@ -39,13 +39,21 @@ def render_page(entries: list[Entry]) -> str:
     return template("leaderboard.html.jinja").render(
         verdict=verdict(entries),
         demo_note=DEMO_NOTE if _is_demo(entries) else "",
-        rows=rows(entries),
+        rows=[_on_the_page(row) for row in rows(entries)],
         over_seeds=over_seeds(entries),
         about_seeds=OVER_SEEDS,
         entries=ranked(entries),
         plots=plots(entries),
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
     )
+
+
+def _on_the_page(row: dict[str, str]) -> dict[str, str]:
+    """The interval stands below the accuracy; a report's link, or why there is none, in the outcome's place."""
+    accuracy = row["accuracy"] if row["95 % interval"] == "–" else f"{row['accuracy']} ({row['95 % interval']})"
+    return {
+        name: cell for name, cell in (row | {"accuracy": accuracy}).items() if name not in ("95 % interval", "outcome")
+    }
 
 
 def _is_demo(entries: list[Entry]) -> bool:

@@ -16,6 +16,15 @@ from tasks.stats.intervals import paired_difference
 from tasks.stats.significance import ALPHA, holm, mcnemar
 
 _NAMED = 3
+COLUMNS = (
+    "accuracy",
+    "95 % interval",
+    "gain over SFT control",
+    "device time",
+    "API cost",
+    "cross-entropy",
+    "KL to teacher",
+)
 
 
 def ranked(entries: list[Entry]) -> list[Entry]:
@@ -79,21 +88,20 @@ def over_seeds(entries: list[Entry]) -> list[dict[str, str]]:
 
 
 def _row(place: int, entry: Entry) -> dict[str, str]:
-    columns = ("accuracy", "95 % interval", "against SFT control", "cross-entropy", "KL to teacher")
-    cells = {"#": str(place), "combination": entry.name, **dict.fromkeys(columns, "–")}
+    cells = {"#": str(place), "combination": entry.name, **dict.fromkeys(COLUMNS, "–")}
     if entry.data is None:
-        return {**cells, "#": "–", "device time": "–", "API cost": "–", "outcome": f"failed: {entry.failed}"}
+        return {**cells, "#": "–", "outcome": f"failed: {entry.failed}"}
     compared = {row.name: row for row in compare(entry.data)}["kd"]
     if compared.accuracy:
         cells |= {"accuracy": percent(compared.accuracy.estimate), "95 % interval": percent_range(compared.accuracy)}
     if compared.against_control:
         gain = compared.against_control.interval
-        cells["against SFT control"] = f"{points(gain.estimate)} ({points_range(gain)})"
+        cells["gain over SFT control"] = f"{points(gain.estimate)} ({points_range(gain)})"
     cells |= {
-        "cross-entropy": nats(compared.variant.cross_entropy),
-        "KL to teacher": nats(compared.variant.kl_to_teacher),
         "device time": duration(entry.device_seconds),
         "API cost": f"${entry.usd:,.2f}",
+        "cross-entropy": nats(compared.variant.cross_entropy),
+        "KL to teacher": nats(compared.variant.kl_to_teacher),
         "outcome": "finished",
     }
     return cells

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tasks.report.comparison import CONTROL, nats, percent, points, points_range
 from tasks.report.data import Variant
+from tasks.report.figures.run import duration
 from tasks.report.leaderboard.entry import Entry
 from tasks.stats.intervals import OverSeeds, over_seeds
 
@@ -48,6 +49,11 @@ class Combination:
     def device_seconds(self) -> float:
         """Of one run, on average."""
         return statistics.mean(run.device_seconds for run in self.runs)
+
+    @property
+    def usd(self) -> float:
+        """Of one run, on average."""
+        return statistics.mean(run.usd for run in self.runs)
 
     def differs_from(self, other: Combination) -> bool:
         """Whether the accuracies, paired by seed, differ by more than their spread over seeds."""
@@ -111,7 +117,9 @@ def rows(found: Sequence[Combination]) -> list[dict[str, str]]:
             "combination": combination.name,
             "seeds": str(len(combination.runs)),
             "accuracy": _percent(combination.accuracy) if combination.accuracy else "–",
-            "against SFT control": _with_interval(combination.gain) if combination.gain else "–",
+            "gain over SFT control": _with_interval(combination.gain) if combination.gain else "–",
+            "device time": duration(combination.device_seconds),
+            "API cost": f"${combination.usd:,.2f}",
             "cross-entropy": spread(combination.cross_entropy, nats),
             "KL to teacher": spread(combination.kl_to_teacher, nats) if combination.kl_to_teacher else "–",
         }

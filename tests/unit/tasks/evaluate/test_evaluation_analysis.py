@@ -84,8 +84,8 @@ def test_slices_are_the_rows_they_name() -> None:
     assert found["task category", "join"].values["teacher"]["cross_entropy"].estimate == pytest.approx(0.2)
     assert found["language", "zh"].n == 1
     assert found["response length", "long"].values["kd"]["cross_entropy"].estimate == 2.0
-    assert found["difficulty", "easy"].values["kd"]["exec_accuracy"].estimate == 0.0  # 1 / 8 nats a token
-    for by in ("task category", "language", "response length", "difficulty"):
+    assert found["the teacher’s loss", "low"].values["kd"]["exec_accuracy"].estimate == 0.0  # 1 / 8 nats a token
+    for by in ("task category", "language", "response length", "the teacher’s loss"):
         assert sum(one.n for (of, _name), one in found.items() if of == by) == 3
 
 

@@ -45,6 +45,12 @@ def test_the_k_that_would_be_needed_or_more_than_there_is() -> None:
     assert coverage.summary()["k_for"] == {"0.95": 2, "0.99": None}
 
 
+def test_the_mean_mass_of_every_smaller_k_is_told() -> None:
+    coverage = CoverageCounter(3)
+    coverage.add(_logprobs([0.5, 0.25, 0.125], [0.75, 0.125, 0.125]), "a")
+    assert coverage.summary()["by_k"] == [0.625, 0.8125, 0.9375]
+
+
 def test_entries_that_are_not_known_hold_no_mass() -> None:
     coverage = CoverageCounter(2)
     coverage.add(np.array([[np.log(0.5), -np.inf]], np.float32), "a")

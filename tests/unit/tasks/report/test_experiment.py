@@ -1,5 +1,7 @@
 """An experiment's arms: what is chosen, on which rows, and what the page says of it."""
 
+import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,8 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from infra.store.artifacts import ArtifactRef
+from tasks.report.copies import report_file
+from tasks.report.data import Coverage
 from tasks.report.experiment.arms import ArmCost, ArmResult, ArmRun, measured, rows_of
 from tasks.report.experiment.choice import recommended, saturation, verdict
+from tasks.report.experiment.coverage import curves
 from tasks.report.experiment.page import measurements, render_markdown, render_page, rows
 from tasks.report.experiment.question import ExperimentQuestion
 
@@ -144,3 +150,37 @@ def test_of_no_arm_or_one_nothing_is_recommended() -> None:
     assert verdict(WHICH, [], failed=2) == "No arm finished. 2 runs failed."
     assert verdict(WHICH, [_arm("k 5", 0.5, 5)]).startswith("Only k 5 finished")
     assert "No arm finished" in render_page(WHICH, [], [], demo=False)
+
+
+def _covered(arm: ArmResult, by_k: list[float], tokens: int = 100) -> ArmResult:
+    coverage = Coverage(k=len(by_k), mean=by_k[-1], percentiles={}, histogram=[0] * 20, tokens=tokens, by_k=by_k)
+    return dataclasses.replace(arm, coverage=coverage)
+
+
+def test_the_page_draws_how_much_every_k_holds_and_marks_those_that_arms_learn_from() -> None:
+    by_k = [0.7, 0.8125, 0.9, 0.95, 0.975]
+    arms = [_covered(_arm(f"k {k}", 0.6, k), by_k) for k in (2, 5)]
+    page = render_page(WHICH, [], arms, demo=False)
+    figure = page.split("<h3>Coverage by K</h3>")[1].split("</figure>")[0]
+    assert re.findall(r">([\d.]+ %)<", figure) == ["81.2 %", "97.5 %"]
+    assert "its top K tokens hold, over 100 supervised tokens" in figure
+    assert [(coverage.by_k, [arm.name for arm in of]) for coverage, of in curves(arms)] == [(by_k, ["k 2", "k 5"])]
+
+
+def test_stores_that_differ_have_a_line_each_and_one_that_did_not_measure_none() -> None:
+    arms = [
+        _covered(_arm("14B", 0.6, 1, {}), [0.7, 0.8]),
+        _covered(_arm("72B", 0.7, 2, {}), [0.75, 0.9], tokens=90),
+        _arm("no scores", 0.5, 3, {}),
+    ]
+    figure = render_page(WHICH, [], arms, demo=False).split("<h3>Coverage by K</h3>")[1].split("</figure>")[0]
+    assert re.findall(r">(14B|72B|no scores)<", figure) == ["14B", "72B"]
+    assert "over 100 and 90 supervised tokens" in figure
+    assert "Coverage by K" not in render_page(WHICH, [], [arms[2], _arm("other", 0.6, 4, {})], demo=False)
+
+
+def test_every_finished_run_is_linked_to_by_its_report() -> None:
+    ref = ArtifactRef(kind="report", uri="s3://b/report/x/", sha256="a", fingerprint="f")
+    runs = [ArmRun(arm="k 5", seed=0, report=ref), ArmRun(arm="k 5", seed=1, failed="no")]
+    listed = render_page(WHICH, runs, [_arm("k 5", 0.5, 5)], demo=False).split("<h2>Runs</h2>")[1]
+    assert re.findall(r'href="([^"]+)"', listed) == [report_file("k 5, seed 0")]

@@ -1,16 +1,21 @@
 """The leaderboard: the order, the sentence, and what stands where a combination failed."""
 
+import re
 import statistics
 
 import numpy as np
 from rich.console import Console
 
+from infra.stage import Unseen, make
+from infra.store.artifacts import ArtifactReader, ArtifactRef, Workspace
 from tasks.report import console
+from tasks.report.copies import report_file
 from tasks.report.data import StageSummary
 from tasks.report.leaderboard.entry import Entry
 from tasks.report.leaderboard.page import render_markdown, render_page
 from tasks.report.leaderboard.ranking import over_seeds, ranked, rows, verdict
 from tasks.report.page import DEMO_NOTE
+from tasks.report.stage import Leaderboard
 from tests.support.report_sample import N, sample_report, unmarked_variants, variants
 
 KD = 0.69
@@ -189,3 +194,51 @@ def test_a_terminal_never_cuts_a_combinations_name() -> None:
     with terminal.capture() as shown:
         terminal.print(console._table("Best.", rows([_entry(name, KD, 1) for name in names])))
     assert all(name in shown.get() for name in names)
+
+
+def _reported(entry: Entry) -> Entry:
+    ref = ArtifactRef(kind="report", uri=f"s3://b/report/{entry.name}/", sha256="a", fingerprint="f")
+    return entry.model_copy(update={"report": ref})
+
+
+def test_the_gain_and_the_cost_come_first_and_every_report_is_linked_to() -> None:
+    page = render_page([_reported(_entry("a", KD, 10)), _entry("b", 0.6, 20), Entry(name="lost", failed="no GPU")])
+    table = page.split('id="leaderboard"')[1].split("</table>")[0]
+    heads = re.findall(r"<th[^>]*>([^<]+)</th>", table)
+    costs = ["#", "combination", "accuracy", "gain over SFT control", "device time", "API cost"]
+    assert heads == [*costs, "cross-entropy", "KL to teacher", "report"]
+    assert "69.5 % <small>65.9 – 73.0</small>" in table
+    assert "+8.9 <small>+5.8 to +12.0</small>" in table
+    assert '<a href="reports/a.html">report</a> · <a href="http://ui/a">run</a>' in table
+    assert "reports/b.html" not in table  # of whose report nobody knows the place
+    failed = table.split("<tr>")[-1]
+    assert re.findall(r"<td[^>]*>([^<]+)", failed) == ["–", "lost", "failed: no GPU"]
+    assert 'colspan="7"' in failed  # what has no figures has no empty cells
+
+
+def test_over_seeds_the_cost_of_a_run_is_told_too() -> None:
+    [row] = over_seeds([*_over_seeds("good", [0.70, 0.68], 100)])
+    assert list(row)[4:7] == ["gain over SFT control", "device time", "API cost"]
+    assert (row["device time"], row["API cost"]) == ("3 min 20 s", "$1.25")
+
+
+def test_each_report_has_a_file_of_its_own_whose_name_is_safe() -> None:
+    names = ["a-k10-kd.temperature=2", "a/b", "a-b", "../../etc", "ä" * 300, "ä" * 299, "x" * 300, "x" * 299]
+    files = [report_file(name) for name in names]
+    assert files[0] == "reports/a-k10-kd.temperature=2.html"
+    assert files[2] == "reports/a-b.html"
+    assert len({*files}) == len(names)
+    for file in files:
+        assert re.fullmatch(r"reports/[A-Za-z0-9_=+-][A-Za-z0-9._=+-]{0,130}\.html", file)
+
+
+def test_the_reports_lie_beside_the_leaderboard(bucket: str) -> None:
+    report = Workspace("report", 1, {}, {})
+    report.put("report.html", b"<p>one report</p>")
+    ref = report.publish(("report.html",), {}, {})
+    entry = _entry("a b", KD, 10).model_copy(update={"report": ref})
+    board = make(Leaderboard(entries=[entry, Entry(name="lost", failed="no GPU")]), Unseen()).shown
+    reader = ArtifactReader(board)
+    assert set(reader.names()) == {"leaderboard.html", "leaderboard.md", "leaderboard.json", entry.page}
+    assert reader.read(entry.page) == b"<p>one report</p>"
+    assert f'href="{entry.page}"' in reader.read("leaderboard.html").decode()

@@ -3,98 +3,60 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pytest
 
-from tasks.evaluate.analysis.analysis import Analysis
 from tasks.report.comparison import comparison_rows, gap_closed, points, verdict
-from tasks.report.data import ReportData, TeacherUse, Variant
+from tasks.report.data import TeacherUse, Variant
 from tasks.report.page import render_markdown, render_page
-from tasks.stats.intervals import Interval, PerRow
+from tasks.report.stage import label_of
+from tasks.stats.intervals import PerRow
 from tasks.stats.significance import paired_permutation
-from tests.support.analysis_sample import sample_analysis
-from tests.support.report_sample import LABELS, N, sample_report, unmarked_variants, variants
-
-
-def with_right_answers(kd: list[bool], control: list[bool]) -> ReportData:
-    given = variants()
-    for name, correct in (("kd", kd), ("sft_control", control)):
-        marks = {"correct": correct, "exec_accuracy": sum(correct) / len(correct)}
-        given[name] = given[name].model_copy(update=marks)
-    return sample_report(variants=given)
-
-
-def marks(both: int, only_kd: int, only_control: int) -> tuple[list[bool], list[bool]]:
-    rest = N - both - only_kd - only_control
-    kd = [True] * both + [True] * only_kd + [False] * only_control + [False] * rest
-    control = [True] * both + [False] * only_kd + [True] * only_control + [False] * rest
-    return kd, control
+from tests.support.report_cases import analysed, compared, with_right_answers
+from tests.support.report_sample import N, sample_report, unmarked_variants, variants
 
 
 def test_better_names_share_gain_baseline_and_interval() -> None:
-    assert verdict(with_right_answers(*marks(both=358, only_kd=78, only_control=39))) == (
+    assert verdict(with_right_answers(both=358, only_kd=78, only_control=39)) == (
         "Distillation helps: SFT+KD answers 68.1 % of 640 held-out requests correctly, 6.1 points above the same "
         "training without the teacher’s logits (SFT control), 95 % interval +2.8 to +9.4."
     )
 
 
 def test_worse_says_that_it_hurts() -> None:
-    sentence = verdict(with_right_answers(*marks(both=358, only_kd=39, only_control=78)))
+    sentence = verdict(with_right_answers(both=358, only_kd=39, only_control=78))
     assert sentence.startswith("Distillation hurts: SFT+KD answers 62.0 %")
     assert "6.1 points below the same training" in sentence
     assert sentence.endswith("95 % interval −9.4 to −2.8.")
 
 
 def test_a_small_gain_is_no_significant_difference() -> None:
-    sentence = verdict(with_right_answers(*marks(both=380, only_kd=30, only_control=26)))
+    sentence = verdict(with_right_answers(both=380, only_kd=30, only_control=26))
     assert sentence.startswith("No significant difference between SFT+KD and the SFT control: 64.1 % against 63.4 %")
     assert "+0.6 points" in sentence
     assert "helps" not in sentence
-
-
-def _tested(metric: str, ours: float, theirs: float, p: float | None) -> dict[str, Any]:
-    """What the analysis found of SFT + KD against its control."""
-    return {
-        "metric": metric,
-        "ours_value": ours,
-        "theirs_value": theirs,
-        "difference": Interval(ours - theirs, ours - theirs - 0.1, ours - theirs + 0.1),
-        "p": p,
-        "p_adjusted": p,
-    }
-
-
-def _analysed(*tests: dict[str, Any]) -> Analysis:
-    analysis = sample_analysis(LABELS)
-    changes = {test["metric"]: test for test in tests}
-    pair = (LABELS["kd"], LABELS["sft_control"])
-    compared = [
-        one.model_copy(update=changes[one.metric]) if (one.ours, one.theirs) == pair and one.metric in changes else one
-        for one in analysis.comparisons
-    ]
-    return analysis.model_copy(update={"comparisons": compared})
 
 
 @pytest.mark.parametrize(("p", "nearer"), [(0.0004, True), (0.486, False), (None, False)])
 def test_no_gain_in_accuracy_names_a_smaller_distance_to_the_teacher_where_a_test_bears_it_out(
     p: float | None, nearer: bool
 ) -> None:
-    data = with_right_answers(*marks(both=380, only_kd=30, only_control=26))
-    sentence = verdict(data.model_copy(update={"analysis": _analysed(_tested("kl_to_teacher", 0.231, 0.361, p))}))
+    data = with_right_answers(both=380, only_kd=30, only_control=26)
+    sentence = verdict(data.model_copy(update={"analysis": analysed(compared("kl_to_teacher", 0.231, 0.361, p))}))
     told = "nearer to the teacher all the same (KL 0.231 against 0.361 nats a token, p < 0.001)" in sentence
     assert told == nearer
     assert ("nearer" in sentence) == nearer
 
 
 def test_equal_answers_are_no_difference() -> None:
-    assert "a difference of 0.0 points" in verdict(with_right_answers(*marks(both=400, only_kd=0, only_control=0)))
+    assert "a difference of 0.0 points" in verdict(with_right_answers(both=400, only_kd=0, only_control=0))
 
 
 def test_without_marks_the_interval_is_the_wider_unpaired_one() -> None:
-    paired = with_right_answers(*marks(both=380, only_kd=50, only_control=20))
+    paired = with_right_answers(both=380, only_kd=50, only_control=20)
     unpaired = paired.model_copy(
         update={"variants": {name: v.model_copy(update={"correct": None}) for name, v in paired.variants.items()}}
     )
@@ -115,12 +77,12 @@ KL_P, CE_P = 0.0004, 0.020
         ((0.231, None), (0.401, None), ("No verdict: SFT+KD was not tested against the SFT control",)),
     ],
 )
-def test_without_execution_the_verdict_speaks_of_distance_as_far_as_it_was_tested(
+def test_without_execution_the_verdict_speaks_of_distance_as_far_as_it_wastested(
     kl: tuple[float, float | None], entropy: tuple[float, float | None], expected: tuple[str, ...]
 ) -> None:
     given = unmarked_variants(kd={"kl_to_teacher": kl[0], "cross_entropy": entropy[0]})
-    tests = _tested("kl_to_teacher", kl[0], 0.361, kl[1]), _tested("cross_entropy", entropy[0], 0.432, entropy[1])
-    sentence = verdict(sample_report(variants=given, analysis=_analysed(*tests)))
+    tests = compared("kl_to_teacher", kl[0], 0.361, kl[1]), compared("cross_entropy", entropy[0], 0.432, entropy[1])
+    sentence = verdict(sample_report(variants=given, analysis=analysed(*tests)))
     for words in expected:
         assert words in sentence
     assert "does not say whether more answers are right" in sentence
@@ -142,8 +104,8 @@ def test_of_arms_that_do_not_differ_hardly_any_report_claims_a_difference() -> N
         tokens = rng.integers(8, 60, 80)
         arms = [PerRow.of(rng.gamma(2, 0.2, 80) * tokens, tokens) for _ in range(2)]
         found = paired_permutation(*arms)
-        tests = _tested("kl_to_teacher", arms[0].value, arms[1].value, found)
-        claims["nearer"] += "is nearer to" in verdict(unmarked.model_copy(update={"analysis": _analysed(tests)}))
+        tests = compared("kl_to_teacher", arms[0].value, arms[1].value, found)
+        claims["nearer"] += "is nearer to" in verdict(unmarked.model_copy(update={"analysis": analysed(tests)}))
     assert claims["helps"] <= 10
     assert claims["nearer"] <= 10
 
@@ -208,7 +170,7 @@ def test_marks_of_different_lengths_are_refused() -> None:
 def test_without_a_teacher_to_compare_with_the_references_decide(p: float | None, expected: str) -> None:
     known = {name: one.model_copy(update={"kl_to_teacher": None}) for name, one in unmarked_variants().items()}
     known.pop("teacher")
-    analysis = _analysed(_tested("cross_entropy", 0.3, 0.4, p))
+    analysis = analysed(compared("cross_entropy", 0.3, 0.4, p))
     asked = TeacherUse(requests=9, prompt_tokens=10, completion_tokens=20, cost_usd=1.5, answers=8, left_out={"cut": 1})
     data = sample_report(variants=known, analysis=analysis, teacher_use=asked, teacher="openai/x")
     assert verdict(data).startswith(expected)
@@ -218,3 +180,10 @@ def test_without_a_teacher_to_compare_with_the_references_decide(p: float | None
     assert "8 answers that openai/x wrote to the prompts, asked 9 times for $1.50 (10 and 20 tokens)" in page
     assert "1 prompts are left out (1 cut)" in page
     assert "KL to the teacher is not known" in render_page(data)
+
+
+def test_each_control_has_one_name_on_every_page() -> None:
+    assert (label_of("sft_control"), label_of("kd_continued")) == ("SFT control", "KD control")
+    said = render_page(sample_report()) + render_markdown(sample_report())
+    assert "against SFT control" in said
+    assert not re.search(r"continued \(control", said)
