@@ -93,10 +93,11 @@ lock: ## Resolve the locks anew (needs uv; UV_FIND_LINKS or UV_INDEX for PyTorch
 	uv pip compile pyproject.toml --extra cpu --extra eval --extra quantise --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	  --generate-hashes --no-header --no-annotate --quiet --output-file cpu.lock
 	sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' cpu.lock
-	env -u UV_FIND_LINKS uv pip compile pyproject.toml --extra gpu --extra eval --extra quantise --extra dev --python-version 3.11 \
-	  --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --no-annotate --quiet --output-file gpu.lock
-	env -u UV_FIND_LINKS uv pip compile pyproject.toml --extra cluster --extra eval --constraint gpu.lock --python-version 3.11 \
-	  --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --no-annotate --quiet --output-file light.lock
+	env -u UV_FIND_LINKS uv pip compile pyproject.toml --extra gpu --extra eval --extra quantise --extra dev --universal --python-version 3.11 \
+	  --generate-hashes --no-header --no-annotate --quiet --output-file gpu.lock
+	sed -i "s/ ; python_full_version < '3.14' and platform_machine == 'x86_64' and sys_platform == 'linux' / /" gpu.lock
+	env -u UV_FIND_LINKS uv pip compile pyproject.toml --extra cluster --extra eval --constraint gpu.lock --universal --no-config --python-version 3.11 \
+	  --generate-hashes --no-header --no-annotate --quiet --output-file light.lock
 	env -u UV_FIND_LINKS uv pip compile --group docs --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
 	  --generate-hashes --no-header --no-annotate --quiet --output-file docs.lock
 

@@ -80,7 +80,7 @@ def _install(lock: Path, where: list[str]) -> None:
         said, done = collections.deque[str](maxlen=20), 0
         for line in pip.stdout:
             said.append(line)
-            done += line.startswith(("Collecting ", "Requirement already satisfied"))
+            done += line.startswith(("Collecting ", "Requirement already satisfied", "Ignoring "))
             if sys.stdout.isatty():
                 print(f"\r  {done} of {total} packages", end="", flush=True)
     if sys.stdout.isatty():

@@ -13,16 +13,16 @@ import sys
 import threading
 import venv
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from packaging.tags import sys_tags
+from packaging.markers import Marker
+from packaging.tags import compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 
 ROOT = Path(__file__).parents[2]
-_HERE = frozenset(sys_tags())
 NOBODY = "http://127.0.0.1:9/simple"
 
 
@@ -146,22 +146,25 @@ def test_another_file_under_the_right_name_is_refused(
     assert done.stderr.endswith(f"Could not install {lock}: pip's words are above.\n")
 
 
-LOCKS = ("cpu", "gpu", "light")
+LOCKS = ("cpu-3.11", *(f"{lock}-3.{minor}" for lock in ("gpu", "light") for minor in (11, 12, 13)))
 
 
 def _hashes(name: str) -> dict[str, set[str]]:
-    """By package, but torch's CPU build, which has an index of its own."""
-    text = (ROOT / f"{name}.lock").read_text()
-    found = re.findall(r"^([a-z0-9][\w.-]*)==\S+ \\\n((?: +--hash=\S+(?: \\)?\n)+)", text, re.MULTILINE)
-    assert len(found) == text.count("==")
-    hashes = {package: set(re.findall(r"sha256:(\w+)", lines)) for package, lines in found}
-    if name == "cpu":
+    """What a lock holds for a Python, by package, but torch's CPU build, which has an index of its own."""
+    lock, _, python = name.partition("-")
+    text = (ROOT / f"{lock}.lock").read_text()
+    found = re.findall(r"^([a-z0-9][\w.-]*)==\S+ (?:; (.+) )?\\\n((?: +--hash=\S+(?: \\)?\n)+)", text, re.MULTILINE)
+    assert len(found) == len(re.findall(r"^\S+==", text, re.MULTILINE))
+    here = {"python_version": python, "python_full_version": f"{python}.9"}
+    kept = [(package, lines) for package, marker, lines in found if not marker or Marker(marker).evaluate(here)]
+    hashes = {package: set(re.findall(r"sha256:(\w+)", lines)) for package, lines in kept}
+    if lock == "cpu":
         assert len(hashes.pop("torch")) == 1
     return hashes
 
 
 @pytest.fixture(scope="module")
-def offered() -> dict[str, set[str]]:
+def offered() -> dict[str, dict[str, str]]:
     # pip's own default; in a process of its own, since importing pip swaps distutils for good in the one that does
     default = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
     index = subprocess.run([sys.executable, "-c", default], check=True, capture_output=True, text=True).stdout.strip()
@@ -169,20 +172,28 @@ def offered() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("name", LOCKS)
-def test_every_package_of_a_lock_is_offered_by_the_ordinary_index(name: str, offered: dict[str, set[str]]) -> None:
-    assert {package for package, hashes in _hashes(name).items() if not hashes & offered[package]} == set()
+def test_every_package_of_a_lock_is_offered_by_the_ordinary_index(
+    name: str, offered: dict[str, dict[str, str]]
+) -> None:
+    fits = _fitting(int(name.rpartition(".")[2]))
+    missing = {
+        package
+        for package, hashes in _hashes(name).items()
+        if not any(fits(filename) for digest, filename in offered[package].items() if digest in hashes)
+    }
+    assert missing == set()
 
 
-async def _offered(index: str, packages: list[str]) -> dict[str, set[str]]:
-    """By package, digests of the files that CPython 3.11 on Linux x86-64 can install, sources included."""
+async def _offered(index: str, packages: list[str]) -> dict[str, dict[str, str]]:
+    """By package, the file names by digest, sources included."""
     slots = asyncio.Semaphore(16)
     accept = {"Accept": "application/vnd.pypi.simple.v1+json"}
 
-    async def ask(client: httpx.AsyncClient, package: str) -> set[str]:
+    async def ask(client: httpx.AsyncClient, package: str) -> dict[str, str]:
         async with slots:
             page = await client.get(f"{index}/{package}/")
         page.raise_for_status()
-        return {file["hashes"]["sha256"] for file in page.json()["files"] if _fits(file["filename"])}
+        return {file["hashes"]["sha256"]: file["filename"] for file in page.json()["files"]}
 
     try:
         async with httpx.AsyncClient(headers=accept, timeout=30, follow_redirects=True) as client:
@@ -191,7 +202,13 @@ async def _offered(index: str, packages: list[str]) -> dict[str, set[str]]:
         pytest.skip(f"the ordinary index cannot be reached: {error}")
 
 
-def _fits(filename: str) -> bool:
-    if not filename.endswith(".whl"):
-        return filename.endswith((".tar.gz", ".zip"))
-    return bool(parse_wheel_filename(filename)[3] & _HERE)
+def _fitting(minor: int) -> Callable[[str], bool]:
+    """Whether CPython 3.`minor` on this platform can install a file of this name."""
+    here = {*cpython_tags((3, minor)), *compatible_tags((3, minor), interpreter=f"cp3{minor}")}
+
+    def fits(filename: str) -> bool:
+        if not filename.endswith(".whl"):
+            return filename.endswith((".tar.gz", ".zip"))
+        return bool(parse_wheel_filename(filename)[3] & here)
+
+    return fits
