@@ -1,8 +1,7 @@
 # Two commands do everything on a fresh machine: `make quickstart` and `make test`.
-# PYTHON=…  the interpreter (the locks are for CPython 3.11 on Linux x86-64)
-# EXTRA=gpu installs the GPU build of the same versions
+# PYTHON=…  the interpreter, if the one that infra/find_python.sh finds is not the one you want
+# EXTRA=gpu installs the GPU build of the same versions, EXTRA=light what a server's client needs (no engines)
 # TORCH_INDEX=…  where PyTorch's CPU build is, if neither pip's own sources nor PyTorch's CPU index has it
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
 EXTRA ?= cpu
 NAME ?= quality
 # JOBS=…  how many test files run side by side
@@ -25,14 +24,13 @@ help: ## Show the targets
 setup: $(INSTALLED) ## Install everything into .venv (about 3 minutes, 5 GB on disk)
 
 $(INSTALLED): $(EXTRA).lock infra/build.lock pyproject.toml
-	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-	  { echo "The locks are for CPython 3.11, and '$(PYTHON)' is another: say PYTHON=/path/to/python3.11"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@python=$$(sh infra/find_python.sh $(EXTRA) $(or $(wildcard $(BIN)/python),$(PYTHON))) && \
+	  { test -x $(BIN)/python || "$$python" -m venv $(VENV); }
 	@$(PIP_INSTALL) --require-hashes -r infra/build.lock 2>&1 | grep -v 'is ignored: it is neither' || true
 	@$(BIN)/python infra/install.py $(EXTRA).lock $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable . 2>.pip.log || { cat .pip.log; exit 1; }
 	@rm -f .pip.log
-	@$(BIN)/python -m infra.processes.warm_up
+	@$(if $(filter light,$(EXTRA)),true,$(BIN)/python -m infra.processes.warm_up)
 	@touch $@
 
 quickstart: setup ## Distil the demo student: every real part, a few minutes on two cores
@@ -79,7 +77,8 @@ images: ## Build the images of workers (needs Docker): make images REGISTRY=regi
 
 # In an environment of its own. Mermaid's package wants a newer Python for code that is not used: its one file is copied.
 docs: ## Build the documentation as a site: build/docs/site/index.html
-	@test -x build/docs/venv/bin/python || $(PYTHON) -m venv build/docs/venv
+	@python=$$(sh infra/find_python.sh docs $(PYTHON)) && \
+	  { test -x build/docs/venv/bin/python || "$$python" -m venv build/docs/venv; }
 	@build/docs/venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --ignore-requires-python \
 	  --require-hashes -r docs.lock 2>&1 | grep -v 'is ignored: it is neither' || true
 	@build/docs/venv/bin/python docs/site/build.py
