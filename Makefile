@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# pip's words only where it failed: it warns of every source that lacks a package
+QUIETLY := >.pip.log 2>&1 && rm -f .pip.log || { cat .pip.log; rm -f .pip.log; exit 1; }
 
 # a file's tests stay together, for what they share; files begin in the order of tests/conftest.py, the longest first;
 # three on two cores where servers and schedules are waited for
@@ -26,10 +28,9 @@ setup: $(INSTALLED) ## Install everything into .venv (about 3 minutes, 5 GB on d
 $(INSTALLED): $(EXTRA).lock infra/build.lock pyproject.toml
 	@python=$$(sh infra/find_python.sh $(EXTRA) $(or $(wildcard $(BIN)/python),$(PYTHON))) && \
 	  { test -x $(BIN)/python || "$$python" -m venv $(VENV); }
-	@$(PIP_INSTALL) --require-hashes -r infra/build.lock 2>&1 | grep -v 'is ignored: it is neither' || true
+	@$(PIP_INSTALL) --require-hashes -r infra/build.lock $(QUIETLY)
 	@$(BIN)/python infra/install.py $(EXTRA).lock $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
-	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable . 2>.pip.log || { cat .pip.log; exit 1; }
-	@rm -f .pip.log
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable . $(QUIETLY)
 	@$(if $(filter light,$(EXTRA)),true,$(BIN)/python -m infra.processes.warm_up)
 	@touch $@
 
@@ -80,7 +81,7 @@ docs: ## Build the documentation as a site: build/docs/site/index.html
 	@python=$$(sh infra/find_python.sh docs $(PYTHON)) && \
 	  { test -x build/docs/venv/bin/python || "$$python" -m venv build/docs/venv; }
 	@build/docs/venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --ignore-requires-python \
-	  --require-hashes -r docs.lock 2>&1 | grep -v 'is ignored: it is neither' || true
+	  --require-hashes -r docs.lock $(QUIETLY)
 	@build/docs/venv/bin/python docs/site/build.py
 
 clean: ## Delete all local state (.distilflow) and caches; keeps .venv

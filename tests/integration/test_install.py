@@ -136,6 +136,16 @@ def test_without_a_cpu_build_it_says_so_and_downloads_nothing(ordinary: Index, l
     assert ordinary.downloads() == []
 
 
+def test_make_ends_with_pips_words_where_the_installer_itself_cannot_be_had(ordinary: Index, tmp_path: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    env |= {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": ordinary.url, "PIP_NO_CACHE_DIR": "1"}
+    words = ["make", "setup", "EXTRA=light", f"VENV={tmp_path / 'new'}", f"PYTHON={sys.executable}"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 2
+    assert "No matching distribution found for pip==" in done.stdout
+    assert "Installing" not in done.stdout
+
+
 def test_another_file_under_the_right_name_is_refused(
     ordinary: Index, special: Index, lock: Path, python: Path
 ) -> None:
