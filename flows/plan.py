@@ -16,7 +16,6 @@ from urllib.parse import urlparse
 
 import prefect.runtime
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 
 from flows.pipeline import load_seeds, pipeline
 from flows.preflight import (
@@ -35,7 +34,7 @@ from infra import settings
 from infra.errors import ConfigurationError, DistilflowError, disk_full
 from infra.orchestration.names import run_name
 from infra.orchestration.run import Stages
-from infra.orchestration.view import publish_table
+from infra.orchestration.view import publish_markdown, publish_table
 from infra.stage import Stage
 from infra.store import storage
 from infra.store.artifacts import ArtifactRef
@@ -182,7 +181,7 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
     said = list(dict.fromkeys(problems))
     made = make_plan(known, lambda known, plan: [*said, *find(known, plan)])
     publish_table("plan", [dict(row) for row in stage_rows(made)], made.title)
-    create_markdown_artifact(plan_markdown(made), key="plan-summary", description=made.title)
+    publish_markdown("plan-summary", plan_markdown(made), made.title)
     return made
 
 

@@ -14,18 +14,21 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import httpx
 from prefect import task
 from prefect.artifacts import (
+    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -34,6 +37,7 @@ from infra.console import Console
 from infra.printable import printable
 from infra.processes.supervise import Event
 from infra.stage import Made
+from infra.store import storage
 
 Tick = Callable[..., None]  # tick(done, total, note="")
 _UI_INTERVAL_S = 2.0
@@ -138,15 +142,12 @@ class StageView:
                 left = (now - began) * (total - done) / (done - already) if already < done < total else None
                 counts = [f"{done:,} of {total:,}", _about(left)]
             text = " · ".join(filter(None, [self._doing, shown.note, *counts]))
-            try:
+            with whatever_the_server_says(key := re.sub("[^a-z0-9-]", "-", f"{self.name}-progress")):
                 if artifact is None:
-                    key = re.sub("[^a-z0-9-]", "-", f"{self.name}-progress")
                     made: Any = create_progress_artifact(progress=share, key=key, description=text)
                     artifact = made
                 else:
                     update_progress_artifact(artifact, progress=share, description=text)
-            except httpx.HTTPError as error:
-                get_run_logger().warning("%s: the Prefect server does not take its progress (%s)", self.name, error)
             if time.monotonic() >= next_log:
                 next_log += _LOG_INTERVAL_S
                 get_run_logger().info("%s: %s", self.name, text)
@@ -165,8 +166,16 @@ class StageView:
         publish_table(key, rows, description)
 
     def markdown(self, key: str, text: str, description: str) -> None:
-        """A page among the run's artifacts in the Prefect UI."""
-        create_markdown_artifact(text, key=key, description=description)
+        """A text among the run's artifacts in the Prefect UI."""
+        publish_markdown(key, text, description)
+
+    def page(self, key: str, uri: str, name: str) -> None:
+        """A link on the run's page that opens a stored HTML page; who has it can read that, so no log holds it."""
+        address = storage.link(uri, "text/html; charset=utf-8")
+        until = datetime.now(UTC) + timedelta(seconds=storage.LINK_S)
+        said = f"The link to the {name}, until {until:%-d %b %Y %H:%M} UTC"
+        with whatever_the_server_says(key):
+            create_link_artifact(address, f"Open the {name}", key=key, description=said)
 
     async def batch(self, name: str, do: Callable[[], Awaitable[None]]) -> None:
         """A part of the stage as a Prefect task of its own; its retries are the stage's."""
@@ -247,4 +256,23 @@ def log(text: str) -> None:
 
 def publish_table(key: str, rows: list[dict[str, Any]], description: str) -> None:
     """A table among the run's artifacts in the Prefect UI."""
-    create_table_artifact(table=rows, key=key, description=description)
+    with whatever_the_server_says(key):
+        create_table_artifact(table=rows, key=key, description=description)
+
+
+def publish_markdown(key: str, text: str, description: str) -> None:
+    """A text among the run's artifacts in the Prefect UI."""
+    with whatever_the_server_says(key):
+        create_markdown_artifact(text, key=key, description=description)
+
+
+@contextlib.contextmanager
+def whatever_the_server_says(key: str) -> Iterator[None]:
+    """Show something; a run whose server does not take it goes on. What was refused is not told: it may be a link."""
+    try:
+        yield
+    except (httpx.HTTPError, ObjectNotFound) as error:
+        why = (
+            f"status {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else type(error).__name__
+        )
+        get_run_logger().warning("the Prefect server does not take the artifact %s (%s)", key, why)

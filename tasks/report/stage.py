@@ -85,6 +85,7 @@ class Report(OneArtifact):
 
     def show(self, made: Made, view: View) -> str:
         data = report_data(made.shown)
+        view.page("report-page", made.shown.uri + "report.html", "report")
         view.table("comparison", comparison_rows(data), data.title)
         view.markdown("report", ArtifactReader(made.shown).read("report.md").decode(), data.title)
         return "page, Markdown and data"
@@ -116,6 +117,7 @@ class Leaderboard(OneArtifact):
         return work.publish(("leaderboard.", FOLDER), {"combinations": len(entries)}, {})
 
     def show(self, made: Made, view: View) -> str:
+        view.page("leaderboard-page", made.shown.uri + "leaderboard.html", "leaderboard")
         view.table("leaderboard-table", rows(self.entries), verdict(self.entries))
         view.markdown("leaderboard", page.render_markdown(self.entries), "sweep")
         return f"{len(self.entries)} combinations"

@@ -59,6 +59,7 @@ class ExperimentPage(OneArtifact):
     def show(self, made: Made, view: View) -> str:
         reader = ArtifactReader(made.shown)
         found = reader.read_json("experiment.json")
+        view.page("experiment-page", made.shown.uri + "experiment.html", "experiment's page")
         view.table("experiment-table", found["rows"], found["verdict"])
         view.markdown("experiment", reader.read("experiment.md").decode(), self.question.title)
         return f"{made.shown.counts['arms']} arms, {made.shown.counts['runs']} runs"
