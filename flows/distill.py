@@ -11,11 +11,12 @@ from pydantic import Field
 
 from flows.outcome import Outcome, publish_latest
 from flows.params import OfPreset, StudentName, TeacherName
-from flows.pipeline import pipeline
+from flows.pipeline import pipeline, titles
 from flows.plan import plan
 from flows.preflight import check, check_seeds
 from flows.recipe import Recipe, settings_for
 from infra.orchestration.names import run_name
+from infra.orchestration.progress import RunProgress
 from infra.orchestration.remote_run import leaves_result
 from infra.orchestration.run import Stages
 from infra.stage import Stage
@@ -150,7 +151,9 @@ def distill(
         return plan(recipe, hardware or Hardware())
     started = time.time()
     models = check(recipe, elsewhere=stages_on is not None)
-    stages = Stages(stages_on, offered(hardware), job_variables)
+    given = recipe, models.student, models.teacher, models.others
+    progress = RunProgress([*titles(*given), Report.kind])
+    stages = Stages(stages_on, offered(hardware), job_variables, progress)
 
     def run_checked(stage: Stage[R]) -> R:
         """Seeds that no chat template renders are told of once they are read, before anything is spent on them."""
@@ -159,7 +162,7 @@ def distill(
             check_seeds(result, recipe, models)
         return result
 
-    made = pipeline(run_checked, recipe, models.student, models.teacher, models.others)
+    made = pipeline(run_checked, *given)
     page = stages.run(
         Report(
             stages=made.stages,
@@ -169,4 +172,5 @@ def distill(
             labels=recipe.settings.judging.labels,
         )
     )
+    progress.ends()
     return publish_latest(Outcome.of(stages.made, page, time.time() - started))

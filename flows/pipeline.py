@@ -50,6 +50,13 @@ class Results:
     verdicts: dict[str, ArtifactRef]
 
 
+class Nothing(dict[str, ArtifactRef]):
+    """Artifacts of a stage of which nothing is known: references to nothing."""
+
+    def __missing__(self, name: str) -> ArtifactRef:
+        return ArtifactRef(kind=name, uri="", sha256="", fingerprint="")
+
+
 def load_seeds(recipe: Recipe) -> LoadSeeds:
     """The first stage: without agents, seeds need responses of their own."""
     return LoadSeeds(
@@ -154,6 +161,20 @@ def pipeline(
         stages[NameCategories.kind] = named
     stages |= {scoring.title: store for scoring, store in zip(scorings[1:], routed, strict=True)}
     return Results(stages | before | asked | of_fit | aside | of_rounds | quantised | compared, evaluations, verdicts)
+
+
+def titles(
+    recipe: Recipe, base: ModelSource, teacher: ModelSource | None, others: Mapping[str, ModelSource]
+) -> list[str]:
+    """The stages that are foreseen for `recipe`, in order; looks at no file and asks no store."""
+    found: list[str] = []
+
+    def note(stage: Stage[R]) -> R:
+        found.append(stage.title)
+        return stage.result(Nothing())
+
+    pipeline(note, recipe, base, teacher, others)
+    return found
 
 
 def _if_needed(run: Run, stage: Stage[R]) -> R | None:

@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 import prefect.runtime
 from prefect import flow
 
-from flows.pipeline import load_seeds, pipeline
+from flows.pipeline import Nothing, load_seeds, pipeline
 from flows.preflight import (
     NOT_LOADED,
     check_api_teacher,
@@ -80,14 +80,7 @@ class Finder:
             if refs and all(ref.exists for ref in refs.values()):
                 self.found[stage.title] = next(iter(refs.values()))
             return stage.result(refs)
-        return stage.result(_Nothing())
-
-
-class _Nothing(dict[str, ArtifactRef]):
-    """Artifacts of a stage of which nothing is known."""
-
-    def __missing__(self, name: str) -> ArtifactRef:
-        return ArtifactRef(kind=name, uri="", sha256="", fingerprint="")
+        return stage.result(Nothing())
 
 
 def _run_name() -> str:
@@ -217,7 +210,7 @@ def _resolved(name: str, role: str, problems: list[Problem]) -> ModelSource | No
 
 def _unreached(role: str) -> ModelSource:
     """In place of a model that cannot be reached: nothing is made from it."""
-    return ModelSource(name=role, artifact=_Nothing()[role])
+    return ModelSource(name=role, artifact=Nothing()[role])
 
 
 def _rehearsed(data: ArtifactRef, options: Augmentation, agent_model: str, problems: list[Problem]) -> Estimate | None:

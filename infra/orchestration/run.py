@@ -6,6 +6,7 @@ A stage finds its own finished work by its record, so Prefect's result cache sta
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from infra.errors import TransientError, is_retryable
 from infra.orchestration import names
 from infra.orchestration.dispatch import Dispatched, run_there
 from infra.orchestration.limits import held
+from infra.orchestration.progress import RunProgress
 from infra.orchestration.view import say, stage_view
 from infra.stage import Made, Stage, make
 from infra.store.artifacts import ArtifactRef
@@ -31,6 +33,7 @@ class Stages:
 
     `deployment` (such as "stage/gpu") is where those go that need an engine, and are not finished; none: they run here.
     Each asks there for what it needs of the GPUs that are `offered`, unless `variables` of the work pool say otherwise.
+    `progress` is told of each, where the run shows a table of them.
     """
 
     def __init__(
@@ -38,11 +41,13 @@ class Stages:
         deployment: str | None = None,
         offered: Gpus | None = None,
         variables: Mapping[str, Any] | None = None,
+        progress: RunProgress | None = None,
     ):
         self.made: dict[str, Made] = {}
         self._deployment = deployment
         self._offered = offered
         self._variables = variables
+        self._progress = progress
 
     def run(self, stage: Stage[R]) -> R:
         """What later stages are given of it. Raises what it raises, after the retries that can help."""
@@ -53,16 +58,17 @@ class Stages:
 
             Of a reference alone it would follow the fields too, and join stages that share the word for a kind.
             """
-            made = self._there(stage, there) if there else _here(stage)
+            made = self._there(stage, there) if there else self._here(stage)
             self.made[stage.title] = made
             return list(made.refs.values())
 
-        _task(stage, f"{stage.title} in {there}" if there else None)(attempt)(stage)
+        with self._shown(stage.title):
+            _task(stage, f"{stage.title} in {there}" if there else None)(attempt)(stage)
         return stage.result(self.made[stage.title].refs)
 
     def _there(self, stage: Stage[Any], deployment: str) -> Made:
         run_name, tags = names.stage_name(stage.title), [names.stage_tag(stage.title)]
-        with stage_view(stage.title, f"in {deployment}") as view:
+        with stage_view(stage.title, f"in {deployment}", self._tells(stage.title)) as view:
             wanted = Dispatched(
                 deployment,
                 parameters_of(stage),
@@ -78,6 +84,29 @@ class Stages:
             view.done(made, f"done in {deployment}")
             return made
 
+    def _here(self, stage: Stage[Any]) -> Made:
+        with stage_view(stage.title, stage.doing, self._tells(stage.title)) as view:
+            made = make(stage, view, _held)
+            view.done(made, stage.show(made, view))
+            return made
+
+    def _tells(self, title: str) -> Callable[[str], None] | None:
+        return functools.partial(self._progress.tells, title) if self._progress else None
+
+    @contextlib.contextmanager
+    def _shown(self, title: str) -> Iterator[None]:
+        """In the run's table of its stages, where it has one."""
+        if self._progress is None:
+            yield
+            return
+        self._progress.begins(title)
+        try:
+            yield
+        except BaseException:
+            self._progress.failed(title)
+            raise
+        self._progress.done(title, self.made[title])
+
 
 def parameters_of(stage: Stage[Any]) -> dict[str, Any]:
     """Parameters of the flow `stage` for it: the same for whoever asks."""
@@ -89,13 +118,6 @@ def _is_finished(stage: Stage[Any]) -> bool:
     with contextlib.suppress(TransientError):
         return stage.is_finished()
     return False
-
-
-def _here(stage: Stage[Any]) -> Made:
-    with stage_view(stage.title, stage.doing) as view:
-        made = make(stage, view, _held)
-        view.done(made, stage.show(made, view))
-        return made
 
 
 @contextlib.contextmanager

@@ -70,8 +70,9 @@ class StageView:
     tells the Prefect server.
     """
 
-    def __init__(self, name: str, doing: str):
+    def __init__(self, name: str, doing: str, tells: Callable[[str], None] | None = None):
         self.name = name
+        self._tells = tells
         self._doing = doing
         self._started = time.monotonic()
         self._state: _State | None = None
@@ -140,7 +141,7 @@ class StageView:
                 now = time.monotonic()
                 began, already = first = first or (now, done)  # a resumed stage does not start at 0
                 left = (now - began) * (total - done) / (done - already) if already < done < total else None
-                counts = [f"{done:,} of {total:,}", _about(left)]
+                counts = [f"{done:,} of {total:,}", _rate(done - already, now - began), _about(left)]
             text = " · ".join(filter(None, [self._doing, shown.note, *counts]))
             with whatever_the_server_says(key := re.sub("[^a-z0-9-]", "-", f"{self.name}-progress")):
                 if artifact is None:
@@ -151,6 +152,8 @@ class StageView:
             if time.monotonic() >= next_log:
                 next_log += _LOG_INTERVAL_S
                 get_run_logger().info("%s: %s", self.name, text)
+                if self._tells is not None:
+                    self._tells(text)
 
     def note(self, text: str) -> None:
         """A line under the stage: something that people should know."""
@@ -194,6 +197,10 @@ class StageView:
         say(f"{mark} [bold]{self.name:<12}[/bold] {escape(text)} [dim]· {took} · {uri}[/dim]")
 
 
+def _rate(done: float, seconds: float) -> str:
+    return f"{done / seconds:,.1f}/s" if done > 0 and seconds > 0 else ""
+
+
 def _about(seconds: float | None) -> str:
     """Time that is left, as roughly as it is known."""
     if seconds is None:
@@ -210,9 +217,12 @@ def _resumed(event: Event) -> str:
 
 
 @contextlib.contextmanager
-def stage_view(name: str, doing: str) -> Iterator[StageView]:
-    """Show a stage while the `with` runs: on a terminal as a bar that vanishes when the stage's line is printed."""
-    view = StageView(name, doing)
+def stage_view(name: str, doing: str, tells: Callable[[str], None] | None = None) -> Iterator[StageView]:
+    """Show a stage while the `with` runs: on a terminal as a bar that vanishes when the stage's line is printed.
+
+    `tells` hears now and then how it gets on.
+    """
+    view = StageView(name, doing, tells)
     publisher = threading.Thread(target=contextvars.copy_context().run, args=(view._publish_progress,), daemon=True)
     publisher.start()
     try:

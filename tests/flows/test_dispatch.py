@@ -209,7 +209,7 @@ def test_the_graph_of_a_run_leads_from_stage_to_stage(
         return Made(refs=dict.fromkeys(stage.workspaces(), ref), seconds=random.random())
 
     monkeypatch.setattr(module.Stages, "_there", lambda self, stage, deployment: made(stage))
-    monkeypatch.setattr(module, "_here", made)
+    monkeypatch.setattr(module.Stages, "_here", lambda self, stage: made(stage))
 
     @flow(name="graph")
     def graph() -> str:

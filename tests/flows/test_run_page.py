@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import json
 import os
 import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
@@ -21,16 +23,34 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import Artifact
 from prefect.runtime import flow_run
 
+from flows.distill import distill
+from flows.pipeline import titles
+from flows.recipe import Recipe
+from infra.errors import ConfigurationError
+from infra.orchestration import progress as progress_module
 from infra.orchestration import view as module
+from infra.orchestration.progress import RunProgress
+from infra.orchestration.run import Stages
 from infra.orchestration.view import stage_view
 from infra.services import prefect_server
 from infra.services.embedded import Services
+from infra.stage import Made, OneArtifact, View
 from infra.store import storage
+from infra.store.artifacts import ArtifactRef, Workspace
+from tasks.models import ModelSource
 from tests.support.browser import logged_in, page
 from tests.support.wait import wait_for
 
 ROOT = Path(__file__).parents[2]
-PUBLISHING = {"table", "markdown", "page", "publish_table", "publish_markdown", "whatever_the_server_says"}
+PUBLISHING = {
+    "create_table_artifact",
+    "table",
+    "markdown",
+    "page",
+    "publish_table",
+    "publish_markdown",
+    "whatever_the_server_says",
+}
 HTML = "<!doctype html><title>of the run</title><h1>Which student is best</h1>"
 
 pytestmark = [pytest.mark.usefixtures("prefect")]
@@ -126,6 +146,117 @@ def test_a_server_that_takes_no_artifact_fails_no_run_and_its_refusal_tells_no_l
     told = _log(client, _shown(bucket), "report: shown")
     assert "the Prefect server does not take the artifact report-page (status 422)" in told
     assert "X-Amz" not in told
+
+
+class Words(OneArtifact):
+    """A stage that says what it took."""
+
+    kind: ClassVar = "words"
+    makes: ClassVar = ("words",)
+    doing: ClassVar = "counting"
+
+    of: str
+    tries: int = 1
+
+    @property
+    def title(self) -> str:
+        return f"words_{self.of}"
+
+    def workspace(self) -> Workspace:
+        return Workspace("words", 1, {"of": self.of}, {})
+
+    def make_in(self, work: Workspace, view: View) -> ArtifactRef:
+        if self.tries == 0:
+            raise ConfigurationError("no words")
+        usage = {"judge": {"cost_usd": 3.0, "paid_usd": 1.25}, "writer": {"cost_usd": 0.25, "paid_usd": 0.25}}
+        return work.publish((), {"rows": 30, "tokens": 9000}, {"usage": usage}, seconds=4.0)
+
+    def show(self, made: Made, view: View) -> str:
+        return ""
+
+
+@flow(name="of-stages")
+def of_stages(*kinds: str, fails: str = "") -> str:
+    progress = RunProgress(["words_a", "words_b", "words_never"])
+    stages = Stages(progress=progress)
+    with contextlib.suppress(ConfigurationError):
+        for kind in kinds:
+            stages.run(Words(of=kind, tries=int(kind != fails)))
+        progress.ends()
+    return str(flow_run.id)
+
+
+def _table(client: SyncPrefectClient, run: str) -> tuple[list[list[str]], str]:
+    artifact = _artifacts(client, run)["stages"]
+    assert artifact.task_run_id is None, "it is the run's, above those of its stages"
+    return [list(row.values()) for row in json.loads(str(artifact.data))], str(artifact.description)
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_runs_table_of_stages_says_what_each_took(client: SyncPrefectClient) -> None:
+    rows, said = _table(client, of_stages("a", "other"))
+    assert rows == [
+        ["words_a", "done", "4", "7.5", "2,250", "1.50", ""],
+        ["words_b", "not needed", "", "", "", "", ""],
+        ["words_never", "not needed", "", "", "", "", ""],
+        ["words_other", "done", "4", "7.5", "2,250", "1.50", ""],
+    ]
+    assert said == "2 of 2 stages · $3.00 so far"
+    again, said = _table(client, of_stages("a", "b", fails="b"))
+    assert [row[:2] for row in again] == [["words_a", "found"], ["words_b", "failed"], ["words_never", "to do"]]
+    assert again[0][2:] == [""] * 5, "what another run took is no rate of this one"
+    assert said == "1 of 3 stages · $0.00 so far"
+
+
+def test_the_table_says_how_the_stage_gets_on_that_is_going_on(client: SyncPrefectClient) -> None:
+    @flow(name="gets-on")
+    def gets_on() -> str:
+        progress = RunProgress(["kd"])
+        progress.begins("kd")
+        progress.tells("kd", "distilling · 120 of 400 · 3.0/s · about 2 min left")
+        return str(flow_run.id)
+
+    rows, said = _table(client, gets_on())
+    assert rows == [["kd", "going on", "", "", "", "", "distilling · 120 of 400 · 3.0/s · about 2 min left"]]
+    assert said == "0 of 1 stages · $0.00 so far · kd · distilling · 120 of 400 · 3.0/s · about 2 min left"
+
+
+def test_a_view_tells_its_run_how_it_gets_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LOG_INTERVAL_S", 0.0)
+    heard: list[str] = []
+
+    @flow(name="ticks")
+    def ticks() -> None:
+        with stage_view("kd", "distilling", heard.append) as view:
+            view.tick(0, 400)
+            wait_for(lambda: heard == ["distilling · 0 of 400"])
+            view.tick(120, 400)
+            wait_for(lambda: len(heard) == 2)
+
+    ticks()
+    assert re.fullmatch(r"distilling · 120 of 400 · [\d.]+/s · about \d+ s left", heard[1])
+
+
+def test_a_server_that_takes_no_table_fails_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise httpx.ConnectError("away")
+
+    monkeypatch.setattr(progress_module, "create_table_artifact", away)
+    assert of_stages()
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, "seeds augment sft logits sft_control kd evaluate"),
+        ({"order": "kd_sft"}, "seeds augment sft logits sft_control kd sft_after_kd evaluate"),
+        ({"quantise": {"formats": ["int8"]}}, "seeds augment sft logits sft_control kd kd_int8 evaluate"),
+    ],
+)
+def test_the_stages_of_a_run_are_foreseen_in_order(more: dict[str, Any], expected: str) -> None:
+    recipe = Recipe.of(distill.validate_parameters(more))
+    models = (ModelSource(name="student"), ModelSource(name="teacher"))
+    assert titles(recipe, *models, {}) == expected.split()
 
 
 def test_every_artifact_of_the_ui_is_in_the_table_of_the_docs() -> None:

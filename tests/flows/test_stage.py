@@ -80,7 +80,7 @@ def test_what_is_sent_is_what_the_stage_gets(
 
 def test_without_a_deployment_the_stage_runs_here(sent: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     here = Made(refs={"kd": ROWS}, new=("kd",), seconds=1)
-    monkeypatch.setattr(module, "_here", lambda stage: here)
+    monkeypatch.setattr(Stages, "_here", lambda self, stage: here)
     stages = Stages()
     assert stages.run(_kd(ROWS, Distillation())) == ROWS
     assert stages.made == {"kd": here}
@@ -89,7 +89,7 @@ def test_without_a_deployment_the_stage_runs_here(sent: list[dict[str, Any]], mo
 
 def test_nobody_is_sent_for_what_is_finished(sent: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Workspace, "find", lambda self: ROWS)
-    monkeypatch.setattr(module, "_here", lambda stage: Made(refs={"kd": ROWS}))
+    monkeypatch.setattr(Stages, "_here", lambda self, stage: Made(refs={"kd": ROWS}))
     assert Stages("stage/gpu").run(_kd(ROWS, Distillation())) == ROWS
     assert sent == []
 
