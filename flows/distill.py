@@ -48,20 +48,22 @@ def _run_name() -> str:
 def distill(
     student: StudentName = "demo",
     teacher: TeacherName = "demo",
-    teachers: dict[str, TeacherName] | None = None,
     seeds: str = "demo",
-    k: Annotated[int, Field(ge=1, le=256)] = 10,
-    agent_model: str = "demo",
     heldout: str | None = None,
+    agent_model: str = "demo",
+    k: Annotated[int, Field(ge=1, le=256)] = 10,
+    augmentation: Annotated[Augmentation | None, OfPreset("augmentation")] = None,
+    kd: Annotated[Distillation | None, OfPreset("kd")] = None,
+    stages_on: str | None = None,
+    plan_only: bool = False,
+    teachers: dict[str, TeacherName] | None = None,
     heldout_share: Annotated[float, Field(gt=0, lt=1)] = 0.1,
     databases: str | None = None,
     seed: Annotated[int, Field(ge=0)] = 0,
     turns: Turns = "all",
     order: Order = "sft_kd",
-    augmentation: Annotated[Augmentation | None, OfPreset("augmentation")] = None,
     sft: Annotated[Training | None, OfPreset("sft")] = None,
     scoring: Annotated[Scoring | None, OfPreset("scoring")] = None,
-    kd: Annotated[Distillation | None, OfPreset("kd")] = None,
     evaluation: Annotated[Evaluation | None, OfPreset("evaluation")] = None,
     run: Annotated[TrainingRun | None, OfPreset("run")] = None,
     benchmarks: Annotated[Benchmarks | None, OfPreset("benchmarks")] = None,
@@ -71,9 +73,7 @@ def distill(
     fit: Annotated[Fit | None, OfPreset("fit")] = None,
     rounds: Annotated[Rounds | None, OfPreset("rounds")] = None,
     quantise: Annotated[Quantisation | None, OfPreset("quantise")] = None,
-    stages_on: str | None = None,
     job_variables: dict[str, Any] | None = None,
-    plan_only: bool = False,
     hardware: Hardware | None = None,
 ) -> Outcome | Plan:
     """Distil `teacher` into `student` on your data, as in DistilQwen2.5 (arXiv 2504.15027).
@@ -81,27 +81,30 @@ def distill(
     Finished stages are found by their records in storage and not done again, so a rerun continues where the
     last run stopped, and a changed parameter redoes only what depends on it. Nested settings need only the
     fields that differ from the student's preset (the run form tells it; the defaults of --help are the paper's).
+    What people change most comes first, here and in the run form.
 
     Args:
         student: demo, 0.5B, 1.5B, 3B, 7B (Qwen2.5-Instruct), a folder, or a hub name
         teacher: demo, 14B, 32B, 72B (Qwen2.5-Instruct), a folder, or a hub name; with scoring.engine=api any LiteLLM
             model name
-        teachers: other teachers of some task categories, each by a category, such as {"code writing": "32B"}; `teacher`
-            scores all other rows, and is what students are compared with
         seeds: instructions: file, folder, pattern, s3:// address or prefix, hub:OWNER/DATASET[:split], or several with
             commas between (Alpaca, Dolly, ShareGPT, messages, logs, …; JSON, CSV or Parquet, packed or not); or demo
-        k: teacher log-probabilities kept per token (paper: 10)
-        agent_model: LLM behind the four agents: any LiteLLM model name, or demo (rule-based, SQL only)
         heldout: rows to evaluate on, in the same formats; without it a share of the seeds
+        agent_model: LLM behind the four agents: any LiteLLM model name, or demo (rule-based, SQL only)
+        k: teacher log-probabilities kept per token (paper: 10)
+        augmentation: how the agents work
+        kd: distillation, and its control run
+        stages_on: deployment that training, scoring and evaluation run in, such as stage/gpu; without it they run here
+        plan_only: say what the run will take (rows, tokens, memory, hours, money) and what will go wrong; spend nothing
+        teachers: other teachers of some task categories, each by a category, such as {"code writing": "32B"}; `teacher`
+            scores all other rows, and is what students are compared with
         heldout_share: share of the questions held out where there is no heldout file
         databases: folder or s3:// prefix of *.sql dumps that SQL answers are run on
         seed: decides the order of rows in training
         turns: which answers of a conversation are trained on and scored: all of the assistant's, or the last
         order: SFT, then KD (the paper); KD alone, for as many steps as both; or KD, then SFT
-        augmentation: how the agents work
         sft: supervised fine-tuning
         scoring: how the teacher scores
-        kd: distillation, and its control run
         evaluation: how variants are compared
         run: how training is run; of it only run.precision can change a result
         benchmarks: which benchmarks the variants answer (none by default), each by its data
@@ -111,9 +114,7 @@ def distill(
         fit: which of the rows this student is trained on
         rounds: rounds after kd in which the student learns from the teacher's scores of its own answers (default: 0)
         quantise: formats that the student is made in and compared in as well: GGUF, INT8, FP8 (default: none)
-        stages_on: deployment that training, scoring and evaluation run in, such as stage/gpu; without it they run here
         job_variables: variables of that deployment's work pool, such as {"gpus": 4}; they win over what a stage needs
-        plan_only: say what the run will take (rows, tokens, memory, hours, money) and what will go wrong; spend nothing
         hardware: what to plan for; and of what the machines are that `stages_on` takes GPUs, memory and cores from
     """
     recipe = Recipe(

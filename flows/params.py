@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, GetJsonSchemaHandler, ValidationError, WithJsonSchema
+from pydantic import BaseModel, Field, GetJsonSchemaHandler, ValidationError, WithJsonSchema
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -30,24 +30,33 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def _model_name(role: str, presets: dict[str, str]) -> WithJsonSchema:
-    """What the run form offers and the server accepts; the flow itself says more.
-
-    A refusal by `then` names the choices ("'33B' is not one of ['demo', …]"), where one by `anyOf` names none.
-    """
+    """What the run form offers and the server accepts; the flow itself says more."""
     names = [*shipped.MODELS[role], *presets]
     preset, other = {"title": "preset", "enum": names}, {"title": "folder or hub name"}
-    otherwise = {"enum": [*names, "a folder or hub name (with a /)"]}  # which, having a /, never gets here
     return WithJsonSchema(
-        {
-            "anyOf": [{**preset, "type": "string"}, {**other, "type": "string"}],
-            "if": {"not": {"pattern": "/"}},
-            "then": otherwise,
-        }
+        {"anyOf": [{**preset, "type": "string"}, {**other, "type": "string"}], **_refused_by_name(names)}
     )
+
+
+def _model_names(role: str, presets: dict[str, str]) -> WithJsonSchema:
+    """Of several: the run form has a list to pick presets from, and another to write folders and hub names into."""
+    names = [*shipped.MODELS[role], *presets]
+    several: dict[str, Any] = {"type": "array", "minItems": 1}
+    picked = {**several, "title": "presets", "items": {"type": "string", "enum": names}}
+    written = {**several, "title": "folders and hub names too", "items": {"type": "string"}}
+    return WithJsonSchema({"anyOf": [picked, written], "items": _refused_by_name(names)})
+
+
+def _refused_by_name(names: list[str]) -> dict[str, Any]:
+    """A refusal by `then` names the choices ("'33B' is not one of ['demo', …]"), where one by `anyOf` names none."""
+    otherwise = {"enum": [*names, "a folder or hub name (with a /)"]}  # which, having a /, never gets here
+    return {"if": {"not": {"pattern": "/"}}, "then": otherwise}
 
 
 StudentName = Annotated[str, _model_name("student", STUDENTS)]
 TeacherName = Annotated[str, _model_name("teacher", TEACHERS)]
+StudentNames = Annotated[list[StudentName], Field(min_length=1), _model_names("student", STUDENTS)]
+TeacherNames = Annotated[list[TeacherName], Field(min_length=1), _model_names("teacher", TEACHERS)]
 
 
 @dataclass(frozen=True)

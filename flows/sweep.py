@@ -10,7 +10,7 @@ from pydantic import Field
 
 from flows.grid import grid
 from flows.outcome import publish_latest_page
-from flows.params import StudentName, TeacherName
+from flows.params import StudentNames, TeacherNames
 from flows.points import Through, entries_of
 from infra.errors import SomeFailedError
 from infra.orchestration.names import run_name
@@ -32,8 +32,8 @@ def _run_name() -> str:
 @flow(name="sweep", flow_run_name=_run_name, retries=0, validate_parameters=True)
 @leaves_result
 def sweep(
-    students: Annotated[list[StudentName], Field(min_length=1)] = ["demo"],  # noqa: B006 (a flow's parameters are JSON)
-    teachers: Annotated[list[TeacherName], Field(min_length=1)] = ["demo"],  # noqa: B006
+    students: StudentNames = ["demo"],  # noqa: B006 (a flow's parameters are JSON)
+    teachers: TeacherNames = ["demo"],  # noqa: B006
     ks: Annotated[list[TopK], Field(min_length=1)] = [10],  # noqa: B006
     rows: list[RowCount] | None = None,
     others: dict[str, list[Any]] | None = None,
