@@ -18,7 +18,7 @@ QUIETLY := >.pip.log 2>&1 && rm -f .pip.log || { cat .pip.log; rm -f .pip.log; e
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart run test test-unit chaos check bench experiment up down bootstrap images docs clean lock demo
+.PHONY: help setup quickstart run test test-unit chaos check bench experiment up down bootstrap images docs release clean lock demo
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -83,6 +83,9 @@ docs: ## Build the documentation as a site: build/docs/site/index.html
 	@build/docs/venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --ignore-requires-python \
 	  --require-hashes -r docs.lock $(QUIETLY)
 	@build/docs/venv/bin/python docs/site/build.py
+
+release: ## Build sdist and wheel into build/release, and try them in an empty environment (a few minutes)
+	@python=$$(sh infra/find_python.sh light $(PYTHON)) && "$$python" infra/release.py
 
 clean: ## Delete all local state (.distilflow) and caches; keeps .venv
 	@if [ -x $(BIN)/distilflow ]; then $(BIN)/distilflow down --now; fi

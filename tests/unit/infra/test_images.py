@@ -3,11 +3,9 @@
 import ast
 import importlib.metadata
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -208,22 +206,3 @@ def test_a_name_left_out_is_in_the_lock() -> None:
     dev = set(only_in((ROOT / "pyproject.toml").read_text(), "dev"))
     for image in ("train", "vllm"):
         assert _left_out(image) - dev <= lock.keys()
-
-
-def test_the_wheel_holds_the_data_that_the_code_reads(tmp_path: Path) -> None:
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    for name in ("flows", "tasks", "infra"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-index", "--no-deps"]
-    command = [*pip, "--no-build-isolation", "--wheel-dir", str(tmp_path / "wheel"), str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True)
-    (wheel,) = (tmp_path / "wheel").glob("*.whl")
-    held = set(zipfile.ZipFile(wheel).namelist())
-    read = {".py", ".json", ".jinja", ".jsonl", ".sql", ".safetensors", ".css"}
-    sources = [path for name in ("flows", "tasks", "infra") for path in (ROOT / name).rglob("*")]
-    wanted = {
-        str(path.relative_to(ROOT)) for path in sources if path.suffix in read and "__pycache__" not in path.parts
-    }
-    assert len(wanted) > 100
-    assert wanted <= held, wanted - held
