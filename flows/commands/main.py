@@ -263,6 +263,25 @@ def gc(
     print_garbage(policy_of(keep_days, keep_last, keep, grace_days, answers_days), delete)
 
 
+@app.command
+def metrics(
+    *, port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 9464, host: str = "127.0.0.1"
+) -> None:
+    """Answer Prometheus until Ctrl-C: tokens a second, rows, dollars, device seconds, stages by outcome.
+
+    Parameters
+    ----------
+    port
+        Where it listens.
+    host
+        The address that it listens on; there is no password, and the answers name your models.
+    """
+    with embedded.lasting_services():
+        from flows.commands.metrics import serve
+
+        serve(port, host)
+
+
 @app.command(name="run")
 def _run_placeholder() -> None:
     """Distil a student: seeds → augment → sft → logits → kd → evaluate → report."""

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import prefect.runtime
 
 _BETWEEN = " · "
+_STAGE = "stage:"
 
 
 def run_name(what: str) -> str:
@@ -27,7 +30,12 @@ def stage_name(stage: str) -> str:
 
 
 def stage_tag(stage: str) -> str:
-    return f"stage:{stage}"
+    return f"{_STAGE}{stage}"
+
+
+def stage_of(tags: Collection[str]) -> str | None:
+    """The stage that one of them names."""
+    return next((tag.removeprefix(_STAGE) for tag in tags if tag.startswith(_STAGE)), None)
 
 
 def _name() -> str:

@@ -133,6 +133,7 @@ def _task(stage: Stage[Any], name: str | None) -> Any:
     return task(
         name=name or stage.kind,
         task_run_name=name or stage.title,
+        tags=[] if name else [names.stage_tag(stage.title)],  # where it is made, so that nobody counts it twice
         retries=len(settings.retry_delays_s()),
         retry_delay_seconds=settings.retry_delays_s(),
         retry_condition_fn=_can_help,
