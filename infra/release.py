@@ -93,7 +93,7 @@ def try_out(python: Path, wheel: Path, project_version: str, folder: Path) -> No
     home.mkdir()
     env = {"PATH": os.defpath, "HOME": str(home), "DISTILFLOW_HOME": str(home)}
     _run([python, "-c", _READ, project_version], cwd=home, env=env)
-    for words in (["--help"], ["run", "--help"], ["experiment", "--help"], ["prompts", "prompts"]):
+    for words in (["--help"], ["--version"], ["run", "--help"], ["experiment", "--help"], ["prompts", "prompts"]):
         _run([python.with_name("distilflow"), *words], cwd=home, env=env)
 
 

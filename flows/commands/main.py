@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -35,7 +36,8 @@ _NOT_OURS = (
 app = App(
     name="distilflow",
     help="Distil a large teacher into a small student, on your own data.",
-    version_flags=[],
+    version=lambda: metadata.version("distilflow"),
+    version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )
 

@@ -206,3 +206,8 @@ def test_a_name_left_out_is_in_the_lock() -> None:
     dev = set(only_in((ROOT / "pyproject.toml").read_text(), "dev"))
     for image in ("train", "vllm"):
         assert _left_out(image) - dev <= lock.keys()
+
+
+def test_the_version_is_the_one_of_the_project() -> None:
+    command = [sys.executable, "-m", "flows.commands.main", "--version"]
+    assert subprocess.check_output(command, text=True, cwd=ROOT).strip() == PROJECT["version"]
