@@ -1,8 +1,9 @@
 # Two commands do everything on a fresh machine: `make quickstart` and `make test`.
 # PYTHON=…  the interpreter, if the one that infra/find_python.sh finds is not the one you want
-# EXTRA=gpu installs the GPU build of the same versions, EXTRA=light what a server's client needs (no engines)
+# EXTRA=gpu installs the GPU build of the same versions, EXTRA=light what a server's client needs (no engines);
+#   without a word the one that is installed, or cpu
 # TORCH_INDEX=…  where PyTorch's CPU build is, if neither pip's own sources nor PyTorch's CPU index has it
-EXTRA ?= cpu
+EXTRA ?= $(or $(patsubst $(VENV)/.installed-%,%,$(firstword $(wildcard $(VENV)/.installed-*))),cpu)
 NAME ?= quality
 # JOBS=…  how many test files run side by side
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -32,6 +33,7 @@ $(INSTALLED): $(EXTRA).lock infra/build.lock pyproject.toml
 	@$(BIN)/python infra/install.py $(EXTRA).lock $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable . $(QUIETLY)
 	@$(if $(filter light,$(EXTRA)),true,$(BIN)/python -m infra.processes.warm_up)
+	@rm -f $(VENV)/.installed-*
 	@touch $@
 
 quickstart: setup ## Distil the demo student: every real part, a few minutes on two cores

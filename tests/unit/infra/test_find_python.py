@@ -139,3 +139,13 @@ def test_make_says_the_sentence_and_makes_nothing(machine: Machine) -> None:
     assert done.stderr.startswith(NONE)
     assert len(done.stderr.splitlines()) == 2  # and make's own
     assert not made.exists()
+
+
+def test_what_is_installed_stays_chosen(tmp_path: Path) -> None:
+    (tmp_path / ".installed-light").touch()
+    words = [shutil.which("make") or "make", "--dry-run", f"VENV={tmp_path}"]
+    done = subprocess.run([*words, "up"], capture_output=True, text=True, cwd=ROOT, check=True, timeout=60)
+    assert done.stdout == f"{tmp_path}/bin/distilflow up\n"
+    done = subprocess.run([*words, "up", "EXTRA=gpu"], capture_output=True, text=True, cwd=ROOT, check=True, timeout=60)
+    assert "infra/install.py gpu.lock" in done.stdout
+    assert f"rm -f {tmp_path}/.installed-*" in done.stdout
