@@ -40,6 +40,7 @@ for need in (Requirement(need) for need in distribution("distilflow").requires):
 def main() -> None:
     project_version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     shutil.rmtree(INTO, ignore_errors=True)
+    os.environ.pop("PYTHONPATH", None)  # which would show pip this checkout, as if it were installed
     with tempfile.TemporaryDirectory(prefix="distilflow-release-") as folder:
         builder = _environment(Path(folder) / "builder")
         sdist, wheel = build(builder, INTO)
