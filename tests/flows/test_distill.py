@@ -114,7 +114,8 @@ def test_the_prefect_ui_has_the_stages_and_the_table() -> None:
 
     tasks, artifacts = asyncio.run(look())
     assert STAGES | {"check"} <= tasks | {"check"}
-    assert {"comparison", "report", "augment-card", "augment-left-out", "sft-progress"} <= artifacts
+    shown = {"stages", "report-page", "comparison", "report", "augment-card", "augment-left-out", "sft-progress"}
+    assert shown <= artifacts
 
 
 @pytest.mark.usefixtures("first_run")
