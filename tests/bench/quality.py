@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--labels", choices=["agents", "teacher"], default="agents")
     options = parser.parse_args(arguments)
-    flags = _greedy_label_flags() if options.labels == "teacher" else []
+    flags = greedy_label_flags() if options.labels == "teacher" else []
     by_seed = [distilled(seed, flags) for seed in options.seeds]
     variants = {
         name: {metric: mean_and_deviation([numbers[name][metric] for numbers in by_seed]) for metric in METRICS}
@@ -57,7 +57,7 @@ def mean_and_deviation(values: list[float]) -> list[float]:
     return [round(statistics.mean(values), 4), round(statistics.stdev(values), 4) if len(values) > 1 else 0.0]
 
 
-def _greedy_label_flags() -> list[str]:
+def greedy_label_flags() -> list[str]:
     """The agents' rows with the teacher's greedy answers, as a seeds file for the same flow."""
     from flows.params import PRESETS
     from infra.services.embedded import embedded_services
