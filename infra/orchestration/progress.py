@@ -30,6 +30,7 @@ class RunProgress:
 
     def __init__(self, titles: Sequence[str]) -> None:
         self._rows: dict[str, dict[str, Any]] = {title: _row(title, _TO_DO) for title in titles}
+        self._made: dict[str, dict[str, Any]] = {}
         self._usd = 0.0
         self._artifact: UUID | None = None
 
@@ -44,22 +45,28 @@ class RunProgress:
         self._write(_row(title, _FAILED))
 
     def done(self, title: str, made: Made) -> None:
-        """Rates and dollars are of what was made now: of a stage that was found they were another run's."""
+        """Rates and dollars are of what was made now: of a stage that was found they were another run's.
+
+        One that this run asks for again (the scores that rows were chosen by, say) stays as it was made.
+        """
+        if made.cached and title in self._made:
+            self._write(self._made[title])
+            return
         found: list[Measured] = []
         with contextlib.suppress(TransientError):  # storage is away: the next stage says so
             found = [measured(record) for name in made.new if (record := read_record(made.refs[name].uri))]
         usd, seconds = sum(one.usd for one in found), sum(one.seconds for one in found)
         rows, tokens_s = sum(one.rows for one in found), max((one.tokens_s for one in found), default=0.0)
         self._usd += usd
-        self._write(
-            {
-                **_row(title, _FOUND if made.cached else _DONE),
-                "seconds": f"{seconds:,.0f}" if found else "",
-                "rows/s": f"{rows / seconds:,.1f}" if rows and seconds else "",
-                "tokens/s": f"{tokens_s:,.0f}" if tokens_s else "",
-                "$": f"{usd:,.2f}" if usd else "",
-            }
-        )
+        row = {
+            **_row(title, _FOUND if made.cached else _DONE),
+            "seconds": f"{seconds:,.0f}" if found else "",
+            "rows/s": f"{rows / seconds:,.1f}" if rows and seconds else "",
+            "tokens/s": f"{tokens_s:,.0f}" if tokens_s else "",
+            "$": f"{usd:,.2f}" if usd else "",
+        }
+        self._made |= {} if made.cached else {title: row}
+        self._write(row)
 
     def ends(self) -> None:
         """What is left was not needed: a round after the last that helped, say."""

@@ -202,10 +202,14 @@ def test_a_runs_table_of_stages_says_what_each_took(client: SyncPrefectClient) -
         ["words_other", "done", "4", "7.5", "2,250", "1.50", ""],
     ]
     assert said == "2 of 2 stages · $3.00 so far"
-    again, said = _table(client, of_stages("a", "b", fails="b"))
-    assert [row[:2] for row in again] == [["words_a", "found"], ["words_b", "failed"], ["words_never", "to do"]]
+    twice, said = _table(client, of_stages("b", "b"))
+    assert twice[1] == ["words_b", "done", "4", "7.5", "2,250", "1.50", ""], "asked for again, it stays as it was made"
+    assert said == "1 of 1 stages · $1.50 so far"
+    again, said = _table(client, of_stages("a", "c", fails="c"))
+    assert [row[:2] for row in again[:2]] == [["words_a", "found"], ["words_b", "to do"]]
+    assert again[3][:2] == ["words_c", "failed"]
     assert again[0][2:] == [""] * 5, "what another run took is no rate of this one"
-    assert said == "1 of 3 stages · $0.00 so far"
+    assert said == "1 of 4 stages · $0.00 so far"
 
 
 def test_the_table_says_how_the_stage_gets_on_that_is_going_on(client: SyncPrefectClient) -> None:
