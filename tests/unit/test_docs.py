@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from docs.site import build, settings_page
 
@@ -101,3 +103,13 @@ def _pages(menu: list[object]) -> Iterator[str]:
                 yield from _pages(value)
             else:
                 yield str(value)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_the_demos_models_are_as_large_as_is_said(page: str) -> None:
+    said = re.findall(r"(\d\.\d)-million-parameter\s+(teacher|student)", (ROOT / page).read_text())
+    assert {role for _millions, role in said} == {"teacher", "student"}
+    for millions, role in said:
+        with safe_open(ROOT / "tasks" / "demo" / "data" / role / "model.safetensors", "np") as weights:
+            parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+        assert round(parameters / 1e6, 1) == float(millions)
