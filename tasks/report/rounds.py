@@ -53,8 +53,11 @@ class RoundsSummary(Numbers):
     said: list[str] = Field([])
 
 
-def gather(records: Mapping[str, Record], asked: int) -> RoundsSummary | None:
-    """From the records of a run's stages, by title; None where nothing was rolled out."""
+def gather(records: Mapping[str, Record], asked: int, to_quantise: str | None = None) -> RoundsSummary | None:
+    """From the records of a run's stages, by title; None where nothing was rolled out.
+
+    `to_quantise` is the student that was asked for in other formats: of a round that was not done there is none.
+    """
     found = []
     for number in range(1, asked + 1):
         if f"overlap_{number}" in records:
@@ -62,12 +65,17 @@ def gather(records: Mapping[str, Record], asked: int) -> RoundsSummary | None:
     if not found:
         return None
     looked = [f"{what}_{number}" for number in range(asked + 1) for what in ("overlap", "validation")]
+    said = [sentence for title in looked if title in records for sentence in records[title].facts["said"]]
+    if to_quantise and to_quantise not in records:
+        said.append(
+            f"nothing was quantised, because {to_quantise} was not done: name another student (quantise.student)"
+        )
     return RoundsSummary(
         asked=asked,
         rounds=found,
         given_coverage=records["logits"].facts["coverage"]["mean"],
         validation_kl=_validation_kl(records, 0),
-        said=[sentence for title in looked if title in records for sentence in records[title].facts["said"]],
+        said=said,
     )
 
 

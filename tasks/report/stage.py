@@ -172,7 +172,11 @@ def gather(
         examples=choose(tables),
         analysis=analyse(tables, labels_of),
         benchmarks=benchmarks.gather(verdicts, labels_of, labels),
-        rounds=rounds.gather(records, about.settings.get("rounds", {}).get("rounds", 0)),
+        rounds=rounds.gather(
+            records,
+            about.settings.get("rounds", {}).get("rounds", 0),
+            about.settings.get("quantise", {}).get("student"),
+        ),
         versions=records["kd"].versions,
     )
 

@@ -61,6 +61,11 @@ def test_where_rounds_were_stopped_the_page_says_why_and_has_no_student_of_them(
     found = gather(_records(1, "no on-policy round: too far apart", trained=False), 2)
     assert found is not None
     assert sentences(found, variants()) == ["No on-policy round: too far apart."]
+    with_sft = _records(1, trained=False) | {"sft": _record({}, {})}
+    assert gather(with_sft, 2, "sft") == gather(with_sft, 2)
+    of_none = gather(_records(1, trained=False), 2, "round_2")
+    assert of_none is not None
+    assert sentences(of_none, variants())[-1].startswith("Nothing was quantised, because round_2 was not done")
     [row] = rows(found, variants())
     assert (row["KL on references after"], row["validation KL after"]) == ("–", "–")
 
