@@ -97,7 +97,7 @@ def test_a_taken_port(tmp_path: Path) -> None:
         ("--k=ten", "ten"),
         ("--kd.tail=tale", "tale"),
         ("--seed=-1", "seed"),
-        ("--k=0 --seed=-1 --kd.epochs=0 --kd.temperature 0", "--k: .*--seed: .*--kd.epochs: .*--kd.temperature: "),
+        ("--k=0 --seed=-1 --kd.epochs=0 --kd.temperature 0", "--k: .*--kd.epochs: .*--kd.temperature: .*--seed: "),
     ],
 )
 def test_a_wrong_flag(

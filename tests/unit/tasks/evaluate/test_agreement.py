@@ -80,6 +80,7 @@ def test_many_people_on_few_questions_count_as_few_questions() -> None:
         assert (one.estimate, one.low, one.high) == pytest.approx((other.estimate, other.low, other.high))
 
 
+@pytest.mark.timeout(180)  # 12 s alone
 def test_chance_agreement_is_claimed_no_more_often_than_the_test_allows() -> None:
     rng = np.random.default_rng(3)
     claimed = 0
