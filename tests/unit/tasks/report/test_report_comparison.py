@@ -77,7 +77,7 @@ KL_P, CE_P = 0.0004, 0.020
         ((0.231, None), (0.401, None), ("No verdict: SFT+KD was not tested against the SFT control",)),
     ],
 )
-def test_without_execution_the_verdict_speaks_of_distance_as_far_as_it_wastested(
+def test_without_execution_the_verdict_speaks_of_distance_as_far_as_it_was_tested(
     kl: tuple[float, float | None], entropy: tuple[float, float | None], expected: tuple[str, ...]
 ) -> None:
     given = unmarked_variants(kd={"kl_to_teacher": kl[0], "cross_entropy": entropy[0]})
