@@ -36,7 +36,7 @@ def test_every_experiment_is_a_set_of_runs(name: Name, student: str, teacher: st
         ("teacher_size", {"augment": 1, "logits": 3, "sft": 3, "sft_control": 3}),
         ("order", {"augment": 1, "logits": 1, "sft": 3, "sft_control": 3, "kd": 9, "sft_after_kd": 3}),
         ("objective", {"augment": 1, "logits": 1, "sft": 3, "sft_control": 3, "kd": 24}),
-        ("rounds", {"augment": 1, "logits": 1, "sft": 3, "kd": 3, "kd_continued": 3}),
+        ("rounds", {"augment": 1, "logits": 1, "sft": 3, "kd": 9, "kd_continued": 3}),
         ("student_size", {"augment": 1, "logits": 1, "sft": 9}),
     ],
 )

@@ -65,12 +65,18 @@ class ArmRun(BaseModel):
 
 @dataclass(frozen=True)
 class ArmCost:
-    """What one run of an arm took: seconds times ranks, dollars, training rows, and bytes of teacher scores."""
+    """What one run of an arm took: seconds times ranks, dollars, training rows, and bytes of teacher scores.
+
+    Of the agents' rows the shares that were left out (rejected, or given no usable answer) and that drifted to another
+    category; None where no agent worked, or none looked.
+    """
 
     device_seconds: float
     usd: float
     rows: int
     store_bytes: int
+    left_out: float | None = None
+    drift: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,11 @@ class ArmResult:
     def cost(self, of: str) -> float:
         """The mean of what its seeds took."""
         return float(np.mean([getattr(one, of) for one in self.taken]))
+
+    def share(self, of: Literal["left_out", "drift"]) -> float | None:
+        """The mean over its seeds; None where any has none."""
+        found = [getattr(one, of) for one in self.taken]
+        return None if None in found else float(np.mean(found))
 
     def has(self, measure: Measure) -> bool:
         return all(can_measure(tables, self.variant, measure) for tables in self.tables)

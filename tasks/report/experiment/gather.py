@@ -55,7 +55,9 @@ def taken(data: ReportData, variant: str) -> ArmCost:
         if stage.name in _makes(variant, stages)
     )
     scores = stages.get("logits") if _learns_from_scores(variant) else None
-    return ArmCost(seconds, entry.usd, entry.rows, _bytes(scores, data.k) if scores else 0)
+    size, flow = _bytes(scores, data.k) if scores else 0, data.data_flow
+    shares = (1 - flow.kept / (flow.seeds + flow.expanded), flow.drift) if flow else (None, None)
+    return ArmCost(seconds, entry.usd, entry.rows, size, *shares)
 
 
 def _learns_from_scores(variant: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tasks.report.comparison import nats
+from tasks.report.comparison import nats, percent
 from tasks.report.copies import report_file
 from tasks.report.experiment.arms import MEASURES, ArmResult, ArmRun, Part, can_measure, rows_of
 from tasks.report.experiment.choice import measure_of, recommended, shown, verdict
@@ -57,13 +57,14 @@ def render_page(question: ExperimentQuestion, runs: Sequence[ArmRun], arms: Sequ
 
 
 def rows(question: ExperimentQuestion, arms: Sequence[ArmResult]) -> list[dict[str, str]]:
-    """The arms as text, one dict each with the same columns."""
+    """The arms as text, one dict each with the same columns; what all arms took alike is not among them."""
     if not arms:
         return []
     measure = measure_of(question, arms)
     chosen = recommended(question, arms) if question.asks != "trend" else arms[0]
     found = []
-    for arm in arms:
+    took = _took(arms)
+    for place, arm in enumerate(arms):
         seeds, is_chosen = len(arm.tables), arm is chosen
         kl = nats(arm.interval("kl_to_teacher", "quoted").estimate) if arm.has("kl_to_teacher") else "–"
         against = shown(arm.against(chosen, measure, "quoted"), measure, difference=True)
@@ -75,13 +76,27 @@ def rows(question: ExperimentQuestion, arms: Sequence[ArmResult]) -> list[dict[s
                 f"against {chosen.name}": "–" if is_chosen else against,
                 "cross-entropy": nats(arm.interval("cross_entropy", "quoted").estimate),
                 "KL to teacher": kl,
-                "rows": f"{arm.cost('rows'):,.0f}",
-                "device time": duration(arm.cost("device_seconds")),
-                "teacher scores": f"{arm.cost('store_bytes') / 1e6:,.2f} MB",
-                "API cost": f"${arm.cost('usd'):,.2f}",
             }
+            | {name: cells[place] for name, cells in took.items()}
         )
     return found
+
+
+def _took(arms: Sequence[ArmResult]) -> dict[str, list[str]]:
+    """What the arms took, by column, of every arm; without columns that tell none from another."""
+    columns = {
+        "rows": [f"{arm.cost('rows'):,.0f}" for arm in arms],
+        "left out by agents": [_share(arm.share("left_out")) for arm in arms],
+        "drifted": [_share(arm.share("drift")) for arm in arms],
+        "device time": [duration(arm.cost("device_seconds")) for arm in arms],
+        "teacher scores": [f"{arm.cost('store_bytes') / 1e6:,.2f} MB" for arm in arms],
+        "API cost": [f"${arm.cost('usd'):,.2f}" for arm in arms],
+    }
+    return {name: cells for name, cells in columns.items() if len(set(cells)) > 1}
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else percent(value)
 
 
 def measurements(arms: Sequence[ArmResult]) -> list[dict[str, Any]]:

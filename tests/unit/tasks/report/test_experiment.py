@@ -146,6 +146,21 @@ def test_the_page_has_every_arm_and_figure_and_nothing_of_a_name_is_markup() -> 
     assert one["value"].item() == pytest.approx(arms[0].values("gain", "quoted")[1].value)
 
 
+def test_the_table_has_what_the_arms_took_differently_and_the_agents_shares() -> None:
+    arms = [_arm("all agents", 0.7, 10), _arm("no selection", 0.6, 10)]
+    assert not {"rows", "device time", "teacher scores", "API cost", "drifted"} & rows(WHICH, arms)[0].keys()
+    took = [
+        [ArmCost(60.0, usd, 10, 10_000, left_out=left_out, drift=0.05) for left_out in (0.2, 0.3, 0.4)]
+        for usd in (1.5, 1.25)
+    ]
+    took[1] = [dataclasses.replace(one, left_out=None) for one in took[1]]
+    arms = [dataclasses.replace(arm, taken=taken) for arm, taken in zip(arms, took, strict=True)]
+    found = rows(WHICH, arms)
+    assert [row["left out by agents"] for row in found] == ["30.0 %", "–"]
+    assert [row["API cost"] for row in found] == ["$1.50", "$1.25"]
+    assert not {"rows", "drifted"} & found[0].keys()
+
+
 def test_of_no_arm_or_one_nothing_is_recommended() -> None:
     assert verdict(WHICH, [], failed=2) == "No arm finished. 2 runs failed."
     assert verdict(WHICH, [_arm("k 5", 0.5, 5)]).startswith("Only k 5 finished")
