@@ -48,8 +48,8 @@ class Cluster:
         """Start those that do not run."""
         self._cli("up", f"--port={self.port}")
 
-    def bootstrap(self) -> str:
-        return self._cli("bootstrap")
+    def bootstrap(self, gpus: int | None = None) -> str:
+        return self._cli("bootstrap", *([f"--gpus={gpus}"] if gpus else []))
 
     def start_worker(self, pool: str, bucket: str = "distilflow") -> None:
         env = {**os.environ, "PREFECT_WORKER_QUERY_SECONDS": "1", "DISTILFLOW_BUCKET": bucket}

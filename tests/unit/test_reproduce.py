@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from flows.commands import main
+from flows.commands.mistakes import sentence
 from flows.distill import distill
 from flows.params import PRESETS, Settings
 from flows.recipe import Recipe
@@ -116,4 +117,4 @@ def test_flags_that_contradict_each_other_are_refused_in_the_words_of_the_rule()
     with pytest.raises(CycloptsError) as refused:
         main.app.parse_args(words, exit_on_error=False, print_error=False)
     rule = "kd.tail=bucket needs kd.temperature=1, not 2: the teacher's tail is known at 1 only"
-    assert main._sentence(refused.value) == rule
+    assert sentence(refused.value) == rule
