@@ -17,18 +17,8 @@ from urllib.parse import urlparse
 import prefect.runtime
 from prefect import flow
 
+from flows.checks import check_benchmarks, check_routes, check_run, check_tools
 from flows.pipeline import Nothing, load_seeds, pipeline
-from flows.preflight import (
-    NOT_LOADED,
-    check_api_teacher,
-    check_benchmarks,
-    check_engines,
-    check_models,
-    check_quantised,
-    check_routes,
-    check_server,
-    check_tools,
-)
 from flows.recipe import Recipe
 from infra import settings
 from infra.errors import ConfigurationError, DistilflowError, disk_full
@@ -101,19 +91,8 @@ def plan(recipe: Recipe, hardware: Hardware) -> Plan:
     named = () if by_api else (recipe.teacher, *recipe.routes)
     teachers = {name: _resolved(name, "teacher", problems) for name in named}
     student_size, sizes = size_of(recipe.student, base), {name: size_of(name, teachers[name]) for name in teachers}
-    if by_api:
-        problems += _problems(check_api_teacher(recipe))
-    for name, scorer in teachers.items():
-        if base is not None and scorer is not None:
-            wrong, remarks = check_models(base, scorer, recipe.settings.kd, recipe.settings.rounds)
-            compared = recipe.settings.evaluation if name == recipe.teacher else NOT_LOADED
-            wrong += check_engines(scorer, compared, on_gpu=not planned_for.is_cpu, here=hardware.device == "here")
-            if hardware.device == "here" and name == recipe.teacher:
-                found, told = check_server(scorer, recipe)
-                wrong, remarks = wrong + found, remarks + told
-            problems += _problems(wrong, remarks)
-    if base is not None:
-        problems += _problems(check_quantised(recipe, base, here=hardware.device == "here"))
+    here = hardware.device == "here"
+    problems += _problems(*check_run(recipe, base, teachers, on_gpu=not planned_for.is_cpu, here=here))
     storage.ensure_bucket()
     seeds = Stages().run(load_seeds(recipe))
     problems += _problems(check_routes(seeds, recipe))

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from flows.preflight import Models, check_engines, check_models, check_seeds, check_tools
+from flows.checks import check_engines, check_models, check_run, check_tools
+from flows.preflight import Models, check_seeds
 from flows.recipe import Recipe
 from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactRef
@@ -151,6 +152,14 @@ def test_a_quantised_teacher_is_refused_where_no_engine_runs_it(tmp_path: Path) 
     assert check_engines(teacher, Evaluation(teacher="topk"), on_gpu=True, here=True) == []
     assert check_engines(teacher, Evaluation(teacher="topk", engine="transformers"), on_gpu=True, here=True) != []
     assert check_engines(resolve("demo", "teacher"), Evaluation(), on_gpu=False, here=True) == []
+
+
+@pytest.mark.parametrize(("on_gpu", "told"), [(False, 1), (True, 0), (None, 0)])
+def test_a_plan_and_a_run_are_told_the_same_of_where_engines_are(on_gpu: bool | None, told: int) -> None:
+    recipe, demo = Recipe.of({"scoring": {"pipeline_parallel": 2}}), resolve("demo", "teacher")
+    problems, _ = check_run(recipe, resolve("demo", "student"), {"demo": demo}, on_gpu=on_gpu, here=False)
+    assert len([text for text in problems if text.startswith("scoring.pipeline_parallel is 2, and vLLM's CPU")]) == told
+    assert check_run(recipe, None, {"demo": demo}, on_gpu=on_gpu, here=False) == ([], [])
 
 
 def test_sizes_are_found_where_a_family_hides_them() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from flows.checks import check_routes
 from flows.pipeline import pipeline
-from flows.preflight import check_routes
 from flows.recipe import Recipe
 from infra.errors import ConfigurationError
 from infra.stage import Stage

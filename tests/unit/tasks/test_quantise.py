@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.preflight import check_quantised
+from flows.checks import check_quantised
 from flows.recipe import Recipe
 from infra.errors import ConfigurationError
 from tasks.evaluate.variants import in_order

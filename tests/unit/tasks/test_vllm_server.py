@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from flows.checks import check_server
 from flows.pipeline import pipeline
 from flows.plan import Finder
-from flows.preflight import check_server
 from flows.recipe import Recipe
 from infra.devices import Gpus
 from infra.errors import ConfigurationError, TransientError

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from flows.checks import check_models
 from flows.pipeline import Results, pipeline
 from flows.plan import _that_will_be
-from flows.preflight import check_models
 from flows.recipe import Recipe
 from infra.errors import ConfigurationError
 from infra.stage import Stage
