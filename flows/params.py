@@ -116,16 +116,17 @@ _DEMO: dict[str, Any] = {
     "weight_decay": 0.01,
 }
 PRESETS: dict[str, Settings] = {
+    # rates and temperature: python -m tests.bench demo_rates
     "demo": Settings(
         augmentation=Augmentation(expansions_per_seed=11),
-        sft=Training(learning_rate=1.2e-3, **_DEMO),
-        kd=Distillation(learning_rate=5e-4, temperature=2.0, **_DEMO),
+        sft=Training(learning_rate=5e-3, **_DEMO),
+        kd=Distillation(learning_rate=3.5e-3, temperature=2.0, **_DEMO),
         scoring=Scoring(max_length=384),
         # vLLM takes 20 s to start, five times, for models that transformers has all answers of in 3 s
         evaluation=Evaluation(engine="transformers", max_new_tokens=64, max_length=384, batch_rows=160),
         run=TrainingRun(),
         benchmarks=Benchmarks(max_new_tokens=64),
-        rounds=Rounds(learning_rate=5e-5, max_new_tokens=64, engine="transformers", batch_rows=160),
+        rounds=Rounds(learning_rate=3.5e-4, max_new_tokens=64, engine="transformers", batch_rows=160),
         data=Reading(near_heldout=None),  # its questions are made of a few words: near is not the same
     ),
     **{size: _paper() for size in STUDENTS},

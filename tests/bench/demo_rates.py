@@ -1,6 +1,6 @@
 """Which rates suit the demo, chosen on requests that no figure uses.
 
-    python -m tests.bench demo_rates [--sft 1.2e-3 2e-3 3.5e-3 …] [--kd 5e-4 1e-3 …] [--temperatures 2 1] [--seed 10]
+    python -m tests.bench demo_rates [--sft 2e-3 3.5e-3 …] [--kd 1e-3 2e-3 …] [--temperatures 2 1] [--seed 10]
 
 The rate of SFT first, by what SFT comes to; with the best of them the rate of KD and of the control, each by its own
 best, at the first temperature; then the other temperatures at the best rate of KD. The requests are of the pairings
@@ -24,8 +24,8 @@ ROWS = 1280
 
 def run(arguments: list[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="demo_rates")
-    parser.add_argument("--sft", type=float, nargs="+", default=[1.2e-3, 2e-3, 3.5e-3, 5e-3, 8e-3])
-    parser.add_argument("--kd", type=float, nargs="+", default=[2.5e-4, 5e-4, 1e-3, 2e-3])
+    parser.add_argument("--sft", type=float, nargs="+", default=[2e-3, 3.5e-3, 5e-3, 8e-3])
+    parser.add_argument("--kd", type=float, nargs="+", default=[1e-3, 2e-3, 3.5e-3, 5e-3, 7e-3])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[2.0, 1.0])
     parser.add_argument("--steps", type=int, help="of SFT, and of KD (default: the demo's)")
     parser.add_argument("--seed", type=int, default=10, help="of the runs; figures are of 0, 1 and 2")
