@@ -99,7 +99,7 @@ def test_the_run_form_fills_in_nothing_and_tells_what_the_presets_are() -> None:
             first = field.get("anyOf", [{}])[0]
             assert "$ref" not in first, f"the form sends all defaults of {first}"
     told = {model: {n: f["description"] for n, f in settings[model]["properties"].items()} for model in settings}
-    assert told["Training"]["learning_rate"].endswith("(preset: 2e-05; demo: 0.0012)")
+    assert told["Training"]["learning_rate"].endswith("(preset: 2e-05; demo: 0.005)")
     assert told["TrainingRun"]["zero_stage"].endswith("(preset: auto)")
     assert told["TrainingRun"]["gradient_checkpointing"].endswith("(preset: auto)")
     assert told["Augmentation"]["max_rows"].endswith("(preset: 100000; demo: none)")

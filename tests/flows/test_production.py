@@ -173,7 +173,7 @@ def test_the_run_form_offers_choices_refuses_wrong_values_and_starts_a_run(produ
         _choose(form, "demo, 0.5B, 1.5B, 3B, 7B", "7B")
         for opened, kind in (("supervised fine-tuning", "Training"), ("how training is run", "TrainingRun")):
             _setting(form, opened).get_by_role("button", name=kind, exact=True).click()
-        rate = _setting(form, "preset: 2e-05; demo: 0.0012").last
+        rate = _setting(form, "preset: 2e-05; demo: 0.005").last
         rate.locator("input").fill("0.00001")
         _choose(form, "computes activations twice", "true")
         wait_for(lambda: _is_submitted(form))

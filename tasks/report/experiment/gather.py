@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 
 from infra.store.artifacts import ArtifactReader, artifact_at
 from tasks.evaluate.heldout.predictions import from_parquet
-from tasks.evaluate.variants import CONTINUED, round_of
 from tasks.logits.store.reader import bytes_a_token
 from tasks.report.comparison import CONTROL
 from tasks.report.data import ReportData, StageSummary
 from tasks.report.experiment.arms import ArmCost, ArmResult, ArmRun, Tables
 from tasks.report.leaderboard.entry import Entry
+from tasks.report.making import device_seconds, learns_from_scores
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_BEFORE = ("categories", "augment", "student_scores", "fit", "sft")
 
 
 def arms_of(runs: Sequence[ArmRun], reports: Sequence[ReportData | None]) -> list[ArmResult]:
@@ -39,7 +37,7 @@ def arms_of(runs: Sequence[ArmRun], reports: Sequence[ReportData | None]) -> lis
             of[0][0].variant,
             [{key: table.set_index("row_id").loc[order].reset_index() for key, table in t.items()} for _, _, t in of],
             [taken(data, run.variant) for run, data, _ in of],
-            of[0][1].coverage if _learns_from_scores(of[0][0].variant) else None,
+            of[0][1].coverage if learns_from_scores(of[0][0].variant) else None,
         )
         for name, of in found.items()
     ]
@@ -49,34 +47,10 @@ def taken(data: ReportData, variant: str) -> ArmCost:
     """What a run's variant took, as it took when it was made; what only measures it is left out."""
     entry = Entry(name="", data=data)
     stages = {stage.name: stage for stage in data.stages}
-    seconds = sum(
-        stage.seconds * int(stage.facts.get("ranks", 1))
-        for stage in data.stages
-        if stage.name in _makes(variant, stages)
-    )
-    scores = stages.get("logits") if _learns_from_scores(variant) else None
+    scores = stages.get("logits") if learns_from_scores(variant) else None
     size, flow = _bytes(scores, data.k) if scores else 0, data.data_flow
     shares = (1 - flow.kept / (flow.seeds + flow.expanded), flow.drift) if flow else (None, None)
-    return ArmCost(seconds, entry.usd, entry.rows, size, *shares)
-
-
-def _learns_from_scores(variant: str) -> bool:
-    return variant not in ("base", "sft", CONTROL)
-
-
-def _makes(variant: str, stages: dict[str, StageSummary]) -> set[str]:
-    """The stages that a variant comes from."""
-    if variant in ("base", "teacher"):
-        return set()
-    if variant in ("sft", CONTROL):
-        return {*_BEFORE, variant}
-    made = {*_BEFORE, "logits", "kd_before_sft", "kd"}
-    if variant == CONTINUED:
-        return {*made, CONTINUED}
-    number = round_of(variant)
-    if number is None:
-        return made
-    return made | {name for name in stages if name.rpartition("_")[2] in map(str, range(1, number + 1))}
+    return ArmCost(device_seconds(data, variant), entry.usd, entry.rows, size, *shares)
 
 
 def _bytes(scores: StageSummary, k: int) -> int:

@@ -16,7 +16,7 @@ from tasks.report.experiment.question import ExperimentQuestion
 from tasks.report.stage import report_data
 
 KIND = "experiment"
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 
 class ExperimentPage(OneArtifact):

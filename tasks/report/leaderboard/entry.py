@@ -7,17 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from infra.store.artifacts import ArtifactRef
 from tasks.report.copies import report_file
 from tasks.report.data import ReportData
-
-COST_STAGES = (
-    "categories",
-    "augment",
-    "student_scores",
-    "fit",
-    "sft",
-    "logits",
-    "kd_before_sft",
-    "kd",
-)  # what making the student takes; control and evaluation measure it
+from tasks.report.making import device_seconds
 
 
 class Entry(BaseModel):
@@ -44,8 +34,7 @@ class Entry(BaseModel):
     @property
     def device_seconds(self) -> float:
         """Seconds times ranks of the stages that make the student, as they took when they were made."""
-        stages = self.data.stages if self.data else []
-        return sum(s.seconds * int(s.facts.get("ranks", 1)) for s in stages if s.name in COST_STAGES)
+        return device_seconds(self.data, "kd") if self.data else 0.0
 
     @property
     def rows(self) -> int:
