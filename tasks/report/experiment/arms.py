@@ -89,6 +89,7 @@ class ArmResult:
     tables: Sequence[Tables]
     taken: Sequence[ArmCost]
     coverage: Coverage | None = None  # of the teacher's scores that it learns from
+    k: int = 0  # so many of each token's
 
     @property
     def row_ids(self) -> list[str]:

@@ -11,6 +11,8 @@ from tasks.report.experiment.arms import MEASURES, ArmResult, Measure, rows_of
 from tasks.report.experiment.question import ExperimentQuestion
 from tasks.stats.intervals import Interval
 
+_ABOUT = 1.1
+
 
 @dataclass(frozen=True)
 class Saturation:
@@ -46,7 +48,8 @@ def in_order_of_preference(question: ExperimentQuestion, arms: Sequence[ArmResul
 def recommended(question: ExperimentQuestion, arms: Sequence[ArmResult]) -> ArmResult:
     """The first in order of preference that no other beats by more than `worth`, as far as 95 % intervals tell.
 
-    Only rows of the choosing part are looked at.
+    Where others of these cost about as little (within a tenth: times vary as much), the best of them. Only rows of the
+    choosing part are looked at.
     """
     measure, ordered = measure_of(question, arms), in_order_of_preference(question, arms)
 
@@ -55,7 +58,12 @@ def recommended(question: ExperimentQuestion, arms: Sequence[ArmResult]) -> ArmR
         return any(_gain(other.against(arm, measure, "choosing"), measure).low > question.worth for other in others)
 
     unbeaten = [arm for arm in ordered if not is_beaten(arm)]
-    return unbeaten[0] if unbeaten else best(arms, measure)
+    if not unbeaten:
+        return best(arms, measure)
+    cost = question.prefer
+    if cost == "listed":
+        return unbeaten[0]
+    return best([arm for arm in unbeaten if arm.cost(cost) <= _ABOUT * unbeaten[0].cost(cost)], measure)
 
 
 def best(arms: Sequence[ArmResult], measure: Measure) -> ArmResult:

@@ -26,8 +26,12 @@ def curves(arms: Sequence[ArmResult]) -> list[tuple[Coverage, list[ArmResult]]]:
 
 
 def coverage_plot(arms: Sequence[ArmResult]) -> Plot | None:
-    """The mean mass of the top K by K, a line for each store, with a dot at every K that an arm learns from."""
-    if not (stores := curves(arms)):
+    """The mean mass of the top K by K, a line for each store, with a dot at every K that an arm learns from.
+
+    None where all arms learn from one K of one store: it tells none from another.
+    """
+    stores = curves(arms)
+    if len(stores) < 2 and len({k for coverage, sharing in stores for k in _learnt(coverage, sharing)}) < 2:
         return None
     figure, (axes,) = figure_of(3.4)
     for number, (coverage, sharing) in enumerate(stores):
@@ -57,5 +61,4 @@ def coverage_plot(arms: Sequence[ArmResult]) -> Plot | None:
 
 
 def _learnt(coverage: Coverage, sharing: Sequence[ArmResult]) -> list[int]:
-    given = {arm.place["k"] for arm in sharing if isinstance(arm.place.get("k"), int)}
-    return sorted(k for k in given if 1 <= k <= len(coverage.by_k))
+    return sorted({arm.k for arm in sharing if 1 <= arm.k <= len(coverage.by_k)})

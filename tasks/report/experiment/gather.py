@@ -38,6 +38,7 @@ def arms_of(runs: Sequence[ArmRun], reports: Sequence[ReportData | None]) -> lis
             [{key: table.set_index("row_id").loc[order].reset_index() for key, table in t.items()} for _, _, t in of],
             [taken(data, run.variant) for run, data, _ in of],
             of[0][1].coverage if learns_from_scores(of[0][0].variant) else None,
+            of[0][1].k,
         )
         for name, of in found.items()
     ]

@@ -22,6 +22,7 @@ from tasks.report.figures.style import (
     inline_svg,
     log_scale,
     name_bars,
+    name_points,
 )
 
 _COSTS = {
@@ -68,7 +69,8 @@ def _against(axis: str, question: ExperimentQuestion, arms: Sequence[ArmResult],
     label, _ = _COSTS.get(axis, (axis, 1.0))
     scale = 100 if MEASURES[measure].is_share else 1
     figure, (axes,) = figure_of(3.4)
-    for number, (name, members) in enumerate(_series(axis, arms).items()):
+    series = _series(axis, arms)
+    for number, (name, members) in enumerate(series.items()):
         members.sort(key=lambda arm: _across(arm, axis))
         across = [_across(arm, axis) for arm in members]
         found = [arm.interval(measure, "quoted") for arm in members]
@@ -87,6 +89,10 @@ def _against(axis: str, question: ExperimentQuestion, arms: Sequence[ArmResult],
     axes.grid(axis="y")
     axes.tick_params(labelcolor=MUTED, length=0, pad=6)
     axes.spines["left"].set_visible(False)
+    if axis in _COSTS:
+        axes.margins(x=0.08)
+        means = [scale * arm.interval(measure, "quoted").estimate for arm in arms]
+        name_points(axes, list(zip(values, means, (arm.name for arm in arms), strict=True)))
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend()
     return Plot(f"Against {label}", _CAPTION, inline_svg(figure, f"against-{axis.replace('.', '-')}", f"by {label}"))

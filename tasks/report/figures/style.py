@@ -7,6 +7,7 @@ light screen, a dark screen and paper. Text stays text. Equal data gives equal b
 from __future__ import annotations
 
 import re
+import textwrap
 from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 WIDTH = 6.2  # inches, at 72 units each: narrow, so that the text stays legible at phone width
 ROW = 0.42  # inches a horizontal bar takes
+_LINE = 0.06  # of a figure's height: a name beside a point
+_TURNS = 0.55  # of its width: names of points further right stand on their left
 
 # Stand-ins that matplotlib writes out and `inline_svg` replaces.
 INK, MUTED, RULE, WARM, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -93,11 +96,27 @@ def bars_figure(rows: int) -> tuple[Figure, Axes]:
 
 def name_bars(axes: Axes, names: list[str]) -> None:
     """Horizontal bars from the top down, each with its name."""
-    axes.set_yticks(range(len(names)), [short(name) for name in names])
+    lines = ["\n".join(textwrap.wrap(name, 26, max_lines=2, placeholder="…")) for name in names]
+    axes.set_yticks(range(len(names)), lines, linespacing=0.95)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
+
+
+def name_points(axes: Axes, points: list[tuple[float, float, str]]) -> None:
+    """A name beside every point (x, y), higher where it would cover another; the axes have their limits already."""
+    to_axes = axes.transAxes.inverted()
+    placed: list[tuple[bool, float]] = []
+    for x, y, name in sorted(points, key=lambda point: point[1]):
+        across, up = to_axes.transform(axes.transData.transform((x, y)))
+        is_left, height = bool(across > _TURNS), float(up)
+        while any(side == is_left and abs(height - other) < _LINE for side, other in placed):
+            height += _LINE / 4
+        placed.append((is_left, height))
+        aside, align = (-0.015, "right") if is_left else (0.015, "left")
+        at = {"ha": align, "va": "center", "fontsize": 9, "transform": axes.transAxes}
+        axes.text(across + aside, height, short(name), **at).set_in_layout(False)
 
 
 def log_scale(axes: Axes, which: Literal["x", "y"]) -> None:

@@ -52,7 +52,7 @@ def _arm(name: str, share: float, size: int, place: dict[str, Any] | None = None
         kd, control, teacher = (ease < np.quantile(ease, level) for level in (share, 0.5, 0.9))
         tables.append({"kd": _table(kd), "sft_control": _table(control), "teacher": _table(teacher)})
     took = [ArmCost(60.0 * size, 0.0, size, size * 1000)] * seeds
-    return ArmResult(name, {"k": size} if place is None else place, "kd", tables, took)
+    return ArmResult(name, {"k": size} if place is None else place, "kd", tables, took, k=size)
 
 
 def test_the_cheapest_that_none_beats_by_more_than_it_is_worth_is_taken() -> None:
@@ -66,6 +66,12 @@ def test_the_cheapest_that_none_beats_by_more_than_it_is_worth_is_taken() -> Non
     )
     assert "k 50, the best of the others, " in words
     assert words.endswith("1 run failed.")
+
+
+def test_of_arms_that_cost_about_the_same_the_best_is_taken() -> None:
+    arms = [_arm("k 100", 0.7, 100), _arm("k 109", 0.715, 109), _arm("k 111", 0.715, 111)]
+    assert recommended(WHICH, arms).name == "k 109"
+    assert recommended(WHICH, [arms[0], arms[2]]).name == "k 100"
 
 
 def test_rows_that_a_choice_is_made_on_are_not_those_that_are_quoted() -> None:
