@@ -97,7 +97,7 @@ def bars_figure(rows: int) -> tuple[Figure, Axes]:
 def name_bars(axes: Axes, names: list[str]) -> None:
     """Horizontal bars from the top down, each with its name."""
     lines = ["\n".join(textwrap.wrap(name, 26, max_lines=2, placeholder="…")) for name in names]
-    axes.set_yticks(range(len(names)), lines, linespacing=0.95)
+    axes.set_yticks(range(len(names)), lines, linespacing=1.15)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -105,7 +105,8 @@ def name_bars(axes: Axes, names: list[str]) -> None:
 
 
 def name_points(axes: Axes, points: list[tuple[float, float, str]]) -> None:
-    """A name beside every point (x, y), higher where it would cover another; the axes have their limits already."""
+    """A name beside every point (x, y), higher where it would cover another; nothing is drawn into the axes after."""
+    axes.autoscale_view()
     to_axes = axes.transAxes.inverted()
     placed: list[tuple[bool, float]] = []
     for x, y, name in sorted(points, key=lambda point: point[1]):
@@ -116,7 +117,7 @@ def name_points(axes: Axes, points: list[tuple[float, float, str]]) -> None:
         placed.append((is_left, height))
         aside, align = (-0.015, "right") if is_left else (0.015, "left")
         at = {"ha": align, "va": "center", "fontsize": 9, "transform": axes.transAxes}
-        axes.text(across + aside, height, short(name), **at).set_in_layout(False)
+        axes.text(across + aside, height, short(name, 30), **at).set_in_layout(False)
 
 
 def log_scale(axes: Axes, which: Literal["x", "y"]) -> None:

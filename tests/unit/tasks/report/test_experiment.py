@@ -167,6 +167,19 @@ def test_the_table_has_what_the_arms_took_differently_and_the_agents_shares() ->
     assert not {"rows", "drifted"} & found[0].keys()
 
 
+def test_points_against_a_cost_are_named_each_in_its_place() -> None:
+    arms = [_arm(name, 0.6, size) for name, size in (("cheap", 10), ("dearer", 11), ("dearest", 40))]
+    asked = WHICH.model_copy(update={"against": ("device_seconds",)})
+    figure = render_page(asked, [], arms, demo=False).split("Against device time")[1].split("</figure>")[0]
+    at = {
+        name: (float(x), float(y)) for x, y, name in re.findall(r' x="([\d.]+)" y="([\d.]+)"[^>]*>(\w+)</text>', figure)
+    }
+    assert {"cheap", "dearer", "dearest"} <= at.keys()
+    assert at["dearer"][0] - at["cheap"][0] < 40
+    assert abs(at["dearer"][1] - at["cheap"][1]) > 9  # as high as the letters are
+    assert at["dearest"][0] > at["dearer"][0] + 100
+
+
 def test_of_no_arm_or_one_nothing_is_recommended() -> None:
     assert verdict(WHICH, [], failed=2) == "No arm finished. 2 runs failed."
     assert verdict(WHICH, [_arm("k 5", 0.5, 5)]).startswith("Only k 5 finished")
