@@ -132,7 +132,10 @@ def _which(question: ExperimentQuestion, arms: Sequence[ArmResult]) -> str:
     if chosen is not ordered[0]:
         first = ordered[0]
         loss = shown(first.against(chosen, measure, "quoted"), measure, difference=True)
-        what = "which costs least" if question.prefer != "listed" else "which was there before"
+        what = "which was there before"
+        if (cost := question.prefer) != "listed":
+            is_near = chosen.cost(cost) <= _ABOUT * first.cost(cost)
+            what = "which costs about as much" if is_near else "which costs least"
         sentence += f", and {first.name}, {what}, differs by {loss}"
     of_chosen = shown(chosen.interval(measure, "quoted"), measure)
     sentence += f". On {rows:,} held-out rows that the choice did not see: {of_chosen} {MEASURES[measure].name}"

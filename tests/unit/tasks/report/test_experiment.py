@@ -71,6 +71,7 @@ def test_the_cheapest_that_none_beats_by_more_than_it_is_worth_is_taken() -> Non
 def test_of_arms_that_cost_about_the_same_the_best_is_taken() -> None:
     arms = [_arm("k 100", 0.7, 100), _arm("k 109", 0.715, 109), _arm("k 111", 0.715, 111)]
     assert recommended(WHICH, arms).name == "k 109"
+    assert "and k 100, which costs about as much, differs by" in verdict(WHICH, arms)
     assert recommended(WHICH, [arms[0], arms[2]]).name == "k 100"
 
 
