@@ -11,7 +11,7 @@ from tasks.report.experiment.arms import MEASURES, ArmResult, Measure, rows_of
 from tasks.report.experiment.question import ExperimentQuestion
 from tasks.stats.intervals import Interval
 
-_ABOUT = 1.1
+ABOUT = 1.1  # costs that differ by less are told apart by nobody: times vary as much
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def recommended(question: ExperimentQuestion, arms: Sequence[ArmResult]) -> ArmR
     cost = question.prefer
     if cost == "listed":
         return unbeaten[0]
-    return best([arm for arm in unbeaten if arm.cost(cost) <= _ABOUT * unbeaten[0].cost(cost)], measure)
+    return best([arm for arm in unbeaten if arm.cost(cost) <= ABOUT * unbeaten[0].cost(cost)], measure)
 
 
 def best(arms: Sequence[ArmResult], measure: Measure) -> ArmResult:
@@ -134,7 +134,7 @@ def _which(question: ExperimentQuestion, arms: Sequence[ArmResult]) -> str:
         loss = shown(first.against(chosen, measure, "quoted"), measure, difference=True)
         what = "which was there before"
         if (cost := question.prefer) != "listed":
-            is_near = chosen.cost(cost) <= _ABOUT * first.cost(cost)
+            is_near = chosen.cost(cost) <= ABOUT * first.cost(cost)
             what = "which costs about as much" if is_near else "which costs least"
         sentence += f", and {first.name}, {what}, differs by {loss}"
     of_chosen = shown(chosen.interval(measure, "quoted"), measure)

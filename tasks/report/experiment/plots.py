@@ -8,7 +8,7 @@ from numbers import Real
 import numpy as np
 
 from tasks.report.experiment.arms import MEASURES, ArmResult, Measure
-from tasks.report.experiment.choice import measure_of, recommended, saturation
+from tasks.report.experiment.choice import ABOUT, measure_of, recommended, saturation
 from tasks.report.experiment.coverage import coverage_plot
 from tasks.report.experiment.question import ExperimentQuestion
 from tasks.report.figures.style import (
@@ -62,9 +62,11 @@ def _beside_each_other(question: ExperimentQuestion, arms: Sequence[ArmResult], 
 
 
 def _against(axis: str, question: ExperimentQuestion, arms: Sequence[ArmResult], measure: Measure) -> Plot | None:
-    """None where the arms do not differ in it, or it is no number."""
+    """None where the arms do not differ in it (in a cost: by no more than a tenth), or it is no number."""
     values = [_across(arm, axis) for arm in arms]
     if len(set(values)) < 2 or not all(isinstance(value, Real) for value in values):
+        return None
+    if axis in _COSTS and max(values) <= ABOUT * min(values):
         return None
     label, _ = _COSTS.get(axis, (axis, 1.0))
     scale = 100 if MEASURES[measure].is_share else 1

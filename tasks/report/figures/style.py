@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 WIDTH = 6.2  # inches, at 72 units each: narrow, so that the text stays legible at phone width
 ROW = 0.42  # inches a horizontal bar takes
-_LINE = 0.06  # of a figure's height: a name beside a point
-_TURNS = 0.55  # of its width: names of points further right stand on their left
+# Names beside points, as parts of a figure's height and width.
+_LINE, _LETTER, _ASIDE = 0.06, 0.014, 0.015
+_TURNS = 0.55  # names of points further right stand on their left
 
 # Stand-ins that matplotlib writes out and `inline_svg` replaces.
 INK, MUTED, RULE, WARM, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -108,16 +109,19 @@ def name_points(axes: Axes, points: list[tuple[float, float, str]]) -> None:
     """A name beside every point (x, y), higher where it would cover another; nothing is drawn into the axes after."""
     axes.autoscale_view()
     to_axes = axes.transAxes.inverted()
-    placed: list[tuple[bool, float]] = []
+    placed: list[tuple[float, float, float]] = []  # from, to and height of each name
     for x, y, name in sorted(points, key=lambda point: point[1]):
-        across, up = to_axes.transform(axes.transData.transform((x, y)))
-        is_left, height = bool(across > _TURNS), float(up)
-        while any(side == is_left and abs(height - other) < _LINE for side, other in placed):
+        across, height = map(float, to_axes.transform(axes.transData.transform((x, y))))
+        text = short(name, 30)
+        wide, is_left = _LETTER * len(text), across > _TURNS
+        begins = across - _ASIDE - wide if is_left else across + _ASIDE
+        while any(begins < end and start < begins + wide and abs(height - at) < _LINE for start, end, at in placed):
             height += _LINE / 4
-        placed.append((is_left, height))
-        aside, align = (-0.015, "right") if is_left else (0.015, "left")
-        at = {"ha": align, "va": "center", "fontsize": 9, "transform": axes.transAxes}
-        axes.text(across + aside, height, short(name, 30), **at).set_in_layout(False)
+        placed.append((begins, begins + wide, height))
+        at = begins + wide if is_left else begins
+        align = "right" if is_left else "left"
+        shown = axes.text(at, height, text, ha=align, va="center", fontsize=9, transform=axes.transAxes)
+        shown.set_in_layout(False)
 
 
 def log_scale(axes: Axes, which: Literal["x", "y"]) -> None:

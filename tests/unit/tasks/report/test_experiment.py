@@ -179,6 +179,7 @@ def test_points_against_a_cost_are_named_each_in_its_place() -> None:
     assert at["dearer"][0] - at["cheap"][0] < 40
     assert abs(at["dearer"][1] - at["cheap"][1]) > 9  # as high as the letters are
     assert at["dearest"][0] > at["dearer"][0] + 100
+    assert "Against device time" not in render_page(asked, [], arms[:2], demo=False)
 
 
 def test_of_no_arm_or_one_nothing_is_recommended() -> None:
