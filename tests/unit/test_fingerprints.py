@@ -71,6 +71,7 @@ def test_what_was_made_before_is_found() -> None:
     base = ModelSource(name="base", hub="Qwen/base", revision="r1")
     teacher, tuned = resolve("demo", "teacher"), ModelSource(name="sft", artifact=_ref("sft"))
     demo, large, run = settings_for("demo", 10), settings_for("7B", 10), TrainingRun()
+    sft, kd = demo.sft.model_copy(update={"learning_rate": 1.2e-3}), demo.kd.model_copy(update={"learning_rate": 5e-4})
     about = RunInfo(
         title="t",
         student="demo",
@@ -78,7 +79,7 @@ def test_what_was_made_before_is_found() -> None:
         k=10,
         seed=0,
         demo=True,
-        settings={"sft": demo.sft.model_dump()},
+        settings={"sft": sft.model_dump()},
         reproduce="the command is no part of it",
         run="nor is a name",
         changed=[ChangedSetting(name="seeds", value="nor a path", default="demo")],
@@ -88,8 +89,8 @@ def test_what_was_made_before_is_found() -> None:
         "augment": Augment(seeds=seeds, options=large.augmentation, agent_model="openai/gpt-4o"),
         "augment off": Augment(seeds=seeds, options=Augmentation(enabled=False), agent_model="demo"),
         "sft": Train(name="sft", model=base, data=rows, training=large.sft, run=run, seed=0),
-        "sft_control": Train(name="sft_control", data=rows, training=demo.kd.training(), seed=1, **one),
-        "kd": Train(name="kd", data=scores, training=demo.kd, seed=1, **one),
+        "sft_control": Train(name="sft_control", data=rows, training=kd.training(), seed=1, **one),
+        "kd": Train(name="kd", data=scores, training=kd, seed=1, **one),
         "logits": ScoreTeacher(rows=rows, teacher=teacher, k=10, scoring=demo.scoring),
         "evaluate": Evaluate(models={"sft": tuned}, teacher=teacher, seeds=seeds, evaluation=demo.evaluation),
         "harness": LmEval(models={"sft": tuned}, options=Benchmarks(harness=("gsm8k",)), scoring=Scoring()),

@@ -17,6 +17,7 @@ from flows.recipe import Recipe
 from infra.errors import ConfigurationError
 from infra.store.artifacts import ArtifactRef
 from tasks.evaluate.settings import Evaluation
+from tasks.logits.settings import Scoring
 from tasks.models import ModelSource, resolve
 from tasks.train.settings import Distillation
 from tests.support.families import tiny_config
@@ -156,7 +157,7 @@ def test_a_quantised_teacher_is_refused_where_no_engine_runs_it(tmp_path: Path) 
 
 @pytest.mark.parametrize(("on_gpu", "told"), [(False, 1), (True, 0), (None, 0)])
 def test_a_plan_and_a_run_are_told_the_same_of_where_engines_are(on_gpu: bool | None, told: int) -> None:
-    recipe, demo = Recipe.of({"scoring": {"pipeline_parallel": 2}}), resolve("demo", "teacher")
+    recipe, demo = Recipe.of({"scoring": Scoring(pipeline_parallel=2)}), resolve("demo", "teacher")
     problems, _ = check_run(recipe, resolve("demo", "student"), {"demo": demo}, on_gpu=on_gpu, here=False)
     assert len([text for text in problems if text.startswith("scoring.pipeline_parallel is 2, and vLLM's CPU")]) == told
     assert check_run(recipe, None, {"demo": demo}, on_gpu=on_gpu, here=False) == ([], [])
