@@ -73,6 +73,8 @@ def test_of_arms_that_cost_about_the_same_the_best_is_taken() -> None:
     assert recommended(WHICH, arms).name == "k 109"
     assert "and k 100, which costs about as much, differs by" in verdict(WHICH, arms)
     assert recommended(WHICH, [arms[0], arms[2]]).name == "k 100"
+    free = WHICH.model_copy(update={"prefer": "usd"})  # no arm costs a dollar
+    assert recommended(free, [arms[0], arms[2]]).name == "k 111"
 
 
 def test_rows_that_a_choice_is_made_on_are_not_those_that_are_quoted() -> None:
